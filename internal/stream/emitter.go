@@ -1,0 +1,72 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+)
+
+// Emitter writes records into the current transaction.
+type Emitter struct {
+	sess       *kgo.GroupTransactSession
+	partitions map[string]int32
+	ctx        context.Context
+	count      int
+
+	mu  sync.Mutex
+	err error // the first failure of this transaction
+}
+
+func (e *Emitter) reset(ctx context.Context) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ctx, e.err, e.count = ctx, nil, 0
+}
+
+func (e *Emitter) failure() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.err
+}
+
+// Emit writes a record; its Partition must be set. Failures abort the
+// transaction.
+func (e *Emitter) Emit(r *kgo.Record) {
+	e.count++
+	e.sess.Produce(e.ctx, r, func(_ *kgo.Record, err error) {
+		if err != nil {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			if e.err == nil {
+				e.err = fmt.Errorf("to %s partition %d: %w", r.Topic, r.Partition, err)
+			}
+		}
+	})
+}
+
+// EmitProto writes a message; a nil message is a tombstone.
+func (e *Emitter) EmitProto(topic string, partition int32, key string, m proto.Message) error {
+	r := &kgo.Record{Topic: topic, Partition: partition, Key: []byte(key)}
+	if m != nil {
+		var err error
+		if r.Value, err = proto.Marshal(m); err != nil {
+			return fmt.Errorf("encode %T for %s: %w", m, topic, err)
+		}
+	}
+	e.Emit(r)
+	return nil
+}
+
+// Partitions returns how many partitions a topic has, 0 if it does not exist.
+func (e *Emitter) Partitions(topic string) int32 { return e.partitions[topic] }
+
+// PartitionOf returns the partition that Kafka's default partitioner (murmur2)
+// gives a key among n.
+func PartitionOf(key string, n int32) int32 {
+	return int32(partitioner.ForTopic("").Partition(&kgo.Record{Key: []byte(key)}, int(n)))
+}
+
+var partitioner = kgo.StickyKeyPartitioner(nil)

@@ -1,0 +1,401 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+)
+
+// Limits of a loop that no deployment has had a reason to change.
+const (
+	maxPollRecords = 10_000           // records a transaction holds at most
+	commitTimeout  = 30 * time.Second // for a commit while shutting down
+	txnTimeout     = 60 * time.Second // after which a broker aborts a dead instance's transaction
+)
+
+// Stage turns records into records. Its methods are never called at the same
+// time.
+type Stage interface {
+	// Process handles records of one partition in their order and emits what
+	// follows from them. An error stops the loop: what can be refused should be
+	// emitted to a dead-letter topic instead.
+	Process(ctx context.Context, partition int32, records []*kgo.Record, out *Emitter) error
+}
+
+// StatefulStage is a Stage with memory for each input partition, kept in
+// partition p of a changelog topic for partition p of the input.
+type StatefulStage interface {
+	Stage
+	// Changelog names the compacted topic.
+	Changelog() string
+	// Restore begins partition p with empty memory and hands over the newest
+	// record of each key, in no certain order, tombstones left out.
+	Restore(partition int32, newest []*kgo.Record) error
+	// Drop forgets partition p.
+	Drop(partition int32)
+	// Tick lets time pass on a partition; it is called about once a second.
+	Tick(partition int32, now time.Time, out *Emitter) error
+}
+
+// Config says where a loop reads and who it is.
+type Config struct {
+	Brokers    []string
+	Group      string // consumer group; the service's name
+	Topic      string // input
+	InstanceID string // makes the transactional id; stable across restarts if set, so that a restart fences its former self at once
+	Options    []kgo.Opt
+	Metrics    *Metrics
+	Log        *slog.Logger
+}
+
+// Loop runs a stage.
+type Loop struct {
+	cfg   Config
+	stage Stage
+	state StatefulStage // nil if the stage has no memory
+
+	mu      sync.Mutex
+	revoked map[int32]bool // noted by the group's callbacks, acted on by Run
+	owned   map[int32]bool
+
+	restored map[int32]bool // only touched by Run
+}
+
+// NewLoop returns a loop that has not joined its group yet.
+func NewLoop(cfg Config, stage Stage) *Loop {
+	l := &Loop{
+		cfg: cfg, stage: stage,
+		revoked: make(map[int32]bool), owned: make(map[int32]bool), restored: make(map[int32]bool),
+	}
+	l.state, _ = stage.(StatefulStage)
+	return l
+}
+
+// Run joins the group and works until ctx ends; then it finishes the
+// transaction at hand, leaves the group and returns nil. Any other end is an
+// error.
+func (l *Loop) Run(ctx context.Context) (err error) {
+	sess, err := l.join()
+	if err != nil {
+		return fmt.Errorf("%s: join group %q on %v: %w", l.cfg.Group, l.cfg.Group, l.cfg.Brokers, err)
+	}
+	defer sess.Close()
+	counts, err := partitionCounts(ctx, sess.Client())
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("%s: %w", l.cfg.Group, err)
+	}
+	out := &Emitter{sess: sess, partitions: counts}
+	lastTick := time.Now()
+	for {
+		pollCtx, cancel := context.WithTimeout(ctx, time.Second)
+		fetches := sess.PollRecords(pollCtx, maxPollRecords)
+		cancel()
+		if ctx.Err() != nil || fetches.IsClientClosed() {
+			return nil // records polled but not processed are read again: their offsets are not committed
+		}
+		for _, e := range fetches.Errors() {
+			if !errors.Is(e.Err, context.DeadlineExceeded) && !errors.Is(e.Err, context.Canceled) {
+				return fmt.Errorf("%s: read %s partition %d: %w", l.cfg.Group, e.Topic, e.Partition, e.Err)
+			}
+		}
+		if err := l.reconcile(ctx, sess.Client()); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("%s: %w", l.cfg.Group, err)
+		}
+		now := time.Now()
+		tick := l.state != nil && now.Sub(lastTick) >= time.Second
+		if fetches.Empty() && !tick {
+			continue
+		}
+		if tick {
+			lastTick = now
+		}
+		if err := l.transaction(ctx, sess, fetches, tick, now, out); err != nil {
+			return fmt.Errorf("%s: %w", l.cfg.Group, err)
+		}
+	}
+}
+
+// transaction processes one poll. It returns nil for an abort that a later poll
+// will make good.
+func (l *Loop) transaction(ctx context.Context, sess *kgo.GroupTransactSession, fetches kgo.Fetches, tick bool, now time.Time, out *Emitter) error {
+	if err := sess.Begin(); err != nil {
+		return fmt.Errorf("begin transaction: %w", err)
+	}
+	out.reset(ctx)
+	var stageErr error
+	records := 0
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		// Control records are kept (see join) only so that offsets move past them.
+		data := slices.DeleteFunc(slices.Clone(p.Records), func(r *kgo.Record) bool { return r.Attrs.IsControl() })
+		records += len(data)
+		if stageErr == nil && len(data) > 0 {
+			stageErr = l.stage.Process(ctx, p.Partition, data, out)
+		}
+	})
+	if tick && stageErr == nil {
+		for _, p := range slices.Sorted(maps.Keys(l.restored)) {
+			if stageErr = l.state.Tick(p, now, out); stageErr != nil {
+				break
+			}
+		}
+	}
+	// Ending must not be cut short by a shutdown: the outcome would be unknown.
+	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	flushErr := sess.Client().Flush(endCtx)
+	produceErr := errors.Join(out.failure(), flushErr)
+	committed, err := sess.End(endCtx, kgo.TransactionEndTry(stageErr == nil && produceErr == nil))
+	l.cfg.Metrics.transaction(committed, records, out.count)
+	switch {
+	case stageErr != nil:
+		return stageErr
+	case produceErr != nil && ctx.Err() == nil:
+		return fmt.Errorf("produce: %w", produceErr)
+	case err != nil:
+		return fmt.Errorf("end transaction: %w", err)
+	case !committed:
+		l.cfg.Log.Info("transaction aborted, reading again", "records", records)
+		return l.forget()
+	}
+	return nil
+}
+
+// forget throws the memory of every partition away; reconcile restores it.
+func (l *Loop) forget() error {
+	for p := range l.restored {
+		l.state.Drop(p)
+	}
+	clear(l.restored)
+	return nil
+}
+
+// reconcile makes the stage's memory follow the group's assignment.
+func (l *Loop) reconcile(ctx context.Context, cl *kgo.Client) error {
+	if l.state == nil {
+		return nil
+	}
+	l.mu.Lock()
+	revoked := slices.Sorted(maps.Keys(l.revoked))
+	owned := slices.Sorted(maps.Keys(l.owned))
+	clear(l.revoked)
+	l.mu.Unlock()
+	for _, p := range revoked {
+		if l.restored[p] {
+			l.state.Drop(p)
+			delete(l.restored, p)
+		}
+	}
+	for _, p := range owned {
+		if l.restored[p] {
+			continue
+		}
+		start := time.Now()
+		newest, err := readNewest(ctx, l.cfg.Brokers, l.cfg.Options, l.state.Changelog(), p)
+		if err != nil {
+			return fmt.Errorf("restore partition %d from %s: %w", p, l.state.Changelog(), err)
+		}
+		if err := l.state.Restore(p, newest); err != nil {
+			return fmt.Errorf("restore partition %d from %s: %w", p, l.state.Changelog(), err)
+		}
+		l.restored[p] = true
+		l.cfg.Metrics.restore(time.Since(start))
+		l.cfg.Log.Debug("restored", "partition", p, "keys", len(newest))
+	}
+	return nil
+}
+
+func (l *Loop) join() (*kgo.GroupTransactSession, error) {
+	note := func(set bool) func(context.Context, *kgo.Client, map[string][]int32) {
+		return func(_ context.Context, _ *kgo.Client, parts map[string][]int32) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			for _, p := range parts[l.cfg.Topic] {
+				if set {
+					l.owned[p] = true
+				} else {
+					delete(l.owned, p)
+					l.revoked[p] = true
+				}
+			}
+		}
+	}
+	opts := slices.Concat([]kgo.Opt{
+		kgo.SeedBrokers(l.cfg.Brokers...),
+		kgo.ConsumerGroup(l.cfg.Group),
+		kgo.ConsumeTopics(l.cfg.Topic),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		// Without control records the committed offset would stay before a
+		// trailing transaction marker and lag would never be zero.
+		kgo.KeepControlRecords(),
+		kgo.RequireStableFetchOffsets(),
+		kgo.TransactionalID(l.cfg.Group + "-" + l.cfg.InstanceID),
+		kgo.TransactionTimeout(txnTimeout),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.OnPartitionsAssigned(note(true)),
+		kgo.OnPartitionsRevoked(note(false)),
+		kgo.OnPartitionsLost(note(false)),
+	}, l.cfg.Options)
+	return kgo.NewGroupTransactSession(opts...)
+}
+
+// readNewest returns the newest record of each key on a partition, tombstones
+// left out. Memory is bounded by the number of keys.
+func readNewest(ctx context.Context, brokers []string, opts []kgo.Opt, topic string, partition int32) ([]*kgo.Record, error) {
+	newest := make(map[string]*kgo.Record)
+	err := ReadPartition(ctx, brokers, opts, topic, partition, func(r *kgo.Record) error {
+		if r.Value == nil {
+			delete(newest, string(r.Key))
+		} else {
+			newest[string(r.Key)] = r
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return slices.Collect(maps.Values(newest)), nil
+}
+
+// ReadPartition calls fn with every committed record of a partition, from its
+// beginning to the end that it has now, and returns fn's first error.
+func ReadPartition(ctx context.Context, brokers []string, opts []kgo.Opt, topic string, partition int32, fn func(*kgo.Record) error) error {
+	cl, err := kgo.NewClient(slices.Concat([]kgo.Opt{
+		kgo.SeedBrokers(brokers...),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {partition: kgo.NewOffset().AtStart()}}),
+	}, opts)...)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	starts, err := adm.ListStartOffsets(ctx, topic)
+	if err != nil {
+		return err
+	}
+	ends, err := adm.ListEndOffsets(ctx, topic) // the high watermark, not the last stable offset
+	if err != nil {
+		return err
+	}
+	start, _ := starts.Lookup(topic, partition)
+	end, ok := ends.Lookup(topic, partition)
+	if !ok || end.Err != nil {
+		return fmt.Errorf("no partition %d of topic %q (run \"onerec topics create\"): %w", partition, topic, errors.Join(errors.New("not found"), end.Err))
+	}
+	if start.Offset >= end.Offset {
+		return nil
+	}
+	for {
+		fetches := cl.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			return err
+		}
+		last := int64(-1)
+		for r := range fetches.RecordsAll() {
+			last = r.Offset
+			if !r.Attrs.IsControl() && r.Offset < end.Offset {
+				if err := fn(r); err != nil {
+					return err
+				}
+			}
+		}
+		if last >= end.Offset-1 {
+			return nil
+		}
+	}
+}
+
+// ReadTopic is ReadPartition over every partition, one after the other.
+func ReadTopic(ctx context.Context, brokers []string, opts []kgo.Opt, topic string, fn func(*kgo.Record) error) error {
+	cl, err := kgo.NewClient(slices.Concat([]kgo.Opt{kgo.SeedBrokers(brokers...)}, opts)...)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	counts, err := partitionCounts(ctx, cl)
+	if err != nil {
+		return err
+	}
+	if counts[topic] == 0 {
+		return fmt.Errorf("topic %q does not exist; run \"onerec topics create\"", topic)
+	}
+	for p := range counts[topic] {
+		if err := ReadPartition(ctx, brokers, opts, topic, p, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// partitionCounts returns the number of partitions of every topic.
+func partitionCounts(ctx context.Context, cl *kgo.Client) (map[string]int32, error) {
+	topics, err := kadm.NewClient(cl).ListTopics(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list topics: %w", err)
+	}
+	counts := make(map[string]int32, len(topics))
+	for name, t := range topics {
+		counts[name] = int32(len(t.Partitions))
+	}
+	return counts, nil
+}
+
+// WaitCaughtUp returns once the group has committed everything that the topic
+// held when it was called.
+func WaitCaughtUp(ctx context.Context, cl *kgo.Client, group, topic string) error {
+	adm := kadm.NewClient(cl)
+	ends, err := adm.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return fmt.Errorf("wait for %s on %s: %w", group, topic, err)
+	}
+	for {
+		committed, err := adm.FetchOffsets(ctx, group)
+		if err != nil {
+			return fmt.Errorf("wait for %s on %s: %w", group, topic, err)
+		}
+		behind := int64(0)
+		ends.Each(func(e kadm.ListedOffset) {
+			at, ok := committed.Lookup(topic, e.Partition)
+			if !ok {
+				behind += e.Offset
+			} else if at.At < e.Offset {
+				behind += e.Offset - at.At
+			}
+		})
+		if behind == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s on %s, %d records behind: %w", group, topic, behind, context.Cause(ctx))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// RunAll runs services until one fails or ctx ends, and waits for all of them.
+func RunAll(ctx context.Context, services ...func(context.Context) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range services {
+		g.Go(func() error { return s(ctx) })
+	}
+	return g.Wait()
+}

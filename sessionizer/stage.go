@@ -1,0 +1,198 @@
+package sessionizer
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/internal/stream"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+)
+
+// PartitionKey is the changelog key of a partition's own state. No user id
+// starts with a zero byte: ingest's ids are text.
+const PartitionKey = "\x00partition"
+
+// Stage is the sessionizer as a stage of the stream: one [Core] a partition,
+// its state in the changelog [schemas.TopicSessionState].
+type Stage struct {
+	cfg  Config
+	idle time.Duration
+
+	cores    map[int32]*Core
+	lastSeen map[int32]time.Time // wall clock of the partition's newest record
+
+	views    *prometheus.CounterVec
+	sessions prometheus.Counter
+	users    prometheus.Gauge
+}
+
+// NewStage returns the stage. A partition on which nothing came for idle has
+// its watermark move with the wall clock, so that its last sessions close. reg
+// may be nil.
+func NewStage(cfg Config, idle time.Duration, reg prometheus.Registerer) *Stage {
+	s := &Stage{
+		cfg: cfg, idle: idle, cores: make(map[int32]*Core), lastSeen: make(map[int32]time.Time),
+		views: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "onerec_sessionizer_views_total", Help: "Views by outcome: accepted, duplicate or late.",
+		}, []string{"outcome"}),
+		sessions: prometheus.NewCounter(prometheus.CounterOpts{Name: "onerec_sessionizer_sessions_closed_total", Help: "Sessions closed."}),
+		users:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_sessionizer_users", Help: "Users whose open session or history is in memory."}),
+	}
+	if reg != nil {
+		reg.MustRegister(s.views, s.sessions, s.users)
+	}
+	return s
+}
+
+// Changelog implements [stream.StatefulStage].
+func (s *Stage) Changelog() string { return schemas.TopicSessionState }
+
+// Process implements [stream.Stage].
+func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Record, out *stream.Emitter) error {
+	core := s.cores[partition]
+	if core == nil {
+		return fmt.Errorf("records of partition %d before its state was restored", partition)
+	}
+	s.lastSeen[partition] = time.Now()
+	for _, r := range records {
+		if watermark, ok, err := watermarkOf(r); err != nil {
+			return err
+		} else if ok {
+			core.Advance(watermark)
+			continue
+		}
+		v := new(onerecv1.View)
+		if err := proto.Unmarshal(r.Value, v); err != nil {
+			return fmt.Errorf("%s partition %d offset %d is no View (only ingest may write there): %w", r.Topic, r.Partition, r.Offset, err)
+		}
+		switch core.Add(v) {
+		case Accepted:
+			s.views.WithLabelValues("accepted").Inc()
+		case Duplicate:
+			s.views.WithLabelValues("duplicate").Inc()
+		case Late:
+			s.views.WithLabelValues("late").Inc()
+			if err := out.EmitProto(schemas.TopicLateViews, partition, v.UserId, v); err != nil {
+				return err
+			}
+		}
+	}
+	return s.emit(partition, core, out)
+}
+
+// Tick implements [stream.StatefulStage].
+func (s *Stage) Tick(partition int32, now time.Time, out *stream.Emitter) error {
+	core := s.cores[partition]
+	quiet := now.Sub(s.lastSeen[partition])
+	if quiet < s.idle || core.state.MaxEventTimeMs == 0 {
+		return nil
+	}
+	core.Advance(core.state.MaxEventTimeMs + quiet.Milliseconds() - core.lateness)
+	if len(core.dirty) == 0 {
+		return nil
+	}
+	return s.emit(partition, core, out)
+}
+
+// emit writes closed sessions and the changes of state.
+func (s *Stage) emit(partition int32, core *Core, out *stream.Emitter) error {
+	for _, session := range core.TakeClosed() {
+		s.sessions.Inc()
+		if err := out.EmitProto(schemas.TopicSessions, partition, session.UserId, session); err != nil {
+			return err
+		}
+	}
+	for _, id := range core.TakeDirty() {
+		var state proto.Message // nil, a tombstone, if the user is forgotten
+		if u := core.SaveUser(id); u != nil {
+			state = u
+		}
+		if err := out.EmitProto(schemas.TopicSessionState, partition, id, state); err != nil {
+			return err
+		}
+	}
+	users := 0
+	for _, c := range s.cores {
+		users += c.OpenUsers()
+	}
+	s.users.Set(float64(users))
+	return out.EmitProto(schemas.TopicSessionState, partition, PartitionKey, &core.state)
+}
+
+// Restore implements [stream.StatefulStage].
+func (s *Stage) Restore(partition int32, newest []*kgo.Record) error {
+	core := New(s.cfg)
+	for _, r := range newest {
+		if string(r.Key) == PartitionKey {
+			state := new(onerecv1.PartitionState)
+			if err := proto.Unmarshal(r.Value, state); err != nil {
+				return fmt.Errorf("offset %d is no PartitionState: %w", r.Offset, err)
+			}
+			core.RestorePartition(state)
+			continue
+		}
+		state := new(onerecv1.UserState)
+		if err := proto.Unmarshal(r.Value, state); err != nil {
+			return fmt.Errorf("offset %d is no UserState: %w", r.Offset, err)
+		}
+		core.RestoreUser(string(r.Key), state)
+	}
+	s.cores[partition] = core
+	s.lastSeen[partition] = time.Now()
+	return nil
+}
+
+// Drop implements [stream.StatefulStage].
+func (s *Stage) Drop(partition int32) {
+	delete(s.cores, partition)
+	delete(s.lastSeen, partition)
+}
+
+// watermarkOf reads a control record of the views topic.
+func watermarkOf(r *kgo.Record) (ms int64, ok bool, err error) {
+	for _, h := range r.Headers {
+		if h.Key == schemas.HeaderWatermark {
+			ms, err = strconv.ParseInt(string(h.Value), 10, 64)
+			if err != nil {
+				return 0, false, fmt.Errorf("%s partition %d offset %d: header %s is %q, not milliseconds", r.Topic, r.Partition, r.Offset, h.Key, h.Value)
+			}
+			return ms, true, nil
+		}
+	}
+	return 0, false, nil
+}
+
+// Totals are the counters of every partition since the topics began, as the
+// changelog holds them.
+func Totals(ctx context.Context, brokers []string, opts []kgo.Opt) (*onerecv1.PartitionState, error) {
+	newest := make(map[int32]*onerecv1.PartitionState)
+	err := stream.ReadTopic(ctx, brokers, opts, schemas.TopicSessionState, func(r *kgo.Record) error {
+		if string(r.Key) != PartitionKey {
+			return nil
+		}
+		state := new(onerecv1.PartitionState)
+		if err := proto.Unmarshal(r.Value, state); err != nil {
+			return fmt.Errorf("%s partition %d offset %d is no PartitionState: %w", r.Topic, r.Partition, r.Offset, err)
+		}
+		newest[r.Partition] = state
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	sum := new(onerecv1.PartitionState)
+	for _, s := range newest {
+		sum.Accepted += s.Accepted
+		sum.Duplicates += s.Duplicates
+		sum.Late += s.Late
+		sum.Closed += s.Closed
+	}
+	return sum, nil
+}
