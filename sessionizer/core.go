@@ -229,7 +229,7 @@ func (c *Core) close(id string, u *user, n int, by onerecv1.ClosedBy) {
 	s := &onerecv1.Session{
 		SessionId: sessionID(id, views[0]), UserId: id,
 		StartMs: views[0].EventTimeMs, EndMs: views[n-1].EventTimeMs,
-		Views: views, ClosedBy: by, History: u.history,
+		Views: views, ClosedBy: by, History: history.Before(u.history, views[0].EventTimeMs),
 	}
 	for _, v := range views {
 		delete(u.ids, v.EventId)

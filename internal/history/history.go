@@ -63,6 +63,16 @@ func (p Policy) Append(items []*onerecv1.HistoryItem, views []*onerecv1.View) []
 	return slices.Clone(items[first:])
 }
 
+// Before returns the items older than t (ms since epoch). After a cut by size the
+// next session may begin in the very millisecond in which the last one ended.
+func Before(items []*onerecv1.HistoryItem, t int64) []*onerecv1.HistoryItem {
+	n := len(items)
+	for n > 0 && items[n-1].EventTimeMs >= t {
+		n--
+	}
+	return items[:n:n]
+}
+
 // Insert adds one view that may be out of order, as the recommender meets them;
 // it reports whether the history changed. A view that is there already, by item
 // and time, changes nothing.
