@@ -1,0 +1,13 @@
+// The generator of gemm_amd64.s lives in a module of its own, so that onerec does
+// not depend on avo.
+module onerec/internal/kernels/avo
+
+go 1.26
+
+require github.com/mmcloughlin/avo v0.5.0
+
+require (
+	golang.org/x/mod v0.6.0 // indirect
+	golang.org/x/sys v0.1.0 // indirect
+	golang.org/x/tools v0.2.0 // indirect
+)

@@ -1,0 +1,72 @@
+// Command avo writes the AVX2/FMA micro-kernel of the kernels package:
+//
+//	cd internal/kernels/avo && go run . -out ../gemm_amd64.s -pkg kernels
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+func main() {
+	ConstraintExpr("!purego")
+	TEXT("gemm6x16AVX2", NOSPLIT, "func(k int, a, b, c *float32, ldc int)")
+	Doc("gemm6x16AVX2 computes C += A B for a 6 x 16 tile of C: A is packed as k columns of 6, B as k rows of 16, C has rows ldc floats apart.")
+	k := Load(Param("k"), GP64())
+	a := Load(Param("a"), GP64())
+	b := Load(Param("b"), GP64())
+	c := Load(Param("c"), GP64())
+	ldc := Load(Param("ldc"), GP64())
+	SHLQ(Imm(2), ldc)
+
+	var acc [6][2]reg.VecVirtual
+	for i := range acc {
+		for j := range acc[i] {
+			acc[i][j] = YMM()
+			VXORPS(acc[i][j], acc[i][j], acc[i][j])
+		}
+	}
+	b0, b1, ai := YMM(), YMM(), YMM()
+
+	step := func(n int) {
+		for s := range n {
+			VMOVUPS(Mem{Base: b, Disp: 64 * s}, b0)
+			VMOVUPS(Mem{Base: b, Disp: 64*s + 32}, b1)
+			for i := range acc {
+				VBROADCASTSS(Mem{Base: a, Disp: 24*s + 4*i}, ai)
+				VFMADD231PS(b0, ai, acc[i][0])
+				VFMADD231PS(b1, ai, acc[i][1])
+			}
+		}
+		ADDQ(Imm(uint64(24*n)), a)
+		ADDQ(U32(64*n), b)
+	}
+	Label("quad")
+	CMPQ(k, Imm(4))
+	JLT(LabelRef("single"))
+	step(4)
+	SUBQ(Imm(4), k)
+	JMP(LabelRef("quad"))
+	Label("single")
+	TESTQ(k, k)
+	JZ(LabelRef("store"))
+	step(1)
+	DECQ(k)
+	JMP(LabelRef("single"))
+
+	Label("store")
+	for i := range acc {
+		for j := range acc[i] {
+			m := Mem{Base: c, Disp: 32 * j}
+			VADDPS(m, acc[i][j], acc[i][j])
+			VMOVUPS(acc[i][j], m)
+		}
+		if i < len(acc)-1 {
+			ADDQ(ldc, c)
+		}
+	}
+	VZEROUPPER()
+	RET()
+	Generate()
+}

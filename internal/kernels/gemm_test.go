@@ -1,0 +1,132 @@
+package kernels
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+
+	"gonum.org/v1/gonum/blas"
+	"gonum.org/v1/gonum/blas/gonum"
+	"pgregory.net/rapid"
+)
+
+func random(r *rand.Rand, n int) []float32 {
+	x := make([]float32, n)
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+	}
+	return x
+}
+
+// TestGemm holds every combination of transposes and odd shapes against
+// float64 sums.
+func TestGemm(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m, n, k := rapid.IntRange(1, 120).Draw(t, "m"), rapid.IntRange(1, 70).Draw(t, "n"), rapid.IntRange(1, 600).Draw(t, "k")
+		ta, tb := rapid.Bool().Draw(t, "ta"), rapid.Bool().Draw(t, "tb")
+		alpha, beta := rapid.SampledFrom([]float32{1, 0.5, 0}).Draw(t, "alpha"), rapid.SampledFrom([]float32{0, 1, -2}).Draw(t, "beta")
+		pad := rapid.IntRange(0, 3).Draw(t, "pad")
+		r := rand.New(rand.NewPCG(1, uint64(m*n*k)))
+		shape := func(trans bool, rows, cols int) (int, int) {
+			if trans {
+				return cols, rows + pad
+			}
+			return rows, cols + pad
+		}
+		ar, lda := shape(ta, m, k)
+		br, ldb := shape(tb, k, n)
+		ldc := n + pad
+		a, b, c := random(r, ar*lda), random(r, br*ldb), random(r, m*ldc)
+		want := make([]float64, len(c))
+		scale := make([]float64, len(c))
+		for i := range c {
+			want[i] = float64(c[i])
+		}
+		for i := range m {
+			for j := range n {
+				var s, abs float64
+				for p := range k {
+					ai, bi := i*lda+p, p*ldb+j
+					if ta {
+						ai = p*lda + i
+					}
+					if tb {
+						bi = j*ldb + p
+					}
+					av, bv := a[ai], b[bi]
+					s += float64(av) * float64(bv)
+					abs += math.Abs(float64(av) * float64(bv))
+				}
+				want[i*ldc+j] = float64(alpha)*s + float64(beta)*float64(c[i*ldc+j])
+				scale[i*ldc+j] = abs
+			}
+		}
+		Gemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+		for i := range c {
+			if math.Abs(float64(c[i])-want[i]) > 1e-5*(1+scale[i]) {
+				t.Fatalf("at %d: %v, want %v", i, c[i], want[i])
+			}
+		}
+	})
+}
+
+// TestMicroKernels holds the assembly against the portable kernel.
+func TestMicroKernels(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, k := range []int{1, 2, 3, 4, 5, 7, 8, 64, 255, 256} {
+		a, b := random(r, mr*k), random(r, nr*k)
+		c := random(r, mr*20)
+		want := append([]float32(nil), c...)
+		gemm6x16Go(k, a, b, want, 20)
+		gemm6x16(k, a, b, c, 20)
+		for i := range c {
+			if math.Abs(float64(c[i]-want[i])) > 1e-4 {
+				t.Fatalf("k %d, at %d: %v, want %v", k, i, c[i], want[i])
+			}
+		}
+	}
+}
+
+// TestGemmThreads: the same bits on any number of processors.
+func TestGemmThreads(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	m, n, k := 500, 100, 300
+	a, b := random(r, m*k), random(r, k*n)
+	run := func(procs int) []float32 {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
+		c := make([]float32, m*n)
+		Gemm(false, false, m, n, k, 1, a, k, b, n, 0, c, n)
+		return c
+	}
+	one, two := run(1), run(2)
+	for i := range one {
+		if one[i] != two[i] {
+			t.Fatalf("at %d: %v on one processor, %v on two", i, one[i], two[i])
+		}
+	}
+}
+
+// BenchmarkGemm runs gonum's pure Go product beside ours on the decoder's
+// shapes.
+func BenchmarkGemm(b *testing.B) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, s := range []struct{ m, n, k int }{{2048, 384, 128}, {2048, 128, 352}, {2048, 1024, 128}} {
+		x, w, y := random(r, s.m*s.k), random(r, s.n*s.k), make([]float32, s.m*s.n)
+		flops := float64(2 * s.m * s.n * s.k)
+		rate := func(b *testing.B) { b.ReportMetric(flops*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s") }
+		b.Run(fmt.Sprintf("onerec/%dx%dx%d", s.m, s.n, s.k), func(b *testing.B) {
+			for b.Loop() {
+				Gemm(false, true, s.m, s.n, s.k, 1, x, s.k, w, s.k, 0, y, s.n)
+			}
+			rate(b)
+		})
+		b.Run(fmt.Sprintf("gonum/%dx%dx%d", s.m, s.n, s.k), func(b *testing.B) {
+			for b.Loop() {
+				gonum.Implementation{}.Sgemm(blas.NoTrans, blas.Trans, s.m, s.n, s.k, 1, x, s.k, w, s.k, 0, y, s.n)
+			}
+			rate(b)
+		})
+	}
+}

@@ -1,0 +1,387 @@
+package kernels
+
+import (
+	"math"
+	"sync"
+)
+
+const grain = 64 // rows of an elementwise kernel that one call of Parallel's function takes
+
+// rows splits n rows into grains.
+func rows(n int, fn func(lo, hi int)) {
+	Parallel((n+grain-1)/grain, func(i int) { fn(i*grain, min(n, (i+1)*grain)) })
+}
+
+// Exp is e^x with a relative error below 2e-7; it saturates outside [-87, 88].
+// Polynomial of Cephes' expf.
+func Exp(x float32) float32 {
+	if x < -87 {
+		return 0
+	}
+	x = min(x, 88)
+	n := int32(x*1.44269504+128.5) - 128 // nearest integer: the sum is positive
+	f := float32(n)
+	r := x - f*0.693359375 + f*2.12194440e-4
+	p := ((((1.9875691500e-4*r+1.3981999507e-3)*r+8.3334519073e-3)*r+4.1665795894e-2)*r+1.6666665459e-1)*r + 5.0000001201e-1
+	return (p*r*r + r + 1) * math.Float32frombits(uint32(n+127)<<23)
+}
+
+// Sigmoid is 1 / (1 + e^-x).
+func Sigmoid(x float32) float32 { return 1 / (1 + Exp(-x)) }
+
+const normEps = 1e-6
+
+// RMSNorm computes y = x / rms(x) * gain for n rows of d (Zhang and Sennrich,
+// arXiv 1910.07467) and keeps 1/rms of each row in rstd.
+func RMSNorm(y, rstd, x, gain []float32, n, d int) {
+	rows(n, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			xi, yi := x[i*d:i*d+d], y[i*d:i*d+d]
+			var ss float32
+			for _, v := range xi {
+				ss += v * v
+			}
+			r := float32(1 / math.Sqrt(float64(ss/float32(d))+normEps))
+			rstd[i] = r
+			for j, v := range xi {
+				yi[j] = v * r * gain[j]
+			}
+		}
+	})
+}
+
+// RMSNormBackward adds to dx (n x d) and dgain (d).
+func RMSNormBackward(dx, dgain, dy, x, gain, rstd []float32, n, d int) {
+	rows(n, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			xi, dyi, dxi, r := x[i*d:i*d+d], dy[i*d:i*d+d], dx[i*d:i*d+d], rstd[i]
+			var dot float32
+			for j, v := range xi {
+				dot += dyi[j] * gain[j] * v
+			}
+			dot *= r * r * r / float32(d)
+			for j, v := range xi {
+				dxi[j] += dyi[j]*gain[j]*r - v*dot
+			}
+		}
+	})
+	for i := range n {
+		xi, dyi, r := x[i*d:i*d+d], dy[i*d:i*d+d], rstd[i]
+		for j, v := range xi {
+			dgain[j] += dyi[j] * v * r
+		}
+	}
+}
+
+// SwiGLU computes y = silu(a) * b, n rows of f, where a and b are the halves of
+// each row of u, n x 2f (Shazeer, arXiv 2002.05202).
+func SwiGLU(y, u []float32, n, f int) {
+	rows(n, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			a, b, yi := u[2*i*f:2*i*f+f], u[2*i*f+f:2*(i+1)*f], y[i*f:i*f+f]
+			for j, v := range a {
+				yi[j] = v * Sigmoid(v) * b[j]
+			}
+		}
+	})
+}
+
+// SwiGLUBackward adds to du (n x 2f).
+func SwiGLUBackward(du, dy, u []float32, n, f int) {
+	rows(n, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			a, b, dyi := u[2*i*f:2*i*f+f], u[2*i*f+f:2*(i+1)*f], dy[i*f:i*f+f]
+			da, db := du[2*i*f:2*i*f+f], du[2*i*f+f:2*(i+1)*f]
+			for j, v := range a {
+				s := Sigmoid(v)
+				da[j] += dyi[j] * b[j] * s * (1 + v*(1-s))
+				db[j] += dyi[j] * v * s
+			}
+		}
+	})
+}
+
+// Dropout computes y = x * mask / (1-p) over len(x) values; the mask depends on
+// seed and position alone, so the backward pass is the same call on gradients.
+func Dropout(y, x []float32, p float32, seed uint64) {
+	if p == 0 {
+		copy(y, x)
+		return
+	}
+	keep := uint64((1 - p) * 65536)
+	scale := 1 / (float32(keep) / 65536)
+	const chunk = 1 << 14
+	Parallel((len(x)+chunk-1)/chunk, func(c int) {
+		for i := c * chunk; i < min(len(x), (c+1)*chunk); i += 4 {
+			bits := mix(seed + uint64(i))
+			for j := i; j < min(i+4, len(x)); j++ {
+				if bits&0xffff < keep {
+					y[j] = x[j] * scale
+				} else {
+					y[j] = 0
+				}
+				bits >>= 16
+			}
+		}
+	})
+}
+
+// mix is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+func mix(z uint64) uint64 {
+	z *= 0x9e3779b97f4a7c15
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
+
+// Rotary is a table of rotary position embeddings (Su et al., arXiv 2104.09864).
+type Rotary struct {
+	half     int
+	cos, sin []float32 // maxLen x half
+}
+
+// NewRotary returns the table for heads of width headDim and positions below
+// maxLen, base 10,000.
+func NewRotary(headDim, maxLen int) *Rotary {
+	r := &Rotary{half: headDim / 2, cos: make([]float32, maxLen*headDim/2), sin: make([]float32, maxLen*headDim/2)}
+	for pos := range maxLen {
+		for i := range r.half {
+			s, c := math.Sincos(float64(pos) * math.Pow(10000, -2*float64(i)/float64(headDim)))
+			r.cos[pos*r.half+i], r.sin[pos*r.half+i] = float32(c), float32(s)
+		}
+	}
+	return r
+}
+
+// Len returns the number of positions.
+func (r *Rotary) Len() int { return len(r.cos) / r.half }
+
+// Turn rotates the heads of x, one row of a query or key, to position pos; with
+// back set it undoes that, which is also the derivative.
+func (r *Rotary) Turn(x []float32, pos int, back bool) {
+	cos, sin := r.cos[pos*r.half:(pos+1)*r.half], r.sin[pos*r.half:(pos+1)*r.half]
+	for h := 0; h < len(x); h += 2 * r.half {
+		a, b := x[h:h+r.half], x[h+r.half:h+2*r.half]
+		for i, c := range cos {
+			s := sin[i]
+			if back {
+				s = -s
+			}
+			u, v := a[i], b[i]
+			a[i], b[i] = u*c-v*s, u*s+v*c
+		}
+	}
+}
+
+var scratch = sync.Pool{New: func() any { return new([]float32) }}
+
+func take(n int) *[]float32 {
+	p := scratch.Get().(*[]float32)
+	if cap(*p) < n {
+		*p = make([]float32, n)
+	}
+	*p = (*p)[:n]
+	return p
+}
+
+// Attention computes softmax(q k' / sqrt(headDim)) v for each head and each row
+// of a packed batch. qkv is n x 3d (queries, keys, values, already rotated), out
+// n x d; row r is positions bounds[r] to bounds[r+1]. With causal set, a
+// position sees only itself and those before it. Scratch memory is the square of
+// the longest row for each goroutine.
+func Attention(out, qkv []float32, bounds []int, d, heads int, causal bool) {
+	hd := d / heads
+	scale := float32(1 / math.Sqrt(float64(hd)))
+	Parallel((len(bounds)-1)*heads, func(i int) {
+		lo, hi := bounds[i/heads], bounds[i/heads+1]
+		n, off := hi-lo, lo*3*d+i%heads*hd
+		if n == 0 {
+			return
+		}
+		buf := take(n * n)
+		defer scratch.Put(buf)
+		p := *buf
+		attentionWeights(p, qkv[off:], n, d, hd, scale, causal)
+		gemmRows(false, false, 0, n, hd, n, 1, p, n, qkv[off+2*d:], 3*d, 0, out[lo*d+i%heads*hd:], d)
+	})
+}
+
+// attentionWeights fills p (n x n) with the softmax of one head.
+func attentionWeights(p, qkv []float32, n, d, hd int, scale float32, causal bool) {
+	gemmRows(false, true, 0, n, n, hd, scale, qkv, 3*d, qkv[d:], 3*d, 0, p, n)
+	for i := range n {
+		row := p[i*n : i*n+n]
+		if causal {
+			clear(row[i+1:])
+			row = row[:i+1]
+		}
+		Softmax(row)
+	}
+}
+
+// Softmax replaces x by its softmax and returns the log of the sum of
+// exponentials.
+func Softmax(x []float32) float32 {
+	top := x[0]
+	for _, v := range x {
+		top = max(top, v)
+	}
+	var sum float32
+	for i, v := range x {
+		e := Exp(v - top)
+		x[i] = e
+		sum += e
+	}
+	inv := 1 / sum
+	for i := range x {
+		x[i] *= inv
+	}
+	return top + float32(math.Log(float64(sum)))
+}
+
+// AttentionBackward adds to dqkv (n x 3d), the gradient at the rotated queries
+// and keys. The weights are computed anew, so nothing is kept from the forward
+// pass.
+func AttentionBackward(dqkv, dout, qkv []float32, bounds []int, d, heads int, causal bool) {
+	hd := d / heads
+	scale := float32(1 / math.Sqrt(float64(hd)))
+	Parallel((len(bounds)-1)*heads, func(i int) {
+		lo, hi := bounds[i/heads], bounds[i/heads+1]
+		n, off, offOut := hi-lo, lo*3*d+i%heads*hd, lo*d+i%heads*hd
+		if n == 0 {
+			return
+		}
+		bufP, bufD := take(n*n), take(n*n)
+		defer scratch.Put(bufP)
+		defer scratch.Put(bufD)
+		p, dp := *bufP, *bufD
+		attentionWeights(p, qkv[off:], n, d, hd, scale, causal)
+		// dV += P' dO; dP = dO V'
+		gemmRows(true, false, 0, n, hd, n, 1, p, n, dout[offOut:], d, 1, dqkv[off+2*d:], 3*d)
+		gemmRows(false, true, 0, n, n, hd, 1, dout[offOut:], d, qkv[off+2*d:], 3*d, 0, dp, n)
+		for r := range n {
+			pr, dr := p[r*n:r*n+n], dp[r*n:r*n+n]
+			var dot float32
+			for j, v := range pr {
+				dot += v * dr[j]
+			}
+			for j, v := range pr {
+				dr[j] = v * (dr[j] - dot)
+			}
+		}
+		// dQ += scale dS K; dK += scale dS' Q
+		gemmRows(false, false, 0, n, hd, n, scale, dp, n, qkv[off+d:], 3*d, 1, dqkv[off:], 3*d)
+		gemmRows(true, false, 0, n, hd, n, scale, dp, n, qkv[off:], 3*d, 1, dqkv[off+d:], 3*d)
+	})
+}
+
+// ceChunk bounds the logits in memory at one time, in rows.
+const ceChunk = 512
+
+// LogProbs computes log softmax(h[at[i]] table')[target[i]] for each i: h is n x
+// d, table vocab x d. The logits are never all in memory.
+func LogProbs(logp, h []float32, at, target []int32, table []float32, vocab, d int) {
+	eachChunk(h, at, table, vocab, d, func(i0 int, _, logits []float32, n int) {
+		rows(n, func(lo, hi int) {
+			for i := lo; i < hi; i++ {
+				row := logits[i*vocab : (i+1)*vocab]
+				t := row[target[i0+i]]
+				logp[i0+i] = t - Softmax(row)
+			}
+		})
+	})
+}
+
+// LogProbsBackward adds to dh and dtable the gradient of sum_i dlogp[i] logp[i].
+func LogProbsBackward(dh, dtable, dlogp, h []float32, at, target []int32, table []float32, vocab, d int) {
+	buf := take(ceChunk * d)
+	defer scratch.Put(buf)
+	eachChunk(h, at, table, vocab, d, func(i0 int, x, logits []float32, n int) {
+		rows(n, func(lo, hi int) {
+			for i := lo; i < hi; i++ {
+				row, g := logits[i*vocab:(i+1)*vocab], dlogp[i0+i]
+				Softmax(row)
+				for j := range row {
+					row[j] *= -g
+				}
+				row[target[i0+i]] += g
+			}
+		})
+		dx := (*buf)[:n*d]
+		Gemm(false, false, n, d, vocab, 1, logits, vocab, table, d, 0, dx, d)
+		for i := range n {
+			Add(dh[int(at[i0+i])*d:(int(at[i0+i])+1)*d], dx[i*d:(i+1)*d])
+		}
+		Gemm(true, false, vocab, d, n, 1, logits, vocab, x, d, 1, dtable, d)
+	})
+}
+
+// eachChunk gathers rows of h and computes their logits, chunk by chunk.
+func eachChunk(h []float32, at []int32, table []float32, vocab, d int, fn func(i0 int, x, logits []float32, n int)) {
+	size := min(ceChunk, len(at))
+	bufX, bufL := take(size*d), take(size*vocab)
+	defer scratch.Put(bufX)
+	defer scratch.Put(bufL)
+	for i0 := 0; i0 < len(at); i0 += ceChunk {
+		n := min(ceChunk, len(at)-i0)
+		x, logits := (*bufX)[:n*d], (*bufL)[:n*vocab]
+		for i := range n {
+			copy(x[i*d:(i+1)*d], h[int(at[i0+i])*d:])
+		}
+		Gemm(false, true, n, vocab, d, 1, x, d, table, d, 0, logits, vocab)
+		fn(i0, x, logits, n)
+	}
+}
+
+// Add adds x to y.
+func Add(y, x []float32) {
+	x = x[:len(y)]
+	for i := range y {
+		y[i] += x[i]
+	}
+}
+
+// Dot returns the inner product.
+func Dot(x, y []float32) float32 {
+	y = y[:len(x)]
+	var s0, s1, s2, s3 float32
+	i := 0
+	for ; i+4 <= len(x); i += 4 {
+		s0 += x[i] * y[i]
+		s1 += x[i+1] * y[i+1]
+		s2 += x[i+2] * y[i+2]
+		s3 += x[i+3] * y[i+3]
+	}
+	for ; i < len(x); i++ {
+		s0 += x[i] * y[i]
+	}
+	return s0 + s1 + s2 + s3
+}
+
+// AdamW holds the hyperparameters of one step (Loshchilov and Hutter, arXiv
+// 1711.05101, algorithm 2).
+type AdamW struct {
+	LearningRate, Beta1, Beta2, Eps, WeightDecay float64
+}
+
+// Step updates w by gradient g times scale; m and v are the moments, step counts
+// from 1.
+func (o AdamW) Step(w, g, m, v []float32, scale float32, step int, decay bool) {
+	b1, b2 := float32(o.Beta1), float32(o.Beta2)
+	c1 := 1 / (1 - math.Pow(o.Beta1, float64(step)))
+	c2 := 1 / (1 - math.Pow(o.Beta2, float64(step)))
+	shrink := float32(1)
+	if decay {
+		shrink = float32(1 - o.LearningRate*o.WeightDecay)
+	}
+	lr, eps, c2f := float32(o.LearningRate*c1), float32(o.Eps), float32(c2)
+	const chunk = 1 << 14
+	Parallel((len(w)+chunk-1)/chunk, func(c int) {
+		for i := c * chunk; i < min(len(w), (c+1)*chunk); i++ {
+			gi := g[i] * scale
+			m[i] = b1*m[i] + (1-b1)*gi
+			v[i] = b2*v[i] + (1-b2)*gi*gi
+			w[i] = w[i]*shrink - lr*m[i]/(float32(math.Sqrt(float64(v[i]*c2f)))+eps)
+		}
+	})
+}
