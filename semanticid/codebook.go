@@ -1,0 +1,375 @@
+// Package semanticid turns items into semantic IDs: L codes of K values each, so
+// that items with similar embeddings share their first codes.
+//
+// The codes come from residual balanced k-means (OneRec, arXiv 2502.18965,
+// section 3.1): cluster the embeddings into K clusters of equal size, subtract
+// each item's centroid, cluster what is left, and so on. Equal sizes keep the
+// first codes from swallowing most of the catalogue.
+//
+// # One ID, one item
+//
+// Every item has one ID and every ID one item, by construction. The first L-1
+// levels are clustered freely; at the last, items that share all codes before it
+// get different codes. With at most K*K items no first-level cluster has more
+// than K members, so there are always enough codes, and cluster sizes still
+// differ by at most one (see makeUnique). The cost: where several items of one
+// prefix are near the same last centroid, all but one get another.
+//
+// # New items
+//
+// [Codebook.Assign] gives a new item the nearest code path that is free. It
+// moves no other item; balance is then approximate, until a rebuild.
+package semanticid
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/parquet-go/parquet-go"
+)
+
+// Config says how a codebook is built.
+type Config struct {
+	Levels int // L; 3 in the paper
+	Codes  int // K; 0 chooses the power of two from which the catalogue can double
+	Seed   uint64
+}
+
+// Limits of a codebook.
+const (
+	MaxLevels = 8
+	MaxCodes  = 1 << 14
+)
+
+// Codebook maps items to semantic IDs and back. Assign excepted, it is safe for
+// concurrent use.
+type Codebook struct {
+	levels, codes, dim int
+	centroids          []float32 // levels x codes x dim
+	items              []string
+	ids                []uint16 // len(items) x levels
+	index              map[string]int32
+	taken              map[string]bool // ids as bytes
+}
+
+// Build makes a codebook for items with embeddings x (len(items) x dim).
+func Build(ctx context.Context, items []string, x []float32, dim int, cfg Config) (*Codebook, error) {
+	n := len(items)
+	if err := check(items, x, dim, cfg); err != nil {
+		return nil, fmt.Errorf("build codebook: %w", err)
+	}
+	k := cfg.Codes
+	if k == 0 {
+		for k = 8; k*k < 2*n; k *= 2 {
+		}
+	}
+	if n > k*k {
+		return nil, fmt.Errorf("build codebook: %d codes a level hold at most %d items with unique IDs, there are %d; use at least %d codes", k, k*k, n, int(math.Ceil(math.Sqrt(float64(n)))))
+	}
+	cb := &Codebook{levels: cfg.Levels, codes: k, dim: dim, items: slices.Clone(items), ids: make([]uint16, n*cfg.Levels)}
+	residual := slices.Clone(x)
+	prefix := make([]string, n) // codes so far
+	for level := range cfg.Levels {
+		rng := rand.New(rand.NewPCG(cfg.Seed, uint64(level)))
+		assign, centroids, dist, err := balancedKMeans(ctx, residual, n, dim, k, rng)
+		if err != nil {
+			return nil, fmt.Errorf("build codebook: level %d: %w", level, err)
+		}
+		if level == cfg.Levels-1 {
+			groups := groupBy(prefix)
+			makeUnique(assign, dist, n, k, groups)
+			swap(assign, dist, n, k, groups)
+		}
+		cb.centroids = append(cb.centroids, centroids...)
+		for i, c := range assign {
+			cb.ids[i*cfg.Levels+level] = uint16(c)
+			prefix[i] = string(binary.BigEndian.AppendUint16([]byte(prefix[i]), uint16(c)))
+			row, centroid := residual[i*dim:(i+1)*dim], centroids[int(c)*dim:]
+			for j := range row {
+				row[j] -= centroid[j]
+			}
+		}
+	}
+	return cb, cb.reindex()
+}
+
+func check(items []string, x []float32, dim int, cfg Config) error {
+	switch {
+	case len(items) == 0:
+		return errors.New("there are no items")
+	case cfg.Levels < 2 || cfg.Levels > MaxLevels:
+		return fmt.Errorf("levels is %d, allowed is 2 to %d", cfg.Levels, MaxLevels)
+	case cfg.Codes < 0 || cfg.Codes > MaxCodes:
+		return fmt.Errorf("codes is %d, allowed is 1 to %d, or 0 to choose", cfg.Codes, MaxCodes)
+	case dim <= 0 || len(x) != len(items)*dim:
+		return fmt.Errorf("%d items of width %d need %d floats, there are %d", len(items), dim, len(items)*dim, len(x))
+	}
+	for i, v := range x {
+		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+			return fmt.Errorf("the embedding of item %q holds %v at %d", items[i/dim], v, i%dim)
+		}
+	}
+	return nil
+}
+
+func groupBy(prefix []string) *grouping {
+	g := &grouping{of: make([]int32, len(prefix))}
+	byPrefix := make(map[string]int32)
+	for i, p := range prefix {
+		id, ok := byPrefix[p]
+		if !ok {
+			id = int32(len(byPrefix))
+			byPrefix[p] = id
+			g.uses = append(g.uses, make(map[int32]bool))
+		}
+		g.of[i] = id
+	}
+	return g
+}
+
+// reindex builds the maps and checks that items and IDs are unique.
+func (c *Codebook) reindex() error {
+	c.index = make(map[string]int32, len(c.items))
+	c.taken = make(map[string]bool, len(c.items))
+	for i, item := range c.items {
+		if other, dup := c.index[item]; dup {
+			return fmt.Errorf("codebook: item %q stands at %d and at %d", item, other, i)
+		}
+		c.index[item] = int32(i)
+		key := idKey(c.ID(int32(i)))
+		if c.taken[key] {
+			return fmt.Errorf("codebook: ID %v belongs to item %q and to another", c.ID(int32(i)), item)
+		}
+		c.taken[key] = true
+	}
+	return nil
+}
+
+func idKey(id []uint16) string {
+	b := make([]byte, 0, 2*len(id))
+	for _, c := range id {
+		b = binary.BigEndian.AppendUint16(b, c)
+	}
+	return string(b)
+}
+
+// Levels is L, the number of codes of an ID.
+func (c *Codebook) Levels() int { return c.levels }
+
+// Codes is K, the number of values of a code.
+func (c *Codebook) Codes() int { return c.codes }
+
+// Len is the number of items.
+func (c *Codebook) Len() int { return len(c.items) }
+
+// Item returns the item at an index below Len.
+func (c *Codebook) Item(i int32) string { return c.items[i] }
+
+// Index returns an item's index.
+func (c *Codebook) Index(item string) (int32, bool) {
+	i, ok := c.index[item]
+	return i, ok
+}
+
+// ID returns the codes of the item at index i. The caller must not change them.
+func (c *Codebook) ID(i int32) []uint16 {
+	return c.ids[int(i)*c.levels : (int(i)+1)*c.levels]
+}
+
+// Assign adds an item: at each level the nearest centroid whose subtree has
+// room, at the last the nearest free code. The embedding x has the codebook's
+// width.
+func (c *Codebook) Assign(item string, x []float32) error {
+	if _, ok := c.index[item]; ok {
+		return fmt.Errorf("assign %q: the item has an ID already", item)
+	}
+	if len(x) != c.dim {
+		return fmt.Errorf("assign %q: the embedding has width %d, the codebook %d", item, len(x), c.dim)
+	}
+	id := c.freePath(nil, slices.Clone(x))
+	if id == nil {
+		return fmt.Errorf("assign %q: all %d codes of every path are taken; rebuild the codebook", item, c.codes)
+	}
+	c.index[item] = int32(len(c.items))
+	c.items = append(c.items, item)
+	c.ids = append(c.ids, id...)
+	c.taken[idKey(id)] = true
+	return nil
+}
+
+func (c *Codebook) freePath(prefix []uint16, residual []float32) []uint16 {
+	level := len(prefix)
+	dist := make([]float32, c.codes)
+	centroid := func(k int32) []float32 {
+		at := (level*c.codes + int(k)) * c.dim
+		return c.centroids[at : at+c.dim]
+	}
+	for k := range dist {
+		dist[k] = float32(squaredDistance(residual, centroid(int32(k))))
+	}
+	for _, k := range nearestFirst(0, dist, c.codes, nil) {
+		id := append(slices.Clone(prefix), uint16(k))
+		if level == c.levels-1 {
+			if !c.taken[idKey(id)] {
+				return id
+			}
+			continue
+		}
+		rest := slices.Clone(residual)
+		for j, v := range centroid(k) {
+			rest[j] -= v
+		}
+		if id = c.freePath(id, rest); id != nil {
+			return id
+		}
+	}
+	return nil
+}
+
+// nearestFirst returns the clusters that ok accepts in order of row i's distance.
+func nearestFirst(i int32, dist []float32, k int, ok func(int32) bool) []int32 {
+	row := dist[int(i)*k : (int(i)+1)*k]
+	order := make([]int32, 0, k)
+	for c := range int32(k) {
+		if ok == nil || ok(c) {
+			order = append(order, c)
+		}
+	}
+	slices.SortStableFunc(order, func(a, b int32) int {
+		switch {
+		case row[a] < row[b]:
+			return -1
+		case row[a] > row[b]:
+			return 1
+		}
+		return 0
+	})
+	return order
+}
+
+func sorted(set map[int32]bool) []int32 { return slices.Sorted(maps.Keys(set)) }
+
+// Version is a hash of the content: two codebooks with the same version give
+// every item the same ID.
+func (c *Codebook) Version() string {
+	h := sha256.New()
+	_ = binary.Write(h, binary.LittleEndian, []int64{int64(c.levels), int64(c.codes), int64(c.dim)}) // a hash never fails
+	_ = binary.Write(h, binary.LittleEndian, c.centroids)
+	_ = binary.Write(h, binary.LittleEndian, c.ids)
+	for _, item := range c.items {
+		fmt.Fprintf(h, "%d:%s", len(item), item)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// Clone returns a copy that shares nothing that Assign changes.
+func (c *Codebook) Clone() *Codebook {
+	d := *c
+	d.items, d.ids = slices.Clone(c.items), slices.Clone(c.ids)
+	d.index, d.taken = maps.Clone(c.index), maps.Clone(c.taken)
+	return &d
+}
+
+type itemRow struct {
+	Item string  `parquet:"item_id"`
+	ID   []int32 `parquet:"semantic_id,list"`
+}
+
+type centroidRow struct {
+	Level    int32     `parquet:"level"`
+	Code     int32     `parquet:"code"`
+	Centroid []float32 `parquet:"centroid,list"`
+}
+
+// WriteItems writes the item table as Parquet: item_id, semantic_id.
+func (c *Codebook) WriteItems(w io.Writer) error {
+	rows := make([]itemRow, len(c.items))
+	for i, item := range c.items {
+		rows[i].Item = item
+		for _, code := range c.ID(int32(i)) {
+			rows[i].ID = append(rows[i].ID, int32(code))
+		}
+	}
+	return writeParquet(w, rows)
+}
+
+// WriteCentroids writes the codebook proper as Parquet: level, code, centroid.
+func (c *Codebook) WriteCentroids(w io.Writer) error {
+	rows := make([]centroidRow, 0, c.levels*c.codes)
+	for l := range c.levels {
+		for k := range c.codes {
+			at := (l*c.codes + k) * c.dim
+			rows = append(rows, centroidRow{int32(l), int32(k), c.centroids[at : at+c.dim]})
+		}
+	}
+	return writeParquet(w, rows)
+}
+
+func writeParquet[T any](w io.Writer, rows []T) error {
+	pw := parquet.NewGenericWriter[T](w, parquet.Compression(&parquet.Zstd))
+	if _, err := pw.Write(rows); err != nil {
+		return fmt.Errorf("write codebook: %w", err)
+	}
+	if err := pw.Close(); err != nil {
+		return fmt.Errorf("write codebook: %w", err)
+	}
+	return nil
+}
+
+func readParquet[T any](data []byte) (rows []T, err error) {
+	defer func() { // parquet-go panics on some malformed files
+		if p := recover(); p != nil {
+			err = fmt.Errorf("malformed Parquet: %v", p)
+		}
+	}()
+	return parquet.Read[T](bytes.NewReader(data), int64(len(data)))
+}
+
+// Read reads what WriteItems and WriteCentroids wrote.
+func Read(items, centroids []byte) (*Codebook, error) {
+	cents, err := readParquet[centroidRow](centroids)
+	if err != nil {
+		return nil, fmt.Errorf("read codebook: %w", err)
+	}
+	rows, err := readParquet[itemRow](items)
+	if err != nil {
+		return nil, fmt.Errorf("read codebook's items: %w", err)
+	}
+	if len(cents) == 0 || len(rows) == 0 {
+		return nil, errors.New("read codebook: it is empty")
+	}
+	last := cents[len(cents)-1]
+	c := &Codebook{levels: int(last.Level) + 1, codes: int(last.Code) + 1, dim: len(last.Centroid)}
+	if c.levels < 1 || c.levels > MaxLevels || c.codes < 1 || c.codes > MaxCodes || len(cents) != c.levels*c.codes {
+		return nil, fmt.Errorf("read codebook: %d centroids do not make %d levels of %d codes", len(cents), c.levels, c.codes)
+	}
+	for i, r := range cents {
+		if int(r.Level) != i/c.codes || int(r.Code) != i%c.codes || len(r.Centroid) != c.dim {
+			return nil, fmt.Errorf("read codebook: row %d is level %d code %d width %d", i, r.Level, r.Code, len(r.Centroid))
+		}
+		c.centroids = append(c.centroids, r.Centroid...)
+	}
+	for _, r := range rows {
+		if len(r.ID) != c.levels {
+			return nil, fmt.Errorf("read codebook: item %q has %d codes, want %d", r.Item, len(r.ID), c.levels)
+		}
+		c.items = append(c.items, r.Item)
+		for _, code := range r.ID {
+			if code < 0 || int(code) >= c.codes {
+				return nil, fmt.Errorf("read codebook: item %q has code %d of %d", r.Item, code, c.codes)
+			}
+			c.ids = append(c.ids, uint16(code))
+		}
+	}
+	return c, c.reindex()
+}

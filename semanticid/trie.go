@@ -1,0 +1,67 @@
+package semanticid
+
+import (
+	"cmp"
+	"slices"
+)
+
+// Trie is the set of all IDs as a prefix tree in flat arrays, for generation
+// that only ever produces real items. A node of level l is an index into that
+// level's arrays; the children of a node are neighbours, in order of code.
+type Trie struct {
+	levels []trieLevel
+	items  []int32 // item index of each leaf
+}
+
+type trieLevel struct {
+	code  []uint16
+	first []int32 // first child in the next level; one more than codes, so that first[i+1] ends node i
+}
+
+// NewTrie returns the trie of a codebook's items as of now.
+func NewTrie(c *Codebook) *Trie {
+	order := make([]int32, c.Len())
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(a, b int32) int { return slices.Compare(c.ID(a), c.ID(b)) })
+	t := &Trie{levels: make([]trieLevel, c.Levels()), items: order}
+	for pos, item := range order {
+		id := c.ID(item)
+		differs := pos == 0 // from here on the prefix is new
+		for l, code := range id {
+			differs = differs || cmp.Compare(code, c.ID(order[pos-1])[l]) != 0
+			if !differs {
+				continue
+			}
+			t.levels[l].code = append(t.levels[l].code, code)
+			if l+1 < len(id) {
+				t.levels[l].first = append(t.levels[l].first, int32(len(t.levels[l+1].code)))
+			}
+		}
+	}
+	for l := range len(t.levels) - 1 {
+		t.levels[l].first = append(t.levels[l].first, int32(len(t.levels[l+1].code)))
+	}
+	return t
+}
+
+// Roots returns the nodes of level 0 as a range lo to hi.
+func (t *Trie) Roots() (lo, hi int32) { return 0, int32(len(t.levels[0].code)) }
+
+// Children returns the nodes of level l+1 below node i of level l.
+func (t *Trie) Children(l int, i int32) (lo, hi int32) {
+	return t.levels[l].first[i], t.levels[l].first[i+1]
+}
+
+// Code returns the code of node i of level l.
+func (t *Trie) Code(l int, i int32) uint16 { return t.levels[l].code[i] }
+
+// Item returns the item index of leaf i, a node of the last level.
+func (t *Trie) Item(i int32) int32 { return t.items[i] }
+
+// Levels is L.
+func (t *Trie) Levels() int { return len(t.levels) }
+
+// Len is the number of items.
+func (t *Trie) Len() int { return len(t.items) }
