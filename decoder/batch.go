@@ -1,0 +1,104 @@
+package decoder
+
+import "fmt"
+
+// Item is an item's semantic ID.
+type Item = []uint16
+
+// Row is one training row: what the user did, and what to write.
+type Row struct {
+	History []Item // oldest first
+	Session []Item
+}
+
+// Tokens returns the length of the row.
+func (c Config) Tokens(r Row) int {
+	return 2 + (len(r.History)+len(r.Session))*(c.Levels+1)
+}
+
+// Fit returns the row with its oldest history left out until it fits MaxLen, and
+// then the end of its session.
+func (c Config) Fit(r Row) Row {
+	space := (c.MaxLen - 2) / (c.Levels + 1)
+	r.Session = r.Session[:min(len(r.Session), space)]
+	if n := space - len(r.Session); len(r.History) > n {
+		r.History = r.History[len(r.History)-n:]
+	}
+	return r
+}
+
+// Batch is a set of rows packed one after the other.
+type Batch struct {
+	tokens, pos []int32
+	bounds      []int     // row r is tokens bounds[r] to bounds[r+1]
+	at, target  []int32   // predictions: position of the token before, token
+	weight      []float32 // of each prediction in the loss; sums to 1 over the batch
+	firstTarget []int     // predictions of row r begin here
+	dropout     float32
+	seed        uint64
+
+	historyWeight float32
+}
+
+// NewBatch returns an empty batch in which the codes of the history weigh
+// historyWeight times those of the session.
+func NewBatch(historyWeight float32) *Batch {
+	return &Batch{bounds: []int{0}, historyWeight: historyWeight}
+}
+
+// Add appends a row; the weights are then normalised by Close.
+func (b *Batch) Add(c Config, r Row) error {
+	if n := c.Tokens(r); n > c.MaxLen {
+		return fmt.Errorf("a row of %d tokens exceeds the longest, %d; use Fit", n, c.MaxLen)
+	}
+	b.firstTarget = append(b.firstTarget, len(b.target))
+	pos := int32(0)
+	push := func(t int32) {
+		b.tokens, b.pos = append(b.tokens, t), append(b.pos, pos)
+		pos++
+	}
+	item := func(id Item, weight float32) {
+		for l, code := range id {
+			t := c.token(l, code)
+			if weight > 0 {
+				b.at = append(b.at, int32(len(b.tokens)-1))
+				b.target = append(b.target, t)
+				b.weight = append(b.weight, weight)
+			}
+			push(t)
+		}
+	}
+	push(tokenBOS)
+	for _, h := range r.History {
+		item(h, b.historyWeight)
+		push(tokenSEP)
+	}
+	push(tokenSES)
+	for i, s := range r.Session {
+		if i > 0 {
+			push(tokenSEP)
+		}
+		item(s, 1)
+	}
+	b.bounds = append(b.bounds, len(b.tokens))
+	return nil
+}
+
+// Close normalises the weights, so that the loss is a mean.
+func (b *Batch) Close() {
+	var sum float32
+	for _, w := range b.weight {
+		sum += w
+	}
+	if sum > 0 {
+		for i := range b.weight {
+			b.weight[i] /= sum
+		}
+	}
+}
+
+// Tokens returns the number of tokens.
+func (b *Batch) Tokens() int { return len(b.tokens) }
+
+// Rows returns the number of rows.
+func (b *Batch) Rows() int { return len(b.bounds) - 1 }

@@ -1,0 +1,202 @@
+// Package decoder is the generative recommender: a causal transformer that reads
+// a user's recent history as semantic IDs and writes the next session, item by
+// item, code by code.
+//
+// # Rows
+//
+// A training row is the history, then the session:
+//
+//	BOS  h1.1 h1.2 h1.3 SEP  h2.1 h2.2 h2.3 SEP ... SES  s1.1 s1.2 s1.3 SEP ...
+//
+// where x.l is the code of item x at level l. The token before an item's first
+// code is always BOS, SEP or SES; each code is predicted from the token before
+// it. Rows of a batch are packed one after the other, so nothing is padded.
+//
+// # Training and generation
+//
+// Training goes through gorgonia: the model is an expression graph of coarse
+// operations (ops.go) over internal/kernels, differentiated by gorgonia and
+// stepped by a gorgonia Solver (graph.go, solver.go). Generation (generate.go)
+// drives the same kernels directly with a KV cache. A test holds the two against
+// each other.
+package decoder
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+
+	"onerec/internal/safetensors"
+)
+
+// Config is the architecture: RMSNorm before each part, rotary positions,
+// SwiGLU, no biases, tied embeddings, as in Llama (Touvron et al., arXiv
+// 2302.13971).
+type Config struct {
+	Layers int `json:"layers"`
+	Dim    int `json:"dim"`     // width of the residual stream
+	Heads  int `json:"heads"`   // attention heads; Dim / Heads is even
+	Hidden int `json:"hidden"`  // width of the feed-forward part
+	Levels int `json:"levels"`  // codes of an item
+	Codes  int `json:"codes"`   // values of a code
+	MaxLen int `json:"max_len"` // longest row, in tokens
+}
+
+// Preset returns the named size for a codebook of levels x codes and rows that
+// hold a history of n and a session of m items.
+func Preset(name string, levels, codes, n, m int) (Config, error) {
+	c := Config{Levels: levels, Codes: codes, MaxLen: 2 + (n+m)*(levels+1)}
+	switch name {
+	case "tiny":
+		c.Layers, c.Dim, c.Heads, c.Hidden = 2, 64, 2, 176
+	case "small":
+		c.Layers, c.Dim, c.Heads, c.Hidden = 4, 128, 4, 352
+	case "base":
+		c.Layers, c.Dim, c.Heads, c.Hidden = 6, 256, 8, 688
+	default:
+		return Config{}, fmt.Errorf("decoder preset %q is not one of tiny, small, base", name)
+	}
+	return c, nil
+}
+
+// Special tokens; the codes of level l follow at firstCode + l*Codes.
+const (
+	tokenBOS = iota // begins a row
+	tokenSEP        // ends an item
+	tokenSES        // ends the history, begins the session
+	firstCode
+)
+
+// Vocab is the number of tokens.
+func (c Config) Vocab() int { return firstCode + c.Levels*c.Codes }
+
+func (c Config) token(level int, code uint16) int32 {
+	return int32(firstCode + level*c.Codes + int(code))
+}
+
+func (c Config) check() error {
+	switch {
+	case c.Layers < 1 || c.Layers > 64 || c.Dim < 2 || c.Dim > 8192 || c.Heads < 1 || c.Hidden < 1 || c.Hidden > 1<<16:
+		return fmt.Errorf("decoder: %d layers of width %d, %d heads, hidden %d is out of range", c.Layers, c.Dim, c.Heads, c.Hidden)
+	case c.Dim%(2*c.Heads) != 0:
+		return fmt.Errorf("decoder: width %d must be a multiple of twice the %d heads", c.Dim, c.Heads)
+	case c.Levels < 1 || c.Levels > 16 || c.Codes < 1 || c.Codes > 1<<16:
+		return fmt.Errorf("decoder: %d levels of %d codes is out of range", c.Levels, c.Codes)
+	case c.MaxLen < c.Levels+2 || c.MaxLen > 1<<17:
+		return fmt.Errorf("decoder: rows of %d tokens is out of range", c.MaxLen)
+	}
+	return nil
+}
+
+// Weights are the parameters, in a fixed order.
+type Weights struct {
+	Config Config
+	params []safetensors.Tensor
+}
+
+type layerWeights struct{ normAttn, qkv, out, normFF, up, down []float32 }
+
+// layout lists names and shapes. A matrix is out x in, as in PyTorch.
+func (c Config) layout() []safetensors.Tensor {
+	t := []safetensors.Tensor{{Name: "embed", Shape: []int{c.Vocab(), c.Dim}}}
+	for l := range c.Layers {
+		name := func(s string) string { return fmt.Sprintf("layers.%d.%s", l, s) }
+		t = append(t,
+			safetensors.Tensor{Name: name("norm_attn"), Shape: []int{c.Dim}},
+			safetensors.Tensor{Name: name("qkv"), Shape: []int{3 * c.Dim, c.Dim}},
+			safetensors.Tensor{Name: name("out"), Shape: []int{c.Dim, c.Dim}},
+			safetensors.Tensor{Name: name("norm_ff"), Shape: []int{c.Dim}},
+			safetensors.Tensor{Name: name("up"), Shape: []int{2 * c.Hidden, c.Dim}},
+			safetensors.Tensor{Name: name("down"), Shape: []int{c.Dim, c.Hidden}},
+		)
+	}
+	return append(t, safetensors.Tensor{Name: "norm", Shape: []int{c.Dim}})
+}
+
+// NewWeights draws weights: normal with deviation 0.02, the projections back
+// into the residual stream scaled by 1/sqrt(2 layers) (GPT-2, Radford et al.,
+// 2019), gains of 1.
+func NewWeights(c Config, seed uint64) (*Weights, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	w := &Weights{Config: c, params: c.layout()}
+	rng := rand.New(rand.NewPCG(seed, 0xdec0de))
+	for i := range w.params {
+		t := &w.params[i]
+		n := 1
+		for _, d := range t.Shape {
+			n *= d
+		}
+		t.Data = make([]float32, n)
+		dev := 0.02
+		switch {
+		case len(t.Shape) == 1:
+			for j := range t.Data {
+				t.Data[j] = 1
+			}
+			continue
+		case t.Shape[0] == c.Dim && t.Name != "embed": // out, down
+			dev /= math.Sqrt(float64(2 * c.Layers))
+		}
+		for j := range t.Data {
+			t.Data[j] = float32(rng.NormFloat64() * dev)
+		}
+	}
+	return w, nil
+}
+
+// Tensors returns the parameters, shared, not copied.
+func (w *Weights) Tensors() []safetensors.Tensor { return w.params }
+
+// LoadWeights takes tensors as Tensors returned them; it checks names and shapes.
+func LoadWeights(c Config, tensors []safetensors.Tensor) (*Weights, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	byName := make(map[string]safetensors.Tensor, len(tensors))
+	for _, t := range tensors {
+		byName[t.Name] = t
+	}
+	w := &Weights{Config: c, params: c.layout()}
+	for i := range w.params {
+		want := &w.params[i]
+		got, ok := byName[want.Name]
+		if !ok || fmt.Sprint(got.Shape) != fmt.Sprint(want.Shape) {
+			return nil, fmt.Errorf("load decoder: tensor %q has shape %v, want %v", want.Name, got.Shape, want.Shape)
+		}
+		for _, v := range got.Data {
+			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+				return nil, fmt.Errorf("load decoder: tensor %q holds %v", want.Name, v)
+			}
+		}
+		want.Data = got.Data
+	}
+	return w, nil
+}
+
+// Clone returns a copy that shares nothing.
+func (w *Weights) Clone() *Weights {
+	c := &Weights{Config: w.Config, params: w.Config.layout()}
+	for i := range c.params {
+		c.params[i].Data = append([]float32(nil), w.params[i].Data...)
+	}
+	return c
+}
+
+// Count is the number of parameters.
+func (w *Weights) Count() int {
+	n := 0
+	for _, t := range w.params {
+		n += len(t.Data)
+	}
+	return n
+}
+
+func (w *Weights) embed() []float32 { return w.params[0].Data }
+func (w *Weights) norm() []float32  { return w.params[len(w.params)-1].Data }
+
+func (w *Weights) layer(l int) layerWeights {
+	p := w.params[1+6*l:]
+	return layerWeights{p[0].Data, p[1].Data, p[2].Data, p[3].Data, p[4].Data, p[5].Data}
+}

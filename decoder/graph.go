@@ -1,0 +1,242 @@
+package decoder
+
+import (
+	"errors"
+	"fmt"
+
+	"gorgonia.org/gorgonia"
+	"gorgonia.org/tensor"
+
+	"onerec/internal/kernels"
+	"onerec/internal/ops"
+)
+
+// Graph is the decoder as a gorgonia expression graph over shared weights. Its
+// tensors hold a batch of at most Capacity tokens. It is not safe for concurrent
+// use.
+type Graph struct {
+	weights  *Weights
+	capacity int
+
+	batch  *Batch
+	g      *gorgonia.ExprGraph
+	vm     gorgonia.VM
+	params gorgonia.Nodes
+	model  []gorgonia.ValueGrad
+	logp   gorgonia.Value // capacity: log probability of each prediction
+
+	weight *tensor.Dense // capacity: of each prediction in the next-token loss
+	cost   gorgonia.Value
+	ntp    gorgonia.Value
+	dpo    *dpoInputs
+}
+
+// dpoInputs are what the DPO part of the loss reads beside the batch.
+type dpoInputs struct {
+	pairs  int
+	signs  *tensor.Dense // pairs x capacity: 1 for a prediction of the winner, -1 of the loser
+	ref    *tensor.Dense // pairs: log p_ref(winner) - log p_ref(loser)
+	share  *tensor.Dense // pairs: weight of each pair, 0 where there is none
+	margin gorgonia.Value
+	loss   gorgonia.Value
+}
+
+// NewGraph builds the next-token loss
+//
+//	NTP = - sum_i w_i log p(target_i | tokens before)
+//
+// and its gradient for batches of at most capacity tokens.
+func NewGraph(w *Weights, capacity int) (*Graph, error) { return newGraph(w, capacity, nil, 0, 0) }
+
+// NewDPOGraph builds the loss of a round of iterative preference alignment
+// (OneRec, arXiv 2502.18965, equation 10)
+//
+//	NTP + lambda * mean over pairs of -log sigmoid(beta (margin - margin_ref))
+//
+// where margin is log p(winner) - log p(loser) of a pair's sessions.
+func NewDPOGraph(w *Weights, capacity, pairs int, beta, lambda float32) (*Graph, error) {
+	return newGraph(w, capacity, &dpoInputs{pairs: pairs}, beta, lambda)
+}
+
+func newGraph(w *Weights, capacity int, dpo *dpoInputs, beta, lambda float32) (_ *Graph, err error) {
+	defer func() { // gorgonia.Must panics on a graph that does not type-check
+		if p := recover(); p != nil {
+			err = fmt.Errorf("build the decoder's graph: %v", p)
+		}
+	}()
+	c := w.Config
+	gr := &Graph{weights: w, capacity: capacity, batch: NewBatch(0), g: gorgonia.NewGraph(), dpo: dpo}
+	for _, t := range w.params {
+		v := tensor.New(tensor.WithShape(t.Shape...), tensor.WithBacking(t.Data))
+		n := gorgonia.NewTensor(gr.g, tensor.Float32, len(t.Shape), gorgonia.WithShape(t.Shape...), gorgonia.WithName(t.Name), gorgonia.WithValue(v))
+		gr.params = append(gr.params, n)
+	}
+	rotary := kernels.NewRotary(c.Dim/c.Heads, c.MaxLen)
+	dropout := func() (float32, uint64) { return gr.batch.dropout, gr.batch.seed }
+	pos := func(i int) int { return int(gr.batch.pos[i]) }
+
+	x := ops.Embed(gr, gr.params[0], func() []int32 { return gr.batch.tokens }, capacity)
+	for l := range c.Layers {
+		p := gr.params[1+6*l:]
+		h := ops.Linear(gr, ops.RMSNorm(gr, x, p[0]), p[1])
+		h = ops.Linear(gr, ops.Attention(gr, h, c.Heads, true, rotary, pos), p[2])
+		x = ops.AddDropout(gr, x, h, dropout)
+		h = ops.SwiGLU(gr, ops.Linear(gr, ops.RMSNorm(gr, x, p[3]), p[4]))
+		x = ops.AddDropout(gr, x, ops.Linear(gr, h, p[5]), dropout)
+	}
+	x = ops.RMSNorm(gr, x, gr.params[len(gr.params)-1])
+	logp := ops.LogProbs(x, gr.params[0], func() (at, target []int32) { return gr.batch.at, gr.batch.target }, capacity)
+	gorgonia.Read(logp, &gr.logp)
+
+	gr.weight = tensor.New(tensor.WithShape(capacity), tensor.Of(tensor.Float32))
+	weight := gorgonia.NodeFromAny(gr.g, gr.weight, gorgonia.WithName("weight"))
+	cost := gorgonia.Must(gorgonia.Neg(gorgonia.Must(gorgonia.Mul(weight, logp))))
+	gorgonia.Read(cost, &gr.ntp)
+	if dpo != nil {
+		dpo.signs = tensor.New(tensor.WithShape(dpo.pairs, capacity), tensor.Of(tensor.Float32))
+		dpo.ref = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
+		dpo.share = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
+		input := func(name string, v *tensor.Dense) *gorgonia.Node {
+			return gorgonia.NodeFromAny(gr.g, v, gorgonia.WithName(name))
+		}
+		margin := gorgonia.Must(gorgonia.Sub(gorgonia.Must(gorgonia.Mul(input("signs", dpo.signs), logp)), input("ref", dpo.ref)))
+		gorgonia.Read(margin, &dpo.margin)
+		minusBeta := gorgonia.NewConstant(-beta)
+		// -log sigmoid(z) = softplus(-z)
+		each := gorgonia.Must(gorgonia.Softplus(gorgonia.Must(gorgonia.Mul(margin, minusBeta))))
+		loss := gorgonia.Must(gorgonia.Mul(input("share", dpo.share), each))
+		gorgonia.Read(loss, &dpo.loss)
+		cost = gorgonia.Must(gorgonia.Add(cost, gorgonia.Must(gorgonia.Mul(loss, gorgonia.NewConstant(lambda)))))
+	}
+	gorgonia.Read(cost, &gr.cost)
+	if _, err := gorgonia.Grad(cost, gr.params...); err != nil {
+		return nil, fmt.Errorf("differentiate the decoder's graph: %w", err)
+	}
+	gr.vm = gorgonia.NewTapeMachine(gr.g, gorgonia.BindDualValues(gr.params...))
+	gr.model = gorgonia.NodesToValueGrads(gr.params)
+	return gr, nil
+}
+
+// Len implements ops.Rows.
+func (g *Graph) Len() int { return len(g.batch.tokens) }
+
+// Bounds implements ops.Rows.
+func (g *Graph) Bounds() []int { return g.batch.bounds }
+
+// Close frees the machine.
+func (g *Graph) Close() error { return g.vm.Close() }
+
+// Pair is a winner and a loser of one user among the rows of a batch.
+type Pair struct {
+	Winner, Loser int     // rows
+	RefMargin     float32 // log p_ref(winner) - log p_ref(loser)
+}
+
+// Losses are what a run found, in nats.
+type Losses struct {
+	Total float32
+	NTP   float32 // mean over predictions, by weight
+	DPO   float32 // mean over pairs
+	Wins  float64 // share of pairs whose margin grew over the reference's
+}
+
+// ErrNotFinite says that the loss of a batch is NaN or infinite.
+var ErrNotFinite = errors.New("the loss is not finite")
+
+// Run computes the losses of a batch and, in the graph, the gradients. With a
+// dropout above 0, masks follow from seed.
+func (g *Graph) Run(b *Batch, pairs []Pair, dropout float32, seed uint64) (Losses, error) {
+	if len(b.tokens) == 0 || len(b.tokens) > g.capacity {
+		return Losses{}, fmt.Errorf("a batch of %d tokens, allowed is 1 to %d", len(b.tokens), g.capacity)
+	}
+	g.batch = b
+	b.dropout, b.seed = dropout, seed
+	w := g.weight.Data().([]float32)
+	clear(w)
+	copy(w, b.weight)
+	if g.dpo != nil {
+		if err := g.dpo.set(b, pairs, g.capacity); err != nil {
+			return Losses{}, err
+		}
+	}
+	ops.ZeroGradients(g.model)
+	g.vm.Reset()
+	if err := g.vm.RunAll(); err != nil {
+		return Losses{}, fmt.Errorf("run the decoder's graph: %w", err)
+	}
+	l := Losses{Total: scalar(g.cost), NTP: scalar(g.ntp)}
+	if g.dpo != nil {
+		l.DPO = scalar(g.dpo.loss)
+		for _, m := range g.dpo.margin.Data().([]float32)[:len(pairs)] {
+			if m > 0 {
+				l.Wins += 1 / float64(len(pairs))
+			}
+		}
+	}
+	if l.Total != l.Total || l.Total-l.Total != 0 {
+		return l, ErrNotFinite
+	}
+	return l, nil
+}
+
+// Step runs a batch and updates the weights. After an error the weights are as
+// they were.
+func (g *Graph) Step(b *Batch, pairs []Pair, dropout float32, seed uint64, solver gorgonia.Solver) (Losses, error) {
+	l, err := g.Run(b, pairs, dropout, seed)
+	if err != nil {
+		return l, err
+	}
+	return l, solver.Step(g.model)
+}
+
+// LogProbs returns, after a Run, the log probability of each row's predictions,
+// summed.
+func (g *Graph) LogProbs() []float32 {
+	logp := g.logp.Data().([]float32)
+	out := make([]float32, g.batch.Rows())
+	for r, from := range g.batch.firstTarget {
+		to := len(g.batch.target)
+		if r+1 < len(g.batch.firstTarget) {
+			to = g.batch.firstTarget[r+1]
+		}
+		for _, v := range logp[from:to] {
+			out[r] += v
+		}
+	}
+	return out
+}
+
+func (d *dpoInputs) set(b *Batch, pairs []Pair, capacity int) error {
+	if len(pairs) > d.pairs {
+		return fmt.Errorf("%d pairs, at most %d fit", len(pairs), d.pairs)
+	}
+	signs, ref, share := d.signs.Data().([]float32), d.ref.Data().([]float32), d.share.Data().([]float32)
+	clear(signs)
+	clear(ref)
+	clear(share)
+	mark := func(pair, row int, sign float32) {
+		to := len(b.target)
+		if row+1 < len(b.firstTarget) {
+			to = b.firstTarget[row+1]
+		}
+		for i := b.firstTarget[row]; i < to; i++ {
+			signs[pair*capacity+i] = sign
+		}
+	}
+	for i, p := range pairs {
+		mark(i, p.Winner, 1)
+		mark(i, p.Loser, -1)
+		ref[i], share[i] = p.RefMargin, 1/float32(len(pairs))
+	}
+	return nil
+}
+
+func scalar(v gorgonia.Value) float32 {
+	switch d := v.Data().(type) {
+	case float32:
+		return d
+	case []float32:
+		return d[0]
+	}
+	panic(fmt.Sprintf("decoder: %T is no scalar", v.Data()))
+}

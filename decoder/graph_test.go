@@ -1,0 +1,204 @@
+package decoder
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"onerec/internal/ops"
+)
+
+func testConfig() Config {
+	return Config{Layers: 2, Dim: 16, Heads: 2, Hidden: 24, Levels: 2, Codes: 5, MaxLen: 40}
+}
+
+func randomRow(r *rand.Rand, c Config, history, session int) Row {
+	item := func() Item {
+		id := make(Item, c.Levels)
+		for l := range id {
+			id[l] = uint16(r.IntN(c.Codes))
+		}
+		return id
+	}
+	var row Row
+	for range history {
+		row.History = append(row.History, item())
+	}
+	for range session {
+		row.Session = append(row.Session, item())
+	}
+	return row
+}
+
+func testBatch(t testing.TB, c Config, historyWeight float32, rows ...Row) *Batch {
+	t.Helper()
+	b := NewBatch(historyWeight)
+	for _, r := range rows {
+		if err := b.Add(c, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.Close()
+	return b
+}
+
+// randomWeights draws weights large enough that every gradient matters.
+func randomWeights(t testing.TB, c Config, seed uint64) *Weights {
+	t.Helper()
+	w, err := NewWeights(c, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(seed, 1))
+	for _, p := range w.params {
+		for i := range p.Data {
+			p.Data[i] += float32(r.NormFloat64()) * 0.3
+		}
+	}
+	return w
+}
+
+// checkGradients holds the graph's gradient of each parameter against central
+// differences along random directions.
+func checkGradients(t *testing.T, g *Graph, b *Batch, pairs []Pair, dropout float32) {
+	t.Helper()
+	run := func() float64 {
+		l, err := g.Run(b, pairs, dropout, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return float64(l.Total)
+	}
+	run()
+	grads := make([][]float32, len(g.model))
+	for i, n := range g.model {
+		v, err := n.Grad()
+		if err != nil {
+			t.Fatal(err)
+		}
+		grads[i] = append([]float32(nil), v.Data().([]float32)...)
+	}
+	r := rand.New(rand.NewPCG(9, 9))
+	for i, p := range g.weights.params {
+		for range 3 {
+			dir := make([]float32, len(p.Data))
+			var want, norm float64
+			for j := range dir {
+				dir[j] = float32(r.NormFloat64())
+				want += float64(dir[j]) * float64(grads[i][j])
+				norm += float64(dir[j]) * float64(dir[j])
+			}
+			h := 2e-2 / math.Sqrt(norm)
+			old := append([]float32(nil), p.Data...)
+			at := func(by float64) float64 {
+				for j := range dir {
+					p.Data[j] = old[j] + float32(by)*dir[j]
+				}
+				return run()
+			}
+			got := (8*(at(h)-at(-h)) - (at(2*h) - at(-2*h))) / (12 * h) // error O(h^4)
+			copy(p.Data, old)
+			if math.Abs(got-want) > 2e-3+2e-2*math.Abs(got) {
+				t.Errorf("%s: gradient along a direction is %v, central difference %v", p.Name, want, got)
+			}
+		}
+	}
+}
+
+func TestGradientsOfNextTokenLoss(t *testing.T) {
+	c := testConfig()
+	w := randomWeights(t, c, 1)
+	g, err := NewGraph(w, 128)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	r := rand.New(rand.NewPCG(1, 2))
+	b := testBatch(t, c, 0.5, randomRow(r, c, 3, 2), randomRow(r, c, 0, 4), randomRow(r, c, 5, 1))
+	checkGradients(t, g, b, nil, 0)
+	checkGradients(t, g, b, nil, 0.2)
+}
+
+func TestGradientsOfDPO(t *testing.T) {
+	c := testConfig()
+	w := randomWeights(t, c, 2)
+	g, err := NewDPOGraph(w, 128, 4, 0.3, 1.5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	r := rand.New(rand.NewPCG(3, 4))
+	b := testBatch(t, c, 0, randomRow(r, c, 3, 2), randomRow(r, c, 3, 2), randomRow(r, c, 1, 3), randomRow(r, c, 1, 3))
+	pairs := []Pair{{Winner: 0, Loser: 1, RefMargin: 0.4}, {Winner: 3, Loser: 2, RefMargin: -0.7}}
+	checkGradients(t, g, b, pairs, 0)
+
+	// The value, by the formula.
+	l, err := g.Run(b, pairs, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logp := g.LogProbs()
+	var want float64
+	for _, p := range pairs {
+		z := 0.3 * float64(logp[p.Winner]-logp[p.Loser]-p.RefMargin)
+		want += math.Log1p(math.Exp(-z)) / 2
+	}
+	if math.Abs(float64(l.DPO)-want) > 1e-5 || math.Abs(float64(l.Total)-float64(l.NTP)-1.5*want) > 1e-5 {
+		t.Fatalf("losses %+v, want DPO %v", l, want)
+	}
+}
+
+// TestPacking: the rows of a batch do not see each other.
+func TestPacking(t *testing.T) {
+	c := testConfig()
+	w := randomWeights(t, c, 3)
+	g, err := NewGraph(w, 128)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	r := rand.New(rand.NewPCG(5, 6))
+	rows := []Row{randomRow(r, c, 3, 2), randomRow(r, c, 1, 4), randomRow(r, c, 0, 1)}
+	if _, err := g.Run(testBatch(t, c, 1, rows...), nil, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	together := g.LogProbs()
+	for i, row := range rows {
+		if _, err := g.Run(testBatch(t, c, 1, row), nil, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		if alone := g.LogProbs()[0]; math.Abs(float64(alone-together[i])) > 1e-4 {
+			t.Errorf("row %d: log probability %v alone, %v in a batch", i, alone, together[i])
+		}
+	}
+}
+
+// TestMemorises: a few rows can be learned by heart, to nearly no loss.
+func TestMemorises(t *testing.T) {
+	c := testConfig()
+	w, err := NewWeights(c, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := NewGraph(w, 128)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	r := rand.New(rand.NewPCG(7, 8))
+	b := testBatch(t, c, 0, randomRow(r, c, 2, 3), randomRow(r, c, 3, 3))
+	solver := ops.NewSolver(0.01, 0)
+	var first, last Losses
+	for i := range 120 {
+		last, err = g.Step(b, nil, 0, 0, solver)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			first = last
+		}
+	}
+	if math.Abs(float64(first.NTP)-math.Log(float64(c.Vocab()))) > 0.5 || last.NTP > 0.05 {
+		t.Fatalf("loss from %v to %v", first.NTP, last.NTP)
+	}
+}

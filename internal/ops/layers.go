@@ -1,0 +1,155 @@
+package ops
+
+import (
+	"gorgonia.org/gorgonia"
+	"gorgonia.org/tensor"
+
+	"onerec/internal/kernels"
+)
+
+// Rows is what layers need to know of a batch: how many rows of the activations
+// are in use, and where sequences begin.
+type Rows interface {
+	Len() int      // rows in use
+	Bounds() []int // sequence s is rows Bounds[s] to Bounds[s+1]
+}
+
+func cols(n *gorgonia.Node) int { return n.Shape()[1] }
+
+func matrix(rows, cols int) tensor.Shape { return tensor.Shape{rows, cols} }
+
+// Linear is x W' for x (rows x in) and W (out x in), as in PyTorch.
+func Linear(b Rows, x, w *gorgonia.Node) *gorgonia.Node {
+	in, out := cols(x), w.Shape()[0]
+	capacity := x.Shape()[0]
+	return Apply("linear", matrix(capacity, out), func(y []float32, v [][]float32) {
+		kernels.Gemm(false, true, b.Len(), out, in, 1, v[0], in, v[1], in, 0, y, out)
+	}, func(v gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		dx := Apply("linear dx", matrix(capacity, in), func(dx []float32, g [][]float32) {
+			kernels.Gemm(false, false, b.Len(), in, out, 1, g[0], out, g[1], in, 0, dx, in)
+		}, nil, dy, v[1])
+		dw := Apply("linear dw", matrix(out, in), func(dw []float32, g [][]float32) {
+			kernels.Gemm(true, false, out, in, b.Len(), 1, g[0], out, g[1], in, 0, dw, in)
+		}, nil, dy, v[0])
+		return gorgonia.Nodes{dx, dw}
+	}, x, w)
+}
+
+// RMSNorm normalises each row of x (rows x d) and scales by gain (d).
+func RMSNorm(b Rows, x, gain *gorgonia.Node) *gorgonia.Node {
+	capacity, d := x.Shape()[0], cols(x)
+	rstd := make([]float32, capacity)
+	return Apply("rmsnorm", matrix(capacity, d), func(y []float32, v [][]float32) {
+		kernels.RMSNorm(y, rstd, v[0], v[1], b.Len(), d)
+	}, func(v gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		// One kernel gives both gradients; the second node reads what the first
+		// one's run left.
+		dgain := make([]float32, d)
+		dx := Apply("rmsnorm dx", matrix(capacity, d), func(dx []float32, g [][]float32) {
+			clear(dx[:b.Len()*d])
+			clear(dgain)
+			kernels.RMSNormBackward(dx, dgain, g[0], g[1], g[2], rstd, b.Len(), d)
+		}, nil, dy, v[0], v[1])
+		dg := Apply("rmsnorm dgain", tensor.Shape{d}, func(out []float32, _ [][]float32) { copy(out, dgain) }, nil, dx)
+		return gorgonia.Nodes{dx, dg}
+	}, x, gain)
+}
+
+// SwiGLU maps rows x 2f to rows x f.
+func SwiGLU(b Rows, u *gorgonia.Node) *gorgonia.Node {
+	capacity, f := u.Shape()[0], cols(u)/2
+	return Apply("swiglu", matrix(capacity, f), func(y []float32, v [][]float32) {
+		kernels.SwiGLU(y, v[0], b.Len(), f)
+	}, func(v gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{Apply("swiglu du", matrix(capacity, 2*f), func(du []float32, g [][]float32) {
+			clear(du[:b.Len()*2*f])
+			kernels.SwiGLUBackward(du, g[0], g[1], b.Len(), f)
+		}, nil, dy, v[0])}
+	}, u)
+}
+
+// AddDropout is x + dropout(y); p and the seed are read at each run.
+func AddDropout(b Rows, x, y *gorgonia.Node, p func() (rate float32, seed uint64)) *gorgonia.Node {
+	capacity, d := x.Shape()[0], cols(x)
+	salt := counter.Add(1) << 40 // each layer its own mask
+	return Apply("add", matrix(capacity, d), func(out []float32, v [][]float32) {
+		rate, seed := p()
+		n := b.Len() * d
+		kernels.Dropout(out[:n], v[1][:n], rate, seed+salt)
+		kernels.Add(out[:n], v[0][:n])
+	}, func(_ gorgonia.Nodes, _, grad *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{grad, Apply("add dy", matrix(capacity, d), func(dy []float32, g [][]float32) {
+			rate, seed := p()
+			kernels.Dropout(dy[:b.Len()*d], g[0][:b.Len()*d], rate, seed+salt)
+		}, nil, grad)}
+	}, x, y)
+}
+
+// Attention maps queries, keys and values (rows x 3d) to rows x d, each sequence
+// by itself. With a rotary table, queries and keys are turned by pos(row).
+func Attention(b Rows, qkv *gorgonia.Node, heads int, causal bool, rotary *kernels.Rotary, pos func(row int) int) *gorgonia.Node {
+	capacity, d := qkv.Shape()[0], cols(qkv)/3
+	turned := make([]float32, capacity*3*d)
+	turn := func(x []float32, back bool) {
+		if rotary == nil {
+			return
+		}
+		const grain = 64
+		n := b.Len()
+		kernels.Parallel((n+grain-1)/grain, func(c int) {
+			for i := c * grain; i < min(n, (c+1)*grain); i++ {
+				rotary.Turn(x[i*3*d:i*3*d+2*d], pos(i), back)
+			}
+		})
+	}
+	return Apply("attention", matrix(capacity, d), func(out []float32, v [][]float32) {
+		copy(turned[:b.Len()*3*d], v[0])
+		turn(turned, false)
+		kernels.Attention(out, turned, b.Bounds(), d, heads, causal)
+	}, func(_ gorgonia.Nodes, out, dy *gorgonia.Node) gorgonia.Nodes {
+		// The output is an input too: it says that turned is of this run.
+		return gorgonia.Nodes{Apply("attention dqkv", matrix(capacity, 3*d), func(dqkv []float32, g [][]float32) {
+			clear(dqkv[:b.Len()*3*d])
+			kernels.AttentionBackward(dqkv, g[0], turned, b.Bounds(), d, heads, causal)
+			turn(dqkv, true)
+		}, nil, dy, out)}
+	}, qkv)
+}
+
+// Embed gathers rows of table (n x d) by the ids of the batch.
+func Embed(b Rows, table *gorgonia.Node, ids func() []int32, capacity int) *gorgonia.Node {
+	n, d := table.Shape()[0], cols(table)
+	return Apply("embed", matrix(capacity, d), func(out []float32, v [][]float32) {
+		for i, id := range ids() {
+			copy(out[i*d:(i+1)*d], v[0][int(id)*d:])
+		}
+	}, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{Apply("embed dtable", matrix(n, d), func(dt []float32, g [][]float32) {
+			clear(dt)
+			for i, id := range ids() {
+				kernels.Add(dt[int(id)*d:(int(id)+1)*d], g[0][i*d:(i+1)*d])
+			}
+		}, nil, dy)}
+	}, table)
+}
+
+// LogProbs gives, for prediction i, log softmax(h[at[i]] table')[target[i]], as a
+// vector of the given capacity, zero beyond the predictions of the batch.
+func LogProbs(h, table *gorgonia.Node, predictions func() (at, target []int32), capacity int) *gorgonia.Node {
+	rows, d, vocab := h.Shape()[0], cols(h), table.Shape()[0]
+	return Apply("logprobs", tensor.Shape{capacity}, func(out []float32, v [][]float32) {
+		at, target := predictions()
+		clear(out[len(at):])
+		kernels.LogProbs(out, v[0], at, target, v[1], vocab, d)
+	}, func(v gorgonia.Nodes, _, grad *gorgonia.Node) gorgonia.Nodes {
+		dtable := make([]float32, vocab*d)
+		dh := Apply("logprobs dh", matrix(rows, d), func(dh []float32, g [][]float32) {
+			at, target := predictions()
+			clear(dh)
+			clear(dtable)
+			kernels.LogProbsBackward(dh, dtable, g[0], g[1], at, target, g[2], vocab, d)
+		}, nil, grad, v[0], v[1])
+		dt := Apply("logprobs dtable", matrix(vocab, d), func(out []float32, _ [][]float32) { copy(out, dtable) }, nil, dh)
+		return gorgonia.Nodes{dh, dt}
+	}, h, table)
+}
