@@ -47,7 +47,13 @@ func NewBatch(historyWeight float32) *Batch {
 }
 
 // Add appends a row; the weights are then normalised by Close.
-func (b *Batch) Add(c Config, r Row) error {
+func (b *Batch) Add(c Config, r Row) error { return b.add(c, r, 1) }
+
+// AddUnweighted appends a row whose session has log probabilities but no part in
+// the next-token loss: a winner or a loser of DPO.
+func (b *Batch) AddUnweighted(c Config, r Row) error { return b.add(c, r, 0) }
+
+func (b *Batch) add(c Config, r Row, sessionWeight float32) error {
 	if n := c.Tokens(r); n > c.MaxLen {
 		return fmt.Errorf("a row of %d tokens exceeds the longest, %d; use Fit", n, c.MaxLen)
 	}
@@ -57,10 +63,10 @@ func (b *Batch) Add(c Config, r Row) error {
 		b.tokens, b.pos = append(b.tokens, t), append(b.pos, pos)
 		pos++
 	}
-	item := func(id Item, weight float32) {
+	item := func(id Item, weight float32, predict bool) {
 		for l, code := range id {
 			t := c.token(l, code)
-			if weight > 0 {
+			if predict {
 				b.at = append(b.at, int32(len(b.tokens)-1))
 				b.target = append(b.target, t)
 				b.weight = append(b.weight, weight)
@@ -70,7 +76,7 @@ func (b *Batch) Add(c Config, r Row) error {
 	}
 	push(tokenBOS)
 	for _, h := range r.History {
-		item(h, b.historyWeight)
+		item(h, b.historyWeight*sessionWeight, b.historyWeight*sessionWeight > 0)
 		push(tokenSEP)
 	}
 	push(tokenSES)
@@ -78,7 +84,7 @@ func (b *Batch) Add(c Config, r Row) error {
 		if i > 0 {
 			push(tokenSEP)
 		}
-		item(s, 1)
+		item(s, sessionWeight, true)
 	}
 	b.bounds = append(b.bounds, len(b.tokens))
 	return nil

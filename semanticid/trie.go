@@ -15,6 +15,7 @@ type Trie struct {
 
 type trieLevel struct {
 	code  []uint16
+	under []int32 // items below the node
 	first []int32 // first child in the next level; one more than codes, so that first[i+1] ends node i
 }
 
@@ -35,9 +36,13 @@ func NewTrie(c *Codebook) *Trie {
 				continue
 			}
 			t.levels[l].code = append(t.levels[l].code, code)
+			t.levels[l].under = append(t.levels[l].under, 0)
 			if l+1 < len(id) {
 				t.levels[l].first = append(t.levels[l].first, int32(len(t.levels[l+1].code)))
 			}
+		}
+		for l := range t.levels {
+			t.levels[l].under[len(t.levels[l].under)-1]++
 		}
 	}
 	for l := range len(t.levels) - 1 {
@@ -56,6 +61,28 @@ func (t *Trie) Children(l int, i int32) (lo, hi int32) {
 
 // Code returns the code of node i of level l.
 func (t *Trie) Code(l int, i int32) uint16 { return t.levels[l].code[i] }
+
+// Under returns how many items are below node i of level l.
+func (t *Trie) Under(l int, i int32) int32 { return t.levels[l].under[i] }
+
+// Path returns the node of each level on the way to an ID, false if no item has
+// it.
+func (t *Trie) Path(id []uint16) ([]int32, bool) {
+	path := make([]int32, 0, len(t.levels))
+	lo, hi := t.Roots()
+	for l, code := range id {
+		at, ok := slices.BinarySearch(t.levels[l].code[lo:hi], code)
+		if !ok {
+			return nil, false
+		}
+		node := lo + int32(at)
+		path = append(path, node)
+		if l+1 < len(t.levels) {
+			lo, hi = t.Children(l, node)
+		}
+	}
+	return path, len(path) == len(t.levels)
+}
 
 // Item returns the item index of leaf i, a node of the last level.
 func (t *Trie) Item(i int32) int32 { return t.items[i] }

@@ -1,0 +1,192 @@
+package decoder
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"onerec/semanticid"
+)
+
+func testCodebook(t testing.TB, n, codes int) *semanticid.Codebook {
+	t.Helper()
+	r := rand.New(rand.NewPCG(11, 12))
+	x := make([]float32, n*4)
+	names := make([]string, n)
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+	}
+	for i := range names {
+		names[i] = fmt.Sprint("i", i)
+	}
+	cb, err := semanticid.Build(context.Background(), names, x, 4, semanticid.Config{Levels: 2, Codes: codes, Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cb
+}
+
+// graphLogProb scores a session with the training graph.
+func graphLogProb(t *testing.T, g *Graph, c Config, history, session []Item) float64 {
+	t.Helper()
+	if _, err := g.Run(testBatch(t, c, 0, Row{history, session}), nil, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	return float64(g.LogProbs()[0])
+}
+
+// TestBeamEqualsExhaustiveSearch: with beams enough, the best lists are those of
+// scoring every list with the training graph, and so are their log
+// probabilities.
+func TestBeamEqualsExhaustiveSearch(t *testing.T) {
+	c := testConfig()
+	cb := testCodebook(t, 9, c.Codes)
+	w := randomWeights(t, c, 5)
+	gen, err := NewGenerator(w, cb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := NewGraph(w, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	history := []Item{cb.ID(3), cb.ID(1), cb.ID(3)}
+	exclude := map[int32]bool{4: true}
+	var want []List
+	for i := range int32(9) {
+		for j := range int32(9) {
+			if i != j && i != 4 && j != 4 {
+				want = append(want, List{[]int32{i, j}, graphLogProb(t, g, c, history, []Item{cb.ID(i), cb.ID(j)})})
+			}
+		}
+	}
+	slices.SortFunc(want, func(a, b List) int {
+		if a.LogProb > b.LogProb {
+			return -1
+		}
+		return 1
+	})
+	got, err := gen.Generate(Options{History: history, Exclude: exclude, Length: 2, Width: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != len(want) {
+		t.Fatalf("%d lists, want %d", len(got), len(want))
+	}
+	for i := range want {
+		if fmt.Sprint(got[i].Items) != fmt.Sprint(want[i].Items) || math.Abs(got[i].LogProb-want[i].LogProb) > 1e-3 {
+			t.Fatalf("list %d is %v, want %v", i, got[i], want[i])
+		}
+	}
+	// A session that has begun.
+	rest, err := gen.Generate(Options{History: history, Session: []Item{cb.ID(want[0].Items[0])}, Length: 1, Width: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := graphLogProb(t, g, c, history, []Item{cb.ID(want[0].Items[0])})
+	both := graphLogProb(t, g, c, history, []Item{cb.ID(want[0].Items[0]), cb.ID(rest[0].Items[0])})
+	if math.Abs(begun+rest[0].LogProb-both) > 1e-3 {
+		t.Fatalf("log probability of the rest is %v, want %v", rest[0].LogProb, both-begun)
+	}
+}
+
+// TestSamplingFrequencies holds the frequencies of sampled items against their
+// exact probabilities (chi-squared).
+func TestSamplingFrequencies(t *testing.T) {
+	c := testConfig()
+	cb := testCodebook(t, 9, c.Codes)
+	w := randomWeights(t, c, 6)
+	gen, err := NewGenerator(w, cb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	history := []Item{cb.ID(0)}
+	all, err := gen.Generate(Options{History: history, Length: 1, Width: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Sampling renormalises among the allowed codes of each level.
+	byFirst := map[uint16]float64{}
+	prob := map[int32]float64{}
+	var total float64
+	for _, l := range all {
+		p := math.Exp(l.LogProb)
+		byFirst[cb.ID(l.Items[0])[0]] += p
+		prob[l.Items[0]] = p
+	}
+	const draws = 4000
+	o := Options{History: history, Length: 1, Width: draws, Temperature: 1, Rand: rand.New(rand.NewPCG(1, 2))}
+	lists, err := gen.Generate(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := map[int32]int{}
+	for _, l := range lists {
+		count[l.Items[0]]++
+	}
+	// Exact: P(first) among allowed firsts, by the model's own log probabilities.
+	first := map[uint16]float64{}
+	var firstSum float64
+	past, hidden := gen.prefill([]int32{tokenBOS, c.token(0, history[0][0]), c.token(1, history[0][1]), tokenSEP, tokenSES})
+	_ = past
+	for code := range byFirst {
+		e := w.embed()[int(c.token(0, code))*c.Dim:]
+		var dot float64
+		for j, v := range hidden {
+			dot += float64(v) * float64(e[j])
+		}
+		first[code] = math.Exp(dot)
+		firstSum += math.Exp(dot)
+	}
+	var chi float64
+	for item, p := range prob {
+		code := cb.ID(item)[0]
+		expected := draws * first[code] / firstSum * p / byFirst[code]
+		total += expected
+		chi += (float64(count[item]) - expected) * (float64(count[item]) - expected) / expected
+	}
+	if math.Abs(total-draws) > 1e-3*draws || chi > 26.1 { // 8 degrees of freedom, p = 0.001
+		t.Fatalf("chi-squared %v, expected draws %v", chi, total)
+	}
+}
+
+// TestListsHoldRealDistinctItems: sampled lists of any length never repeat an
+// item or hold an excluded one, also when nearly all items are used up.
+func TestListsHoldRealDistinctItems(t *testing.T) {
+	c := testConfig()
+	cb := testCodebook(t, 7, c.Codes)
+	gen, err := NewGenerator(randomWeights(t, c, 7), cb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, temperature := range []float64{0, 1} {
+		o := Options{Length: 6, Width: 20, Temperature: temperature, Exclude: map[int32]bool{2: true}, Rand: rand.New(rand.NewPCG(3, 4))}
+		lists, err := gen.Generate(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(lists) != 20 {
+			t.Fatalf("%d lists, want 20", len(lists))
+		}
+		for _, l := range lists {
+			seen := map[int32]bool{2: true}
+			for _, item := range l.Items {
+				if seen[item] {
+					t.Fatalf("temperature %v: list %v repeats or holds an excluded item", temperature, l.Items)
+				}
+				seen[item] = true
+			}
+			if len(l.Items) != 6 {
+				t.Fatalf("list %v, want 6 items", l.Items)
+			}
+		}
+		o.Length = 7 // one more than there are
+		if lists, err = gen.Generate(o); err != nil || len(lists) == 0 || len(lists[0].Items) != 6 {
+			t.Fatalf("with too few items: %v, %v", lists, err)
+		}
+	}
+}
