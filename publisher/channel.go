@@ -1,0 +1,111 @@
+package publisher
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/internal/stream"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+)
+
+// Channels of a model.
+const (
+	ChannelCandidate = "candidate" // trained, not yet aligned
+	ChannelReleased  = "released"  // what fleets serve
+)
+
+// Announce points a channel of a model at a version that is in the store. It
+// verifies the version first and returns the record that it wrote.
+func Announce(ctx context.Context, cl *kgo.Client, s *Store, channel, version, manifestHash string) (*onerecv1.CheckpointRef, error) {
+	m, _, err := s.Load(ctx, version, manifestHash)
+	if err != nil {
+		return nil, fmt.Errorf("announce %s as %s: %w", version, channel, err)
+	}
+	_, hash, err := s.Manifest(ctx, version, manifestHash)
+	if err != nil {
+		return nil, err
+	}
+	ref := &onerecv1.CheckpointRef{
+		Model: m.Model, Channel: channel, Version: version, BucketUrl: s.URL(), ManifestSha256: hash,
+		Parent: m.Parent, Kind: m.Kind, Codebook: m.Codebook, AnnouncedAtMs: time.Now().UnixMilli(),
+	}
+	value, err := proto.Marshal(ref)
+	if err != nil {
+		return nil, fmt.Errorf("announce %s as %s: %w", version, channel, err)
+	}
+	r := &kgo.Record{Topic: schemas.TopicCheckpoints, Key: []byte(m.Model + "/" + channel), Value: value}
+	if err := cl.ProduceSync(ctx, r).FirstErr(); err != nil {
+		return nil, fmt.Errorf("announce %s as %s on topic %s: %w", version, channel, schemas.TopicCheckpoints, err)
+	}
+	return ref, nil
+}
+
+// Current returns what each channel of a model points at now.
+func Current(ctx context.Context, brokers []string, opts []kgo.Opt, model string) (map[string]*onerecv1.CheckpointRef, error) {
+	refs := make(map[string]*onerecv1.CheckpointRef)
+	err := stream.ReadTopic(ctx, brokers, opts, schemas.TopicCheckpoints, func(r *kgo.Record) error {
+		ref, err := parseRef(r)
+		if err == nil && ref != nil && ref.Model == model {
+			refs[ref.Channel] = ref
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read topic %s: %w", schemas.TopicCheckpoints, err)
+	}
+	return refs, nil
+}
+
+// Follow calls fn with every announcement of a model's channel, the newest of
+// the past first, until ctx ends.
+func Follow(ctx context.Context, brokers []string, opts []kgo.Opt, model, channel string, fn func(*onerecv1.CheckpointRef)) error {
+	cl, err := kgo.NewClient(slices.Concat([]kgo.Opt{
+		kgo.SeedBrokers(brokers...),
+		kgo.ConsumeTopics(schemas.TopicCheckpoints),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+	}, opts)...)
+	if err != nil {
+		return fmt.Errorf("follow topic %s: %w", schemas.TopicCheckpoints, err)
+	}
+	defer cl.Close()
+	for {
+		fetches := cl.PollFetches(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err := fetches.Err(); err != nil {
+			return fmt.Errorf("follow topic %s: %w", schemas.TopicCheckpoints, err)
+		}
+		var newest *onerecv1.CheckpointRef
+		for r := range fetches.RecordsAll() {
+			ref, err := parseRef(r)
+			if err != nil {
+				return err
+			}
+			if ref != nil && ref.Model == model && ref.Channel == channel {
+				newest = ref
+			}
+		}
+		if newest != nil {
+			fn(newest)
+		}
+	}
+}
+
+func parseRef(r *kgo.Record) (*onerecv1.CheckpointRef, error) {
+	if r.Value == nil {
+		return nil, nil
+	}
+	ref := new(onerecv1.CheckpointRef)
+	if err := proto.Unmarshal(r.Value, ref); err != nil {
+		return nil, fmt.Errorf("topic %s offset %d is no CheckpointRef: %w", r.Topic, r.Offset, err)
+	}
+	return ref, nil
+}
