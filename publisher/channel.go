@@ -3,6 +3,7 @@ package publisher
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -47,9 +48,9 @@ func Announce(ctx context.Context, cl *kgo.Client, s *Store, channel, version, m
 }
 
 // Current returns what each channel of a model points at now.
-func Current(ctx context.Context, brokers []string, opts []kgo.Opt, model string) (map[string]*onerecv1.CheckpointRef, error) {
+func Current(ctx context.Context, c stream.Cluster, model string) (map[string]*onerecv1.CheckpointRef, error) {
 	refs := make(map[string]*onerecv1.CheckpointRef)
-	err := stream.ReadTopic(ctx, brokers, opts, schemas.TopicCheckpoints, func(r *kgo.Record) error {
+	err := c.ReadTopic(ctx, schemas.TopicCheckpoints, func(r *kgo.Record) error {
 		ref, err := parseRef(r)
 		if err == nil && ref != nil && ref.Model == model {
 			refs[ref.Channel] = ref
@@ -62,15 +63,15 @@ func Current(ctx context.Context, brokers []string, opts []kgo.Opt, model string
 	return refs, nil
 }
 
-// Follow calls fn with every announcement of a model's channel, the newest of
-// the past first, until ctx ends.
-func Follow(ctx context.Context, brokers []string, opts []kgo.Opt, model, channel string, fn func(*onerecv1.CheckpointRef)) error {
-	cl, err := kgo.NewClient(slices.Concat([]kgo.Opt{
-		kgo.SeedBrokers(brokers...),
+// Follow calls fn with what each channel of a model points at and with every
+// later announcement, until ctx ends. Of several that arrive at once only the
+// newest of a channel counts.
+func Follow(ctx context.Context, c stream.Cluster, model string, fn func(*onerecv1.CheckpointRef)) error {
+	cl, err := c.Client(
 		kgo.ConsumeTopics(schemas.TopicCheckpoints),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-	}, opts)...)
+	)
 	if err != nil {
 		return fmt.Errorf("follow topic %s: %w", schemas.TopicCheckpoints, err)
 	}
@@ -83,18 +84,18 @@ func Follow(ctx context.Context, brokers []string, opts []kgo.Opt, model, channe
 		if err := fetches.Err(); err != nil {
 			return fmt.Errorf("follow topic %s: %w", schemas.TopicCheckpoints, err)
 		}
-		var newest *onerecv1.CheckpointRef
+		newest := make(map[string]*onerecv1.CheckpointRef)
 		for r := range fetches.RecordsAll() {
 			ref, err := parseRef(r)
 			if err != nil {
 				return err
 			}
-			if ref != nil && ref.Model == model && ref.Channel == channel {
-				newest = ref
+			if ref != nil && ref.Model == model {
+				newest[ref.Channel] = ref
 			}
 		}
-		if newest != nil {
-			fn(newest)
+		for _, channel := range slices.Sorted(maps.Keys(newest)) {
+			fn(newest[channel])
 		}
 	}
 }

@@ -272,6 +272,13 @@ func (c *Codebook) Version() string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
+// Extends reports whether c is old, or old with more items assigned.
+func (c *Codebook) Extends(old *Codebook) bool {
+	return c.levels == old.levels && c.codes == old.codes && len(c.items) >= len(old.items) &&
+		slices.Equal(c.centroids, old.centroids) &&
+		slices.Equal(c.items[:len(old.items)], old.items) && slices.Equal(c.ids[:len(old.ids)], old.ids)
+}
+
 // Clone returns a copy that shares nothing that Assign changes.
 func (c *Codebook) Clone() *Codebook {
 	d := *c

@@ -171,9 +171,9 @@ func watermarkOf(r *kgo.Record) (ms int64, ok bool, err error) {
 
 // Totals are the counters of every partition since the topics began, as the
 // changelog holds them.
-func Totals(ctx context.Context, brokers []string, opts []kgo.Opt) (*onerecv1.PartitionState, error) {
+func Totals(ctx context.Context, c stream.Cluster) (*onerecv1.PartitionState, error) {
 	newest := make(map[int32]*onerecv1.PartitionState)
-	err := stream.ReadTopic(ctx, brokers, opts, schemas.TopicSessionState, func(r *kgo.Record) error {
+	err := c.ReadTopic(ctx, schemas.TopicSessionState, func(r *kgo.Record) error {
 		if string(r.Key) != PartitionKey {
 			return nil
 		}

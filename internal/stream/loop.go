@@ -12,7 +12,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"golang.org/x/sync/errgroup"
 )
 
 // Limits of a loop that no deployment has had a reason to change.
@@ -48,13 +47,13 @@ type StatefulStage interface {
 
 // Config says where a loop reads and who it is.
 type Config struct {
-	Brokers    []string
+	Cluster    Cluster
 	Group      string // consumer group; the service's name
 	Topic      string // input
 	InstanceID string // makes the transactional id; stable across restarts if set, so that a restart fences its former self at once
-	Options    []kgo.Opt
 	Metrics    *Metrics
 	Log        *slog.Logger
+	OnReady    func() // called once partitions were assigned; may be nil
 }
 
 // Loop runs a stage.
@@ -86,7 +85,7 @@ func NewLoop(cfg Config, stage Stage) *Loop {
 func (l *Loop) Run(ctx context.Context) (err error) {
 	sess, err := l.join()
 	if err != nil {
-		return fmt.Errorf("%s: join group %q on %v: %w", l.cfg.Group, l.cfg.Group, l.cfg.Brokers, err)
+		return fmt.Errorf("%s: join group %q on %v: %w", l.cfg.Group, l.cfg.Group, l.cfg.Cluster.Brokers, err)
 	}
 	defer sess.Close()
 	counts, err := partitionCounts(ctx, sess.Client())
@@ -205,7 +204,7 @@ func (l *Loop) reconcile(ctx context.Context, cl *kgo.Client) error {
 			continue
 		}
 		start := time.Now()
-		newest, err := readNewest(ctx, l.cfg.Brokers, l.cfg.Options, l.state.Changelog(), p)
+		newest, err := l.cfg.Cluster.readNewest(ctx, l.state.Changelog(), p)
 		if err != nil {
 			return fmt.Errorf("restore partition %d from %s: %w", p, l.state.Changelog(), err)
 		}
@@ -234,8 +233,8 @@ func (l *Loop) join() (*kgo.GroupTransactSession, error) {
 			}
 		}
 	}
-	opts := slices.Concat([]kgo.Opt{
-		kgo.SeedBrokers(l.cfg.Brokers...),
+	assigned := note(true)
+	opts := l.cfg.Cluster.options(
 		kgo.ConsumerGroup(l.cfg.Group),
 		kgo.ConsumeTopics(l.cfg.Topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
@@ -245,117 +244,19 @@ func (l *Loop) join() (*kgo.GroupTransactSession, error) {
 		// trailing transaction marker and lag would never be zero.
 		kgo.KeepControlRecords(),
 		kgo.RequireStableFetchOffsets(),
-		kgo.TransactionalID(l.cfg.Group + "-" + l.cfg.InstanceID),
+		kgo.TransactionalID(l.cfg.Group+"-"+l.cfg.InstanceID),
 		kgo.TransactionTimeout(txnTimeout),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
-		kgo.OnPartitionsAssigned(note(true)),
+		kgo.OnPartitionsAssigned(func(ctx context.Context, cl *kgo.Client, parts map[string][]int32) {
+			assigned(ctx, cl, parts)
+			if l.cfg.OnReady != nil {
+				l.cfg.OnReady()
+			}
+		}),
 		kgo.OnPartitionsRevoked(note(false)),
 		kgo.OnPartitionsLost(note(false)),
-	}, l.cfg.Options)
+	)
 	return kgo.NewGroupTransactSession(opts...)
-}
-
-// readNewest returns the newest record of each key on a partition, tombstones
-// left out. Memory is bounded by the number of keys.
-func readNewest(ctx context.Context, brokers []string, opts []kgo.Opt, topic string, partition int32) ([]*kgo.Record, error) {
-	newest := make(map[string]*kgo.Record)
-	err := ReadPartition(ctx, brokers, opts, topic, partition, func(r *kgo.Record) error {
-		if r.Value == nil {
-			delete(newest, string(r.Key))
-		} else {
-			newest[string(r.Key)] = r
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return slices.Collect(maps.Values(newest)), nil
-}
-
-// ReadPartition calls fn with every committed record of a partition, from its
-// beginning to the end that it has now, and returns fn's first error.
-func ReadPartition(ctx context.Context, brokers []string, opts []kgo.Opt, topic string, partition int32, fn func(*kgo.Record) error) error {
-	cl, err := kgo.NewClient(slices.Concat([]kgo.Opt{
-		kgo.SeedBrokers(brokers...),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {partition: kgo.NewOffset().AtStart()}}),
-	}, opts)...)
-	if err != nil {
-		return err
-	}
-	defer cl.Close()
-	adm := kadm.NewClient(cl)
-	starts, err := adm.ListStartOffsets(ctx, topic)
-	if err != nil {
-		return err
-	}
-	ends, err := adm.ListEndOffsets(ctx, topic) // the high watermark, not the last stable offset
-	if err != nil {
-		return err
-	}
-	start, _ := starts.Lookup(topic, partition)
-	end, ok := ends.Lookup(topic, partition)
-	if !ok || end.Err != nil {
-		return fmt.Errorf("no partition %d of topic %q (run \"onerec topics create\"): %w", partition, topic, errors.Join(errors.New("not found"), end.Err))
-	}
-	if start.Offset >= end.Offset {
-		return nil
-	}
-	for {
-		fetches := cl.PollFetches(ctx)
-		if err := fetches.Err(); err != nil {
-			return err
-		}
-		last := int64(-1)
-		for r := range fetches.RecordsAll() {
-			last = r.Offset
-			if !r.Attrs.IsControl() && r.Offset < end.Offset {
-				if err := fn(r); err != nil {
-					return err
-				}
-			}
-		}
-		if last >= end.Offset-1 {
-			return nil
-		}
-	}
-}
-
-// ReadTopic is ReadPartition over every partition, one after the other.
-func ReadTopic(ctx context.Context, brokers []string, opts []kgo.Opt, topic string, fn func(*kgo.Record) error) error {
-	cl, err := kgo.NewClient(slices.Concat([]kgo.Opt{kgo.SeedBrokers(brokers...)}, opts)...)
-	if err != nil {
-		return err
-	}
-	defer cl.Close()
-	counts, err := partitionCounts(ctx, cl)
-	if err != nil {
-		return err
-	}
-	if counts[topic] == 0 {
-		return fmt.Errorf("topic %q does not exist; run \"onerec topics create\"", topic)
-	}
-	for p := range counts[topic] {
-		if err := ReadPartition(ctx, brokers, opts, topic, p, fn); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// partitionCounts returns the number of partitions of every topic.
-func partitionCounts(ctx context.Context, cl *kgo.Client) (map[string]int32, error) {
-	topics, err := kadm.NewClient(cl).ListTopics(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list topics: %w", err)
-	}
-	counts := make(map[string]int32, len(topics))
-	for name, t := range topics {
-		counts[name] = int32(len(t.Partitions))
-	}
-	return counts, nil
 }
 
 // WaitCaughtUp returns once the group has committed everything that the topic
@@ -389,13 +290,4 @@ func WaitCaughtUp(ctx context.Context, cl *kgo.Client, group, topic string) erro
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-}
-
-// RunAll runs services until one fails or ctx ends, and waits for all of them.
-func RunAll(ctx context.Context, services ...func(context.Context) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for _, s := range services {
-		g.Go(func() error { return s(ctx) })
-	}
-	return g.Wait()
 }

@@ -1,0 +1,552 @@
+// Package trainer turns good sessions into a better decoder, for ever.
+//
+// [Learner] is the pure part: it takes sessions in their order and makes training
+// steps, and what it does depends on nothing but the sessions, the
+// configuration and the seed. [Run] feeds it from Kafka and publishes
+// candidates.
+//
+// # What a step trains on
+//
+// Every session that arrives pays for a number of rows (the replay ratio). A
+// step takes the sessions that were not trained on yet first and fills the rest
+// of its batch from the replay buffer. Published weights are an exponential
+// moving average of the trained ones, which does for an endless stream what a
+// decaying learning rate does for a finite one (Polyak and Juditsky, 1992).
+//
+// # Held-out users
+//
+// A fixed share of users, by hash, is never trained on; their sessions measure
+// the model. Their items get semantic IDs like everyone's, but what they watch
+// together does not shape the embeddings.
+package trainer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"onerec/decoder"
+	"onerec/internal/holdout"
+	"onerec/internal/kernels"
+	"onerec/internal/ops"
+	"onerec/schemas/onerecv1"
+	"onerec/semanticid"
+)
+
+// Config holds the hyperparameters.
+type Config struct {
+	Preset string // of the decoder
+	Levels int    // of the codebook
+	Codes  int    // of the codebook; 0 chooses
+	// Items of a row: History before the session at most, Session in it.
+	History, Session int
+	EmbeddingDim     int // of learned item embeddings
+	EmbeddingWindow  int
+
+	BatchTokens   int     // tokens of a step at most
+	ReplayRatio   float64 // rows trained for each row that arrives
+	LearningRate  float64
+	WarmupSteps   int
+	WeightDecay   float64
+	Dropout       float64
+	HistoryWeight float64 // of the history's codes in the loss, against 1 for the session's
+	Average       float64 // decay of the weights' moving average, per step
+
+	Buffer         int // sessions in the replay buffer at most
+	HoldoutPercent int // share of users that is never trained on
+	MaxHoldout     int // held-out sessions kept at most, the newest
+	Seed           uint64
+}
+
+// DefaultConfig suits a small catalogue on a laptop.
+func DefaultConfig() Config {
+	return Config{
+		Preset: "tiny", Levels: 3, History: 32, Session: 8, EmbeddingDim: 48, EmbeddingWindow: 6,
+		BatchTokens: 2048, ReplayRatio: 20, LearningRate: 2e-3, WarmupSteps: 50, WeightDecay: 0.05,
+		Dropout: 0.2, HistoryWeight: 0.25, Average: 0.995,
+		Buffer: 50_000, HoldoutPercent: 10, MaxHoldout: 2000, Seed: 1,
+	}
+}
+
+// sample is a session in terms of the items' indexes in the codebook, or, before
+// there is one, of the embedder.
+type sample struct {
+	history, session []int32
+}
+
+// Learner is the trainer's pure core. It is not safe for concurrent use.
+type Learner struct {
+	cfg Config
+
+	embedder *semanticid.Embedder
+	items    []string // by index; the codebook's order
+	index    map[string]int32
+	vectors  []float32 // embeddings by index
+	pending  []*onerecv1.Session
+
+	cb      *semanticid.Codebook
+	raw     *decoder.Weights // what steps change
+	average *decoder.Weights // what is published
+	graph   *decoder.Graph
+	eval    *decoder.Graph // over average
+	solver  *ops.Solver
+
+	buffer  []sample
+	next    int // slot of the buffer that the next session takes once it is full
+	fresh   []sample
+	heldOut []sample
+	nextOut int
+	popular []int // views of training users, by item
+
+	debt float64 // rows that arrived sessions paid for
+	stat Stats
+}
+
+// Stats counts since the learner began.
+type Stats struct {
+	Sessions  int // that arrived, held-out ones included
+	Steps     int
+	Tokens    int64
+	Skipped   int // steps whose loss or gradient was not finite
+	FirstLoss float64
+	LastLoss  float64 // running mean of the newest steps
+	GradNorm  float64
+	Seconds   float64 // spent in steps
+}
+
+// TokensPerSecond is the speed of training steps.
+func (s Stats) TokensPerSecond() float64 {
+	if s.Seconds == 0 {
+		return 0
+	}
+	return float64(s.Tokens) / s.Seconds
+}
+
+// NewLearner returns a learner that has seen nothing.
+func NewLearner(cfg Config) *Learner {
+	return &Learner{
+		cfg:      cfg,
+		embedder: semanticid.NewEmbedder(cfg.EmbeddingDim, cfg.EmbeddingWindow, cfg.Seed),
+		index:    make(map[string]int32),
+	}
+}
+
+// Observe takes the next good session. It trains nothing; see Step.
+func (l *Learner) Observe(s *onerecv1.Session) error {
+	l.stat.Sessions++
+	if l.cb == nil {
+		l.pending = append(l.pending, s)
+		if len(l.pending) > l.cfg.Buffer {
+			l.pending = l.pending[1:]
+		}
+		return nil
+	}
+	return l.add(s, true)
+}
+
+// Waiting returns how many sessions wait for Bootstrap.
+func (l *Learner) Waiting() int { return len(l.pending) }
+
+// Ready reports whether there is a model.
+func (l *Learner) Ready() bool { return l.cb != nil }
+
+// sequence is what a session says about which items go together.
+func (l *Learner) sequence(s *onerecv1.Session) []string {
+	var seq []string
+	for _, h := range s.History[max(0, len(s.History)-l.cfg.EmbeddingWindow):] {
+		seq = append(seq, h.ItemId)
+	}
+	for _, v := range s.Views {
+		seq = append(seq, v.ItemId)
+	}
+	return seq
+}
+
+// Bootstrap learns embeddings from the sessions so far, builds the codebook and
+// draws the first weights.
+func (l *Learner) Bootstrap(ctx context.Context) error {
+	if len(l.pending) == 0 {
+		return errors.New("bootstrap: no good session has arrived")
+	}
+	var quiet []string // items of which only held-out users tell; no embedding
+	for _, s := range l.pending {
+		if !holdout.Contains(s.UserId, l.cfg.HoldoutPercent) {
+			l.embedder.Add(l.sequence(s))
+		}
+		for _, h := range s.History {
+			quiet = append(quiet, h.ItemId)
+		}
+		for _, v := range s.Views {
+			quiet = append(quiet, v.ItemId)
+		}
+	}
+	for _, item := range quiet {
+		l.embedder.Add([]string{item})
+	}
+	l.items = l.embedder.Items()
+	var err error
+	if l.vectors, err = l.embedder.Embed(); err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	l.embedder = nil
+	cb, err := semanticid.Build(ctx, l.items, l.vectors, l.cfg.EmbeddingDim, semanticid.Config{Levels: l.cfg.Levels, Codes: l.cfg.Codes, Seed: l.cfg.Seed})
+	if err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	dc, err := decoder.Preset(l.cfg.Preset, cb.Levels(), cb.Codes(), l.cfg.History, l.cfg.Session)
+	if err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	w, err := decoder.NewWeights(dc, l.cfg.Seed)
+	if err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	if err := l.begin(cb, w, w.Clone(), ops.NewSolver(l.cfg.LearningRate, l.cfg.WeightDecay)); err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	pending := l.pending
+	l.pending = nil
+	for _, s := range pending {
+		if err := l.add(s, true); err != nil {
+			return fmt.Errorf("bootstrap: %w", err)
+		}
+	}
+	return nil
+}
+
+// begin starts training from a model.
+func (l *Learner) begin(cb *semanticid.Codebook, raw, average *decoder.Weights, solver *ops.Solver) (err error) {
+	l.cb, l.raw, l.average, l.solver = cb, raw, average, solver
+	for i := range int32(cb.Len()) {
+		l.index[cb.Item(i)] = i
+	}
+	l.popular = make([]int, cb.Len())
+	if l.graph, err = decoder.NewGraph(l.raw, l.cfg.BatchTokens); err != nil {
+		return err
+	}
+	l.eval, err = decoder.NewGraph(l.average, l.cfg.BatchTokens)
+	return err
+}
+
+// add puts a session into the buffer or among the held-out ones; its new items
+// get IDs.
+func (l *Learner) add(s *onerecv1.Session, train bool) error {
+	if err := l.assign(s); err != nil {
+		return err
+	}
+	var history, session []int32
+	for _, h := range s.History {
+		history = append(history, l.index[h.ItemId])
+	}
+	for _, v := range s.Views {
+		session = append(session, l.index[v.ItemId])
+	}
+	held := holdout.Contains(s.UserId, l.cfg.HoldoutPercent)
+	// A long session becomes several rows, each with the items before it as
+	// history.
+	for len(session) > 0 {
+		n := min(len(session), l.cfg.Session)
+		row := sample{history[max(0, len(history)-l.cfg.History):], session[:n]}
+		history, session = append(slices.Clip(history), session[:n]...), session[n:]
+		if held {
+			l.heldOut, l.nextOut = ring(l.heldOut, l.nextOut, l.cfg.MaxHoldout, row)
+			continue
+		}
+		for _, i := range row.session {
+			l.popular[i]++
+		}
+		l.buffer, l.next = ring(l.buffer, l.next, l.cfg.Buffer, row)
+		if train {
+			l.fresh = append(l.fresh, row)
+			l.debt += l.cfg.ReplayRatio
+		}
+	}
+	return nil
+}
+
+func ring(buf []sample, next, size int, s sample) ([]sample, int) {
+	if len(buf) < size {
+		return append(buf, s), 0
+	}
+	buf[next] = s
+	return buf, (next + 1) % size
+}
+
+// assign gives the new items of a session IDs near the items they were watched
+// with: their embedding is the mean of the session's known ones.
+func (l *Learner) assign(s *onerecv1.Session) error {
+	seq := l.sequence(s)
+	for _, h := range s.History {
+		seq = append(seq, h.ItemId)
+	}
+	var mean []float32
+	for _, item := range seq {
+		if _, ok := l.index[item]; ok {
+			continue
+		}
+		if mean == nil {
+			mean = l.meanOf(l.sequence(s))
+		}
+		if err := l.cb.Assign(item, mean); err != nil {
+			return err
+		}
+		l.index[item] = int32(len(l.popular))
+		l.popular = append(l.popular, 0)
+		l.vectors = append(l.vectors, mean...)
+	}
+	return nil
+}
+
+func (l *Learner) meanOf(items []string) []float32 {
+	d := l.cfg.EmbeddingDim
+	mean := make([]float32, d)
+	for _, item := range items {
+		if i, ok := l.index[item]; ok && (int(i)+1)*d <= len(l.vectors) {
+			kernels.Add(mean, l.vectors[int(i)*d:(int(i)+1)*d])
+		}
+	}
+	if norm := math.Sqrt(float64(kernels.Dot(mean, mean))); norm > 1e-6 {
+		for i := range mean {
+			mean[i] /= float32(norm)
+		}
+	}
+	return mean
+}
+
+func (l *Learner) row(s sample) decoder.Row {
+	r := decoder.Row{History: make([]decoder.Item, len(s.history)), Session: make([]decoder.Item, len(s.session))}
+	for i, h := range s.history {
+		r.History[i] = l.cb.ID(h)
+	}
+	for i, v := range s.session {
+		r.Session[i] = l.cb.ID(v)
+	}
+	return l.raw.Config.Fit(r)
+}
+
+// Due returns how many steps the arrived sessions have paid for, roughly.
+func (l *Learner) Due() int {
+	if l.cb == nil || len(l.buffer) == 0 || l.debt <= 0 {
+		return 0
+	}
+	rowTokens := (l.cfg.History/2 + l.cfg.Session) * (l.cfg.Levels + 1)
+	return int(math.Ceil(l.debt * float64(rowTokens) / float64(l.cfg.BatchTokens)))
+}
+
+// Step makes one training step if one is due, and reports whether it was.
+func (l *Learner) Step() (bool, error) {
+	if l.cb == nil || len(l.buffer) == 0 || l.debt <= 0 {
+		return false, nil
+	}
+	start := time.Now()
+	step := uint64(l.stat.Steps + l.stat.Skipped)
+	rng := rand.New(rand.NewPCG(l.cfg.Seed, step))
+	b := decoder.NewBatch(float32(l.cfg.HistoryWeight))
+	for {
+		var s sample
+		if len(l.fresh) > 0 {
+			s = l.fresh[0]
+		} else {
+			s = l.buffer[rng.IntN(len(l.buffer))]
+		}
+		r := l.row(s)
+		if b.Tokens() > 0 && b.Tokens()+l.raw.Config.Tokens(r) > l.cfg.BatchTokens {
+			break
+		}
+		if err := b.Add(l.raw.Config, r); err != nil {
+			return false, err
+		}
+		if len(l.fresh) > 0 {
+			l.fresh = l.fresh[1:]
+		}
+		l.debt--
+	}
+	b.Close()
+	l.solver.LearningRate = l.learningRate()
+	losses, err := l.graph.Step(b, nil, float32(l.cfg.Dropout), l.cfg.Seed<<32+step, l.solver)
+	switch {
+	case errors.Is(err, decoder.ErrNotFinite), errors.Is(err, ops.ErrDiverged):
+		// The weights are as before; start again from their average.
+		l.stat.Skipped++
+		l.restart(l.average)
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	l.stat.Steps++
+	l.stat.Tokens += int64(b.Tokens())
+	l.stat.GradNorm = l.solver.LastNorm
+	if l.stat.Steps == 1 {
+		l.stat.FirstLoss, l.stat.LastLoss = float64(losses.NTP), float64(losses.NTP)
+	}
+	l.stat.LastLoss += 0.05 * (float64(losses.NTP) - l.stat.LastLoss)
+	// Young averages forget faster, or they would hold on to the first weights.
+	decay := float32(min(l.cfg.Average, float64(1+l.stat.Steps)/float64(10+l.stat.Steps)))
+	raw, avg := l.raw.Tensors(), l.average.Tensors()
+	for i := range raw {
+		a := avg[i].Data
+		for j, v := range raw[i].Data {
+			a[j] = decay*a[j] + (1-decay)*v
+		}
+	}
+	l.stat.Seconds += time.Since(start).Seconds()
+	return true, nil
+}
+
+// restart sets the trained weights to w and forgets the moments.
+func (l *Learner) restart(w *decoder.Weights) {
+	for i, t := range l.raw.Tensors() {
+		copy(t.Data, w.Tensors()[i].Data)
+	}
+	*l.solver = *ops.NewSolver(l.cfg.LearningRate, l.cfg.WeightDecay)
+}
+
+// learningRate falls with the square root of time to a tenth, at which it stays
+// for as long as the stream flows. It warms up while the solver's moments are
+// young: at the beginning, and after a restart from other weights.
+func (l *Learner) learningRate() float64 {
+	hold := float64(4 * max(l.cfg.WarmupSteps, 1))
+	n := max(float64(l.stat.Steps+1), hold)
+	young := min(1, float64(l.solver.Steps+1)/float64(max(l.cfg.WarmupSteps, 1)))
+	return l.cfg.LearningRate * young * max(0.1, math.Sqrt(hold/n))
+}
+
+// Stats returns the counters.
+func (l *Learner) Stats() Stats { return l.stat }
+
+// Holdout is what the model is worth on users it never saw.
+type Holdout struct {
+	Sessions    int     // rows
+	Predictions int     // next items asked for
+	Loss        float64 // nats a code, over the sessions' codes
+	// Share of next items among the ten best of all items not yet seen, and
+	// their discounted gain; beside them those of the most popular items.
+	HitRate10, NDCG10               float64
+	PopularHitRate10, PopularNDCG10 float64
+}
+
+// rankBeams is the beam width with which all items are ranked for the next one;
+// the trie is then searched nearly exhaustively.
+const rankBeams = 50
+
+// Evaluate scores the published weights on the held-out sessions: each item of
+// each session, given the history and the items before it.
+func (l *Learner) Evaluate(ctx context.Context, progress func(done, total int)) (Holdout, error) {
+	h := Holdout{Sessions: len(l.heldOut)}
+	if l.cb == nil || len(l.heldOut) == 0 {
+		return h, nil
+	}
+	var err error
+	if h.Loss, err = l.holdoutLoss(); err != nil {
+		return h, err
+	}
+	gen, err := decoder.NewGenerator(l.average, l.cb)
+	if err != nil {
+		return h, err
+	}
+	byPopularity := make([]int32, len(l.popular))
+	for i := range byPopularity {
+		byPopularity[i] = int32(i)
+	}
+	slices.SortStableFunc(byPopularity, func(a, b int32) int { return l.popular[b] - l.popular[a] })
+
+	type result struct{ model, popular int } // rank of the next item, from 0; -1 beyond ten
+	results := make([][]result, len(l.heldOut))
+	errs := make([]error, len(l.heldOut))
+	const batch = 16
+	for lo := 0; lo < len(l.heldOut); lo += batch {
+		if err := ctx.Err(); err != nil {
+			return h, err
+		}
+		kernels.Parallel(min(batch, len(l.heldOut)-lo), func(i int) {
+			s := l.heldOut[lo+i]
+			r := l.row(s)
+			seen := make(map[int32]bool)
+			for _, item := range s.history {
+				seen[item] = true
+			}
+			for j, want := range s.session {
+				lists, err := gen.Generate(decoder.Options{History: r.History, Session: r.Session[:j], Exclude: seen, Length: 1, Width: rankBeams})
+				if err != nil {
+					errs[lo+i] = err
+					return
+				}
+				res := result{-1, -1}
+				for rank, list := range lists[:min(10, len(lists))] {
+					if list.Items[0] == want {
+						res.model = rank
+					}
+				}
+				rank := 0
+				for _, item := range byPopularity {
+					if seen[item] {
+						continue
+					}
+					if item == want {
+						res.popular = rank
+					}
+					if rank++; rank == 10 {
+						break
+					}
+				}
+				results[lo+i] = append(results[lo+i], res)
+				seen[want] = true
+			}
+		})
+		if progress != nil {
+			progress(min(lo+batch, len(l.heldOut)), len(l.heldOut))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return h, err
+	}
+	for _, rs := range results {
+		for _, r := range rs {
+			h.Predictions++
+			if r.model >= 0 {
+				h.HitRate10++
+				h.NDCG10 += 1 / math.Log2(float64(r.model)+2)
+			}
+			if r.popular >= 0 {
+				h.PopularHitRate10++
+				h.PopularNDCG10 += 1 / math.Log2(float64(r.popular)+2)
+			}
+		}
+	}
+	for _, v := range []*float64{&h.HitRate10, &h.NDCG10, &h.PopularHitRate10, &h.PopularNDCG10} {
+		*v /= float64(max(h.Predictions, 1))
+	}
+	return h, nil
+}
+
+// holdoutLoss is the mean next-token loss over the held-out sessions' codes.
+func (l *Learner) holdoutLoss() (float64, error) {
+	var sum float64
+	codes := 0
+	for lo := 0; lo < len(l.heldOut); {
+		b := decoder.NewBatch(0)
+		n := 0
+		for ; lo < len(l.heldOut); lo++ {
+			r := l.row(l.heldOut[lo])
+			if b.Tokens() > 0 && b.Tokens()+l.raw.Config.Tokens(r) > l.cfg.BatchTokens {
+				break
+			}
+			if err := b.Add(l.raw.Config, r); err != nil {
+				return 0, err
+			}
+			n += len(r.Session) * l.cfg.Levels
+		}
+		b.Close()
+		losses, err := l.eval.Run(b, nil, 0, 0)
+		if err != nil {
+			return 0, err
+		}
+		sum += float64(losses.NTP) * float64(n)
+		codes += n
+	}
+	return sum / float64(codes), nil
+}

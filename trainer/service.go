@@ -1,0 +1,390 @@
+package trainer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/decoder"
+	"onerec/internal/stream"
+	"onerec/publisher"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+)
+
+// Group is the trainer's consumer group. Its members agree on which of them
+// trains; offsets are in the checkpoints, not in the group.
+const Group = "train"
+
+// Service trains one model on sessions.good and publishes candidates.
+type Service struct {
+	Cluster stream.Cluster
+	Store   *publisher.Store
+	Model   string
+	Learner Config
+
+	Bootstrap    int           // good sessions from which the codebook and the first weights are made
+	PublishSteps int           // a candidate is published after this many steps, ...
+	PublishEvery time.Duration // ... or this long after the last one, if there were any
+	Once         bool          // end, with a candidate, when the sessions that there are now have been learned
+
+	Log      *slog.Logger
+	Metrics  *Metrics
+	OnReady  func()
+	Progress func(done, total int) // training steps of a catch-up, or nil
+}
+
+// Candidate is what a run published last.
+type Candidate struct {
+	Manifest *publisher.Manifest
+	Hash     string // of the manifest
+	Stats    Stats
+	Holdout  Holdout
+}
+
+// Run works until ctx ends or, with Once, until it is done; it returns the last
+// candidate, nil if there was none.
+func (s *Service) Run(ctx context.Context) (*Candidate, error) {
+	var last *Candidate
+	err := stream.Lead(ctx, s.Cluster, Group, s.OnReady, func(ctx context.Context) error {
+		r := &run{Service: s, learner: NewLearner(s.Learner), offsets: make(map[int32]int64)}
+		err := r.run(ctx)
+		if r.last != nil {
+			last = r.last
+		}
+		if ctx.Err() != nil {
+			return nil // asked to stop; what was learned since the last candidate is learned again
+		}
+		return err
+	})
+	if err != nil {
+		return last, fmt.Errorf("train: %w", err)
+	}
+	return last, nil
+}
+
+// run is one term as the model's only trainer.
+type run struct {
+	*Service
+	learner *Learner
+	offsets map[int32]int64 // of sessions.good: the next session to learn
+	parent  string          // version that the weights came from
+
+	published   Stats // as of the last candidate
+	publishedAt time.Time
+	last        *Candidate
+}
+
+func (r *run) run(ctx context.Context) error {
+	if err := r.resume(ctx); err != nil {
+		return err
+	}
+	spans, err := r.Cluster.Spans(ctx, schemas.TopicGoodSessions)
+	if err != nil {
+		return err
+	}
+	todo := maps.Clone(spans)
+	for p, s := range todo {
+		todo[p] = stream.Span{From: max(s.From, r.offsets[p]), To: s.To}
+	}
+	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, todo, parse, endOf, func(s *onerecv1.Session) error { return r.learn(ctx, s) })
+	if err != nil {
+		return err
+	}
+	for p, s := range todo {
+		r.offsets[p] = max(r.offsets[p], s.To)
+	}
+	if r.Once {
+		if !r.learner.Ready() {
+			if r.learner.Waiting() == 0 {
+				return fmt.Errorf("topic %s holds no session; nothing can be learned. Do the filter's rules let any pass?", schemas.TopicGoodSessions)
+			}
+			if err := r.bootstrap(ctx); err != nil {
+				return err
+			}
+		}
+		if r.last != nil && r.learner.Stats().Steps == r.published.Steps {
+			return nil
+		}
+		return r.publish(ctx)
+	}
+	return r.follow(ctx)
+}
+
+// resume continues from the newest candidate, if there is one.
+func (r *run) resume(ctx context.Context) error {
+	r.publishedAt = time.Now()
+	refs, err := publisher.Current(ctx, r.Cluster, r.Model)
+	if err != nil {
+		return err
+	}
+	ref := refs[publisher.ChannelCandidate]
+	if ref == nil {
+		return nil
+	}
+	m, files, err := r.Store.Load(ctx, ref.Version, ref.ManifestSha256)
+	if err != nil {
+		return fmt.Errorf("resume from candidate %s: %w", ref.Version, err)
+	}
+	if err := r.learner.Resume(files, m.Config); err != nil {
+		return fmt.Errorf("resume from candidate %s: %w", ref.Version, err)
+	}
+	r.parent, r.published = m.Version, r.learner.Stats()
+	spans, err := r.Cluster.Spans(ctx, schemas.TopicGoodSessions)
+	if err != nil {
+		return err
+	}
+	for p, next := range m.Offsets[schemas.TopicGoodSessions] {
+		r.offsets[p] = next
+		if s, ok := spans[p]; ok && next > s.To {
+			return fmt.Errorf("candidate %s has learned topic %s partition %d up to offset %d, which ends at %d; was the topic recreated? Train under another model name", m.Version, schemas.TopicGoodSessions, p, next, s.To)
+		}
+	}
+	for p, s := range spans {
+		spans[p] = stream.Span{From: s.From, To: r.offsets[p]}
+	}
+	n := 0
+	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, spans, parse, endOf, func(s *onerecv1.Session) error {
+		n++
+		return r.learner.Remember(s)
+	})
+	if err != nil {
+		return fmt.Errorf("fill the replay buffer: %w", err)
+	}
+	r.Log.Info("resumed training", "version", m.Version, "steps", r.published.Steps, "replayed_sessions", n)
+	return nil
+}
+
+// follow trains on the stream as it comes.
+func (r *run) follow(ctx context.Context) error {
+	at := make(map[int32]kgo.Offset)
+	for p, next := range r.offsets {
+		at[p] = kgo.NewOffset().At(next)
+	}
+	cl, err := r.Cluster.Client(
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{schemas.TopicGoodSessions: at}),
+	)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	for {
+		poll, cancel := context.WithTimeout(ctx, time.Second)
+		fetches := cl.PollRecords(poll, 500)
+		cancel()
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		for _, e := range fetches.Errors() {
+			if poll.Err() == nil {
+				return fmt.Errorf("read topic %s partition %d: %w", e.Topic, e.Partition, e.Err)
+			}
+		}
+		for rec := range fetches.RecordsAll() {
+			s, err := parse(rec)
+			if err != nil {
+				return fmt.Errorf("topic %s partition %d offset %d: %w", rec.Topic, rec.Partition, rec.Offset, err)
+			}
+			if err := r.learn(ctx, s); err != nil {
+				return err
+			}
+			r.offsets[rec.Partition] = rec.Offset + 1
+		}
+		steps := r.learner.Stats().Steps - r.published.Steps
+		if r.learner.Ready() && steps > 0 && (steps >= r.PublishSteps || time.Since(r.publishedAt) >= r.PublishEvery) {
+			if err := r.publish(ctx); err != nil {
+				return err
+			}
+			if err := r.rebase(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// learn takes one session and makes the steps that it pays for, so that what is
+// learned depends on the order of sessions alone.
+func (r *run) learn(ctx context.Context, s *onerecv1.Session) error {
+	if err := r.learner.Observe(s); err != nil {
+		return err
+	}
+	if !r.learner.Ready() {
+		if r.learner.Waiting() < r.Bootstrap {
+			return nil
+		}
+		return r.bootstrap(ctx)
+	}
+	return r.steps(ctx)
+}
+
+func (r *run) bootstrap(ctx context.Context) error {
+	r.Log.Info("building the codebook", "sessions", r.learner.Waiting())
+	if err := r.learner.Bootstrap(ctx); err != nil {
+		return err
+	}
+	return r.steps(ctx)
+}
+
+// steps trains until nothing is due.
+func (r *run) steps(ctx context.Context) error {
+	total := r.learner.Stats().Steps + r.learner.Due()
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		before := r.learner.Stats()
+		stepped, err := r.learner.Step()
+		if err != nil {
+			return err
+		}
+		if !stepped {
+			return nil
+		}
+		st := r.learner.Stats()
+		if st.Skipped > before.Skipped {
+			r.Log.Warn("a training step was not finite: skipped, continuing from the averaged weights", "step", st.Steps)
+		}
+		r.Metrics.step(st)
+		if r.Progress != nil {
+			r.Progress(st.Steps, max(total, st.Steps))
+		}
+	}
+}
+
+// publish evaluates the averaged weights and announces them as the candidate.
+func (r *run) publish(ctx context.Context) error {
+	h, err := r.learner.Evaluate(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("evaluate on held-out users: %w", err)
+	}
+	files, config, err := r.learner.Checkpoint()
+	if err != nil {
+		return err
+	}
+	st := r.learner.Stats()
+	m := &publisher.Manifest{
+		Model: r.Model, Kind: publisher.KindBase, Parent: r.parent, Codebook: r.learner.cb.Version(), Config: config,
+		Offsets: map[string]map[int32]int64{schemas.TopicGoodSessions: maps.Clone(r.offsets)},
+		Metrics: map[string]float64{
+			"train_steps": float64(st.Steps), "train_tokens": float64(st.Tokens), "train_loss": st.LastLoss,
+			"holdout_loss": h.Loss, "holdout_hit_rate_10": h.HitRate10, "holdout_ndcg_10": h.NDCG10,
+			"popularity_hit_rate_10": h.PopularHitRate10, "popularity_ndcg_10": h.PopularNDCG10,
+		},
+	}
+	hash, err := r.Store.Publish(ctx, m, files)
+	if err != nil {
+		return err
+	}
+	if err := r.announce(ctx, m.Version, hash); err != nil {
+		return err
+	}
+	r.last = &Candidate{m, hash, st, h}
+	r.parent, r.published, r.publishedAt = m.Version, st, time.Now()
+	r.Metrics.candidate(h)
+	r.Log.Info("published candidate", "version", m.Version, "steps", st.Steps, "loss", st.LastLoss, "holdout_loss", h.Loss, "hit_rate_10", h.HitRate10)
+	return nil
+}
+
+func (r *run) announce(ctx context.Context, version, hash string) error {
+	cl, err := r.Cluster.Client()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	_, err = publisher.Announce(ctx, cl, r.Store, publisher.ChannelCandidate, version, hash)
+	return err
+}
+
+// rebase continues from a released version that came out of this trainer's last
+// candidate. A release that another path led to is not this trainer's business.
+func (r *run) rebase(ctx context.Context) error {
+	refs, err := publisher.Current(ctx, r.Cluster, r.Model)
+	if err != nil {
+		return err
+	}
+	ref := refs[publisher.ChannelReleased]
+	if ref == nil || ref.Kind != publisher.KindAligned || ref.Version <= r.parent {
+		return nil
+	}
+	m, files, err := r.Store.Load(ctx, ref.Version, ref.ManifestSha256)
+	if err != nil {
+		return fmt.Errorf("rebase onto %s: %w", ref.Version, err)
+	}
+	w, cb, err := decoder.Decode(files, m.Config)
+	if err != nil {
+		return fmt.Errorf("rebase onto %s: %w", ref.Version, err)
+	}
+	if err := r.learner.Rebase(w, cb); err != nil {
+		r.Log.Warn("the released version was not taken over", "version", ref.Version, "error", err)
+		return nil
+	}
+	r.parent = m.Version
+	r.Log.Info("continuing from the released version", "version", m.Version)
+	return nil
+}
+
+func parse(r *kgo.Record) (*onerecv1.Session, error) {
+	good := new(onerecv1.GoodSession)
+	if err := proto.Unmarshal(r.Value, good); err != nil {
+		return nil, fmt.Errorf("no GoodSession (only filter may write there): %w", err)
+	}
+	if good.Session == nil {
+		return nil, fmt.Errorf("a GoodSession without a session (only filter may write there)")
+	}
+	return good.Session, nil
+}
+
+func endOf(s *onerecv1.Session) int64 { return s.EndMs }
+
+// Metrics are the trainer's Prometheus metrics. A nil *Metrics counts nothing.
+type Metrics struct {
+	steps, tokens, loss, norm, speed prometheus.Gauge
+	hitRate                          *prometheus.GaugeVec
+}
+
+// NewMetrics registers the trainer's metrics.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+		reg.MustRegister(g)
+		return g
+	}
+	m := &Metrics{
+		steps:  gauge("onerec_train_steps", "Training steps of the model since it began."),
+		tokens: gauge("onerec_train_tokens", "Tokens trained on since the model began."),
+		loss:   gauge("onerec_train_loss_nats", "Running mean of the next-token loss, nats a token."),
+		norm:   gauge("onerec_train_gradient_norm", "Gradient norm of the last step, before clipping."),
+		speed:  gauge("onerec_train_tokens_per_second", "Speed of training steps."),
+		hitRate: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "onerec_train_holdout_hit_rate_10", Help: "Hit rate at 10 on held-out users, of the newest candidate and of the most popular items.",
+		}, []string{"model"}),
+	}
+	reg.MustRegister(m.hitRate)
+	return m
+}
+
+func (m *Metrics) step(s Stats) {
+	if m == nil {
+		return
+	}
+	m.steps.Set(float64(s.Steps))
+	m.tokens.Set(float64(s.Tokens))
+	m.loss.Set(s.LastLoss)
+	m.norm.Set(s.GradNorm)
+	m.speed.Set(s.TokensPerSecond())
+}
+
+func (m *Metrics) candidate(h Holdout) {
+	if m == nil {
+		return
+	}
+	m.hitRate.WithLabelValues("candidate").Set(h.HitRate10)
+	m.hitRate.WithLabelValues("popularity").Set(h.PopularHitRate10)
+}
