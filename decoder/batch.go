@@ -1,9 +1,13 @@
 package decoder
 
-import "fmt"
+import (
+	"fmt"
+
+	"onerec/semanticid"
+)
 
 // Item is an item's semantic ID.
-type Item = []uint16
+type Item = semanticid.Item
 
 // Row is one training row: what the user did, and what to write.
 type Row struct {
@@ -19,7 +23,7 @@ func (c Config) Tokens(r Row) int {
 // Fit returns the row with its oldest history left out until it fits MaxLen, and
 // then the end of its session.
 func (c Config) Fit(r Row) Row {
-	space := (c.MaxLen - 2) / (c.Levels + 1)
+	space := c.MaxItems()
 	r.Session = r.Session[:min(len(r.Session), space)]
 	if n := space - len(r.Session); len(r.History) > n {
 		r.History = r.History[len(r.History)-n:]

@@ -70,6 +70,10 @@ const (
 // Vocab is the number of tokens.
 func (c Config) Vocab() int { return firstCode + c.Levels*c.Codes }
 
+// MaxItems is the number of items, history and session together, that a row of
+// MaxLen tokens holds.
+func (c Config) MaxItems() int { return (c.MaxLen - 2) / (c.Levels + 1) }
+
 func (c Config) token(level int, code uint16) int32 {
 	return int32(firstCode + level*c.Codes + int(code))
 }

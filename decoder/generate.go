@@ -64,7 +64,7 @@ type beam struct {
 func (g *Generator) Generate(o Options) ([]List, error) {
 	c := g.w.Config
 	reserve := len(o.Session) + o.Length
-	if n := (c.MaxLen - 2) / (c.Levels + 1); reserve > n {
+	if reserve > c.MaxItems() {
 		return nil, fmt.Errorf("generate: %d items do not fit rows of %d tokens", reserve, c.MaxLen)
 	}
 	if o.Width < 1 || o.Length < 1 {

@@ -46,7 +46,15 @@ type dpoInputs struct {
 //	NTP = - sum_i w_i log p(target_i | tokens before)
 //
 // and its gradient for batches of at most capacity tokens.
-func NewGraph(w *Weights, capacity int) (*Graph, error) { return newGraph(w, capacity, nil, 0, 0) }
+func NewGraph(w *Weights, capacity int) (*Graph, error) {
+	return newGraph(w, capacity, true, nil, 0, 0)
+}
+
+// NewScorer is NewGraph without gradients: it scores, at a third of the work, and
+// can't step.
+func NewScorer(w *Weights, capacity int) (*Graph, error) {
+	return newGraph(w, capacity, false, nil, 0, 0)
+}
 
 // NewDPOGraph builds the loss of a round of iterative preference alignment
 // (OneRec, arXiv 2502.18965, equation 10)
@@ -55,10 +63,10 @@ func NewGraph(w *Weights, capacity int) (*Graph, error) { return newGraph(w, cap
 //
 // where margin is log p(winner) - log p(loser) of a pair's sessions.
 func NewDPOGraph(w *Weights, capacity, pairs int, beta, lambda float32) (*Graph, error) {
-	return newGraph(w, capacity, &dpoInputs{pairs: pairs}, beta, lambda)
+	return newGraph(w, capacity, true, &dpoInputs{pairs: pairs}, beta, lambda)
 }
 
-func newGraph(w *Weights, capacity int, dpo *dpoInputs, beta, lambda float32) (_ *Graph, err error) {
+func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, beta, lambda float32) (_ *Graph, err error) {
 	defer func() { // gorgonia.Must panics on a graph that does not type-check
 		if p := recover(); p != nil {
 			err = fmt.Errorf("build the decoder's graph: %v", p)
@@ -109,6 +117,10 @@ func newGraph(w *Weights, capacity int, dpo *dpoInputs, beta, lambda float32) (_
 		cost = gorgonia.Must(gorgonia.Add(cost, gorgonia.Must(gorgonia.Mul(loss, gorgonia.NewConstant(lambda)))))
 	}
 	gorgonia.Read(cost, &gr.cost)
+	if !train {
+		gr.vm = gorgonia.NewTapeMachine(gr.g)
+		return gr, nil
+	}
 	if _, err := gorgonia.Grad(cost, gr.params...); err != nil {
 		return nil, fmt.Errorf("differentiate the decoder's graph: %w", err)
 	}
@@ -182,6 +194,9 @@ func (g *Graph) Run(b *Batch, pairs []Pair, dropout float32, seed uint64) (Losse
 // Step runs a batch and updates the weights. After an error the weights are as
 // they were.
 func (g *Graph) Step(b *Batch, pairs []Pair, dropout float32, seed uint64, solver gorgonia.Solver) (Losses, error) {
+	if g.model == nil {
+		return Losses{}, errors.New("a scorer can't step")
+	}
 	l, err := g.Run(b, pairs, dropout, seed)
 	if err != nil {
 		return l, err

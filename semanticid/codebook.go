@@ -38,6 +38,9 @@ import (
 	"github.com/parquet-go/parquet-go"
 )
 
+// Item is an item's semantic ID: one code a level.
+type Item = []uint16
+
 // Config says how a codebook is built.
 type Config struct {
 	Levels int // L; 3 in the paper

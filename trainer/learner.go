@@ -228,7 +228,7 @@ func (l *Learner) begin(cb *semanticid.Codebook, raw, average *decoder.Weights, 
 	if l.graph, err = decoder.NewGraph(l.raw, l.cfg.BatchTokens); err != nil {
 		return err
 	}
-	l.eval, err = decoder.NewGraph(l.average, l.cfg.BatchTokens)
+	l.eval, err = decoder.NewScorer(l.average, l.cfg.BatchTokens)
 	return err
 }
 

@@ -37,7 +37,7 @@ type Service struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
 	OnReady  func()
-	Progress func(done, total int) // training steps of a catch-up, or nil
+	Progress func(stage string, done, total int) // or nil
 }
 
 // Candidate is what a run published last.
@@ -253,14 +253,18 @@ func (r *run) steps(ctx context.Context) error {
 		}
 		r.Metrics.step(st)
 		if r.Progress != nil {
-			r.Progress(st.Steps, max(total, st.Steps))
+			r.Progress("train decoder, steps", st.Steps, max(total, st.Steps))
 		}
 	}
 }
 
 // publish evaluates the averaged weights and announces them as the candidate.
 func (r *run) publish(ctx context.Context) error {
-	h, err := r.learner.Evaluate(ctx, nil)
+	var progress func(done, total int)
+	if r.Progress != nil {
+		progress = func(done, total int) { r.Progress("rank for held-out users", done, total) }
+	}
+	h, err := r.learner.Evaluate(ctx, progress)
 	if err != nil {
 		return fmt.Errorf("evaluate on held-out users: %w", err)
 	}

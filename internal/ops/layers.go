@@ -153,3 +153,63 @@ func LogProbs(h, table *gorgonia.Node, predictions func() (at, target []int32), 
 		return gorgonia.Nodes{dh, dt}
 	}, h, table)
 }
+
+// EmbedBag gives, for row i, the mean of the rows of table (n x d) that bag i
+// lists; an empty bag gives zeros. Bag i is ids[starts[i]:starts[i+1]].
+func EmbedBag(b Rows, table *gorgonia.Node, bags func() (ids, starts []int32), capacity int) *gorgonia.Node {
+	n, d := table.Shape()[0], cols(table)
+	each := func(fn func(i int, bag []int32, weight float32)) {
+		ids, starts := bags()
+		for i := range b.Len() {
+			if bag := ids[starts[i]:starts[i+1]]; len(bag) > 0 {
+				fn(i, bag, 1/float32(len(bag)))
+			}
+		}
+	}
+	return Apply("embedbag", matrix(capacity, d), func(out []float32, v [][]float32) {
+		clear(out[:b.Len()*d])
+		each(func(i int, bag []int32, weight float32) {
+			row := out[i*d : (i+1)*d]
+			for _, id := range bag {
+				kernels.Add(row, v[0][int(id)*d:(int(id)+1)*d])
+			}
+			for j := range row {
+				row[j] *= weight
+			}
+		})
+	}, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		scaled := make([]float32, d)
+		return gorgonia.Nodes{Apply("embedbag dtable", matrix(n, d), func(dt []float32, g [][]float32) {
+			clear(dt)
+			each(func(i int, bag []int32, weight float32) {
+				for j, v := range g[0][i*d : (i+1)*d] {
+					scaled[j] = v * weight
+				}
+				for _, id := range bag {
+					kernels.Add(dt[int(id)*d:(int(id)+1)*d], scaled)
+				}
+			})
+		}, nil, dy)}
+	}, table)
+}
+
+// Mul multiplies x and y, both rows x d, element by element.
+func Mul(b Rows, x, y *gorgonia.Node) *gorgonia.Node {
+	capacity, d := x.Shape()[0], cols(x)
+	product := func(name string, x, y *gorgonia.Node, diff Derivative) *gorgonia.Node {
+		return Apply(name, matrix(capacity, d), func(out []float32, v [][]float32) {
+			out, a := out[:b.Len()*d], v[0]
+			for i, w := range v[1][:len(out)] {
+				out[i] = a[i] * w
+			}
+		}, diff, x, y)
+	}
+	return product("mul", x, y, func(v gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{product("mul dx", dy, v[1], nil), product("mul dy", dy, v[0], nil)}
+	})
+}
+
+// Add is x + y, both rows x d.
+func Add(b Rows, x, y *gorgonia.Node) *gorgonia.Node {
+	return AddDropout(b, x, y, func() (float32, uint64) { return 0, 0 })
+}

@@ -1,0 +1,164 @@
+// Command onerec runs the pipeline: one subcommand a service, a demo of all of
+// them, and tools to operate them. "onerec help" lists the commands.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"onerec/internal/app"
+	"onerec/internal/config"
+	"onerec/internal/progress"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newCLI().root().ExecuteContext(ctx)
+	stop() // a second signal ends the process at once
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "onerec:", err)
+		os.Exit(1)
+	}
+}
+
+// cli holds what the commands share.
+type cli struct {
+	settings *app.Settings
+	set      *config.Set
+	file     string // --config
+	json     bool   // --json
+}
+
+func newCLI() *cli {
+	c := &cli{settings: app.Defaults(), set: new(config.Set)}
+	c.settings.Register(c.set)
+	return c
+}
+
+// root builds the tree of commands.
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "onerec",
+		Short: "A generative recommender that learns from a stream without end",
+		Long: `onerec turns view events on Kafka into sessions, trains a decoder on the good
+ones, aligns it with a reward model, publishes checkpoints and serves
+recommendations from them.
+
+Try it without anything installed:  onerec demo
+Settings are flags, environment variables (ONEREC_SESSION_GAP for --session-gap)
+and keys of one YAML file (--config), in this order of precedence;
+"onerec config" prints them all.`,
+		SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs,
+	}
+	root.PersistentFlags().StringVar(&c.file, "config", os.Getenv(config.EnvPrefix+"CONFIG"), "YAML file of settings")
+	root.AddGroup(&cobra.Group{ID: "services", Title: "Services:"}, &cobra.Group{ID: "tools", Title: "Tools:"})
+	root.SetHelpCommandGroupID("tools")
+	root.SetCompletionCommandGroupID("tools")
+	root.AddCommand(c.services()...)
+	root.AddCommand(c.demo(), c.replay(), c.topics(), c.checkpoints(), c.config(), c.version())
+	return root
+}
+
+// command makes a subcommand whose flags are the settings of some groups. run gets
+// an app with the effective settings.
+func (c *cli) command(cmd *cobra.Command, groups []string, run func(cmd *cobra.Command, a *app.App, args []string) error) *cobra.Command {
+	cmd.Flags().SortFlags = false
+	c.set.Flags(cmd.Flags(), groups...)
+	if cmd.Args == nil {
+		cmd.Args = cobra.NoArgs
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := c.set.Load(c.file, os.Environ()); err != nil {
+			return err
+		}
+		return run(cmd, app.New(c.settings, os.Stderr, nil), args)
+	}
+	return cmd
+}
+
+// services are the subcommands that run until they are told to stop.
+func (c *cli) services() []*cobra.Command {
+	service := func(use, short, long string, groups []string, run func(ctx context.Context, a *app.App) error) *cobra.Command {
+		return c.command(&cobra.Command{Use: use, Short: short, Long: long + `
+
+On SIGTERM or SIGINT the service finishes what it has begun, leaves its consumer
+group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon}, groups...), func(cmd *cobra.Command, a *app.App, _ []string) error {
+			return run(cmd.Context(), a)
+		})
+	}
+	var once bool
+	withOnce := func(cmd *cobra.Command, doc string) *cobra.Command {
+		cmd.Flags().BoolVar(&once, "once", false, doc)
+		return cmd
+	}
+	showProgress := func(a *app.App) {
+		if once {
+			a.Progress = progress.New(os.Stderr)
+		}
+	}
+	reward := withOnce(service("reward", "Align the decoder: reward model, DPO rounds", "Learns a reward model from sessions.judged, aligns the newest checkpoint by DPO, and releases what passes the gates.",
+		[]string{app.GroupCheckpoints, app.GroupReward, app.GroupTrain}, func(ctx context.Context, a *app.App) error {
+			showProgress(a)
+			report, err := a.RunReward(ctx, once)
+			if err != nil || !once || report == nil {
+				return err
+			}
+			return c.printRounds(os.Stdout, report)
+		}), "make --rounds rounds and end")
+	reward.Flags().BoolVar(&c.json, "json", false, "print the rounds of --once as JSON")
+	return []*cobra.Command{
+		service("ingest", "Validate raw view events", "Turns views.raw into views; what breaks a rule goes to views.dlq with the reason.",
+			[]string{app.GroupIngest}, func(ctx context.Context, a *app.App) error { return a.RunIngest(ctx) }),
+		service("sessionize", "Cut views into sessions", "Turns views into sessions by gaps in event time, each with the user's history as of its start.",
+			[]string{app.GroupSessionize, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunSessionize(ctx) }),
+		service("filter", "Judge sessions", "Turns sessions into sessions.judged and, if every rule is met, sessions.good.",
+			[]string{app.GroupFilter}, func(ctx context.Context, a *app.App) error { return a.RunFilter(ctx) }),
+		withOnce(service("snapshot", "Write sessions as Parquet", "Writes sessions.judged as Parquet files, each session exactly once.",
+			[]string{app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written"),
+		withOnce(service("train", "Train the decoder on good sessions", "Learns from sessions.good for ever and publishes candidates.",
+			[]string{app.GroupCheckpoints, app.GroupTrain}, func(ctx context.Context, a *app.App) error {
+				showProgress(a)
+				return a.RunTrain(ctx, once)
+			}), "end, with a candidate, when what there is now is learned"),
+		reward,
+		service("serve", "Answer with recommendations", "Serves recommendations over HTTP from the newest released checkpoint.",
+			[]string{app.GroupCheckpoints, app.GroupServe, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunServe(ctx) }),
+	}
+}
+
+func (c *cli) config() *cobra.Command {
+	groups := []string{app.GroupCommon, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
+	return c.command(&cobra.Command{
+		Use: "config", Short: "Print the effective settings", GroupID: "tools",
+		Long: "Prints all settings as a YAML file with comments, which --config reads back.",
+	}, groups, func(cmd *cobra.Command, _ *app.App, _ []string) error { return c.set.Write(cmd.OutOrStdout()) })
+}
+
+func (c *cli) version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", GroupID: "tools", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			info, ok := debug.ReadBuildInfo()
+			if !ok {
+				return fmt.Errorf("this binary says nothing of its build")
+			}
+			revision, dirty := "unknown", ""
+			for _, s := range info.Settings {
+				switch {
+				case s.Key == "vcs.revision":
+					revision = s.Value
+				case s.Key == "vcs.modified" && s.Value == "true":
+					dirty = ", with changes"
+				}
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "onerec %s (commit %s%s, %s)\n", info.Main.Version, revision, dirty, info.GoVersion)
+			return err
+		},
+	}
+}

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"onerec/internal/app"
+	"onerec/internal/progress"
+	"onerec/rewarder"
+)
+
+func (c *cli) demo() *cobra.Command {
+	d := app.Demo{}
+	cmd := c.command(&cobra.Command{
+		Use: "demo", Short: "Run the whole pipeline once, in this process", GroupID: "tools",
+		Long: `Runs every service in this process on an embedded broker, over one input, from
+views to recommendations, and prints what came of it. Nothing needs to be
+installed. Without --views the input comes from the simulator.
+
+--views reads KuaiRand's logs (comma or tab separated) and JSON lines of
+ViewEvents, gzipped or not. Everything is kept under --dir: the broker's log, the
+checkpoints, Parquet snapshots of the sessions, and report.json.`,
+		Example: "  onerec demo\n  onerec demo --views views.tsv.gz --dir demo-kuairand --rounds 2",
+	}, []string{app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		a.Progress = progress.New(os.Stderr)
+		if d.Dir == "" {
+			d.Dir = "demo-" + time.Now().Format("20060102-150405")
+		}
+		a.Partitions = 2
+		report, err := a.RunDemo(cmd.Context(), d, os.Stderr)
+		if err != nil {
+			return err
+		}
+		if c.json {
+			return printJSON(os.Stdout, report)
+		}
+		return report.Print(os.Stdout)
+	})
+	cmd.Flags().StringVar(&d.Views, "views", "", "file of views; empty: the simulator")
+	cmd.Flags().StringVar(&d.Dir, "dir", "", "new or empty folder for everything; empty: demo-<date>-<time>")
+	cmd.Flags().IntVar(&d.Users, "users", 5, "users whose recommendations are shown")
+	cmd.Flags().BoolVar(&c.json, "json", false, "print the report as JSON")
+	return cmd
+}
+
+func (c *cli) replay() *cobra.Command {
+	var finish bool
+	cmd := c.command(&cobra.Command{
+		Use: "replay [FILE]", Short: "Play a file of views into views.raw", GroupID: "tools", Args: cobra.MaximumNArgs(1),
+		Long: `Plays views into views.raw in the order of event time, as fast as the broker
+takes them. Without FILE they come from the simulator. FILE is one of KuaiRand's
+logs or JSON lines of ViewEvents, gzipped or not.`,
+	}, []string{app.GroupCommon, app.GroupSessionize, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, args []string) error {
+		a.Progress = progress.New(os.Stderr)
+		path := ""
+		if len(args) > 0 {
+			path = args[0]
+		}
+		line, err := a.RunReplay(cmd.Context(), path, finish)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), line)
+		return err
+	})
+	cmd.Flags().BoolVar(&finish, "finish", false, "say that nothing older follows, so that the sessions of the input close; waits for ingest")
+	return cmd
+}
+
+func (c *cli) topics() *cobra.Command {
+	parent := &cobra.Command{Use: "topics", Short: "List, create and check the topics", GroupID: "tools", Args: cobra.NoArgs}
+	list := c.command(&cobra.Command{Use: "list", Short: "Print the contract of every topic"}, nil, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		return c.printTopics(cmd.OutOrStdout(), a.Contract())
+	})
+	list.Flags().BoolVar(&c.json, "json", false, "print JSON")
+	create := c.command(&cobra.Command{Use: "create", Short: "Create the topics that do not exist yet"}, []string{app.GroupCommon, app.GroupTopics}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		created, err := a.CreateTopics(cmd.Context())
+		for _, t := range created {
+			fmt.Fprintln(cmd.OutOrStdout(), "created", t)
+		}
+		if err == nil && len(created) == 0 {
+			fmt.Fprintln(cmd.OutOrStdout(), "all topics exist")
+		}
+		return err
+	})
+	check := c.command(&cobra.Command{Use: "check", Short: "Compare the cluster's topics with the contract"}, []string{app.GroupCommon}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		differences, err := a.CheckTopics(cmd.Context())
+		if err != nil {
+			return err
+		}
+		for _, d := range differences {
+			fmt.Fprintln(cmd.OutOrStdout(), d)
+		}
+		if len(differences) > 0 {
+			return fmt.Errorf("%d differences from the contract", len(differences))
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), "the topics are as the contract says")
+		return nil
+	})
+	parent.AddCommand(list, create, check)
+	return parent
+}
+
+func (c *cli) printTopics(w io.Writer, topics []app.TopicInfo) error {
+	if c.json {
+		return printJSON(w, topics)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "TOPIC\tMESSAGE\tKEY\tRETENTION\tPRODUCERS\tCONSUMERS")
+	for _, i := range topics {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.Name, i.Message, i.Key, i.Retention, strings.Join(i.Producers, " "), strings.Join(i.Consumers, " "))
+	}
+	return t.Flush()
+}
+
+func (c *cli) checkpoints() *cobra.Command {
+	parent := &cobra.Command{Use: "checkpoints", Short: "List, show, verify, promote and roll back checkpoints", GroupID: "tools", Args: cobra.NoArgs}
+	local := []string{app.GroupCheckpoints}
+	remote := []string{app.GroupCommon, app.GroupCheckpoints}
+	list := c.command(&cobra.Command{Use: "list", Short: "List the versions, oldest first"}, local, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		versions, err := a.Versions(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if c.json {
+			return printJSON(cmd.OutOrStdout(), versions)
+		}
+		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "VERSION\tKIND\tMODEL\tPARENT\tCREATED\tSIZE")
+		for _, m := range versions {
+			var size int64
+			for _, f := range m.Files {
+				size += f.Bytes
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%.1f MiB\n", m.Version, m.Kind, m.Model, m.Parent, m.CreatedAt.Format(time.RFC3339), float64(size)/(1<<20))
+		}
+		return t.Flush()
+	})
+	list.Flags().BoolVar(&c.json, "json", false, "print the manifests as JSON")
+	show := c.command(&cobra.Command{Use: "show VERSION", Short: "Print a version's manifest and its lineage", Args: cobra.ExactArgs(1)}, local, func(cmd *cobra.Command, a *app.App, args []string) error {
+		lineage, err := a.Lineage(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if c.json {
+			return printJSON(cmd.OutOrStdout(), lineage)
+		}
+		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		m := lineage[0]
+		fmt.Fprintf(t, "version\t%s\nmodel\t%s\nkind\t%s\ncodebook\t%s\ncreated\t%s\n", m.Version, m.Model, m.Kind, m.Codebook, m.CreatedAt.Format(time.RFC3339))
+		for _, f := range m.Files {
+			fmt.Fprintf(t, "file\t%s\t%d bytes\tsha256 %s\n", f.Name, f.Bytes, f.SHA256)
+		}
+		for _, name := range slices.Sorted(func(yield func(string) bool) {
+			for k := range m.Metrics {
+				if !yield(k) {
+					return
+				}
+			}
+		}) {
+			fmt.Fprintf(t, "metric\t%s\t%.6g\n", name, m.Metrics[name])
+		}
+		for _, p := range lineage[1:] {
+			fmt.Fprintf(t, "from\t%s\t%s\t%s\n", p.Version, p.Kind, p.CreatedAt.Format(time.RFC3339))
+		}
+		return t.Flush()
+	})
+	show.Flags().BoolVar(&c.json, "json", false, "print the manifests, from the version to its oldest ancestor, as JSON")
+	verify := c.command(&cobra.Command{Use: "verify [VERSION...]", Short: "Check every byte of versions; all of them if none is named", Args: cobra.ArbitraryArgs}, local, func(cmd *cobra.Command, a *app.App, args []string) error {
+		return a.Verify(cmd.Context(), args, func(version string, err error) {
+			state := "ok"
+			if err != nil {
+				state = err.Error()
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s  %s\n", version, state)
+		})
+	})
+	point := func(use, short, long string) *cobra.Command {
+		return c.command(&cobra.Command{Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1)}, remote, func(cmd *cobra.Command, a *app.App, args []string) error {
+			before, err := a.Promote(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if before == "" {
+				before = "nothing"
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "released: %s (before: %s)\n", args[0], before)
+			return err
+		})
+	}
+	rollback := c.command(&cobra.Command{
+		Use: "rollback [VERSION]", Short: "Release an earlier version again", Args: cobra.MaximumNArgs(1),
+		Long: "Points the released channel at VERSION or, without one, at the parent of what is released now. One record; fleets follow at once.",
+	}, remote, func(cmd *cobra.Command, a *app.App, args []string) error {
+		to := ""
+		if len(args) > 0 {
+			to = args[0]
+		}
+		from, to, err := a.Rollback(cmd.Context(), to)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "released: %s (before: %s)\n", to, from)
+		return err
+	})
+	parent.AddCommand(list, show, verify, point("promote VERSION", "Release a version", "Verifies VERSION and points the released channel at it."), rollback)
+	return parent
+}
+
+func (c *cli) printRounds(w io.Writer, r *rewarder.Report) error {
+	if c.json {
+		return printJSON(w, r)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	q := r.Quality
+	fmt.Fprintf(t, "reward model\t%d sessions\tlike AUC %.3f, completion AUC %.3f, watch time Spearman %.3f on held-out users\n", q.Sessions, q.LikeAUC, q.CompletionAUC, q.WatchTimeSpearman)
+	for _, round := range r.Rounds {
+		verdict := "rejected"
+		if round.Accepted {
+			verdict = "released as " + round.Published
+		}
+		fmt.Fprintf(t, "round %d\t%s\t%s\n", round.Round, verdict, round.Why)
+	}
+	return t.Flush()
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

@@ -1,0 +1,384 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/filters"
+	"onerec/internal/stream"
+	"onerec/publisher"
+	"onerec/recommender"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+	"onerec/sessionizer"
+	"onerec/snapshots"
+)
+
+// demoStages are the keys of Report.Seconds, in order.
+var demoStages = []string{"read", "stream", "train", "align", "recommend", "total"}
+
+// Demo says what a demo does beside the settings.
+type Demo struct {
+	Views string // file; empty: the simulator
+	Dir   string // everything is kept there; must not exist, or be empty
+	Users int    // users whose recommendations are shown
+}
+
+// ErrUsed says that a folder holds a demo already.
+var ErrUsed = errors.New("the folder is not empty")
+
+// RunDemo runs every service in this process, on the embedded broker, over one
+// input: views to sessions to a trained, aligned and published decoder, and
+// recommendations from it. It says on w what it is doing and returns the report,
+// which is also in report.json.
+func (a *App) RunDemo(ctx context.Context, d Demo, w io.Writer) (*Report, error) {
+	begun := time.Now()
+	r := &Report{Seconds: make(map[string]Float)}
+	timed := func(stage string, fn func() error) error {
+		start := time.Now()
+		err := fn()
+		r.Seconds[stage] = Float(time.Since(start).Seconds())
+		if err != nil {
+			return fmt.Errorf("demo: %s: %w", stage, err)
+		}
+		return nil
+	}
+	// The input first: one that can't be read should leave nothing behind.
+	var in *input
+	if err := timed("read", func() (err error) { in, err = a.views(d.Views); return err }); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(w, "reading %s\n", in.format)
+	if err := claim(d.Dir); err != nil {
+		return nil, fmt.Errorf("demo: %w", err)
+	}
+	fmt.Fprintf(w, "everything is kept in %s; the broker is the embedded one, for demos and development only\n", d.Dir)
+	a.Bucket, a.SnapshotDir = filepath.Join(d.Dir, "checkpoints"), filepath.Join(d.Dir, "snapshots")
+	a.Idle = 24 * time.Hour // the input says when it ends, not the clock: a slow machine gives the same sessions
+	broker, err := stream.StartEmbedded(filepath.Join(d.Dir, "kafka"))
+	if err != nil {
+		return nil, fmt.Errorf("demo: %w", err)
+	}
+	defer broker.Close()
+	a.Brokers = broker.Brokers()
+	if err := a.createTopics(ctx); err != nil {
+		return nil, fmt.Errorf("demo: %w", err)
+	}
+	if err := timed("stream", func() error { return a.demoStream(ctx, in, r) }); err != nil {
+		return nil, err
+	}
+	if r.Sessions.Good == 0 {
+		return nil, fmt.Errorf("demo: %d sessions were closed and none is good (%s), so there is nothing to learn; give more views, or other rules with --rules", r.Sessions.Closed, failures(r.Sessions.FailedRules))
+	}
+	fmt.Fprintf(w, "%d sessions, %d of them good\n", r.Sessions.Closed, r.Sessions.Good)
+	if err := timed("train", func() error { return a.demoTrain(ctx, r) }); err != nil {
+		return nil, err
+	}
+	if err := timed("align", func() error { return a.demoAlign(ctx, r) }); err != nil {
+		return nil, err
+	}
+	if err := a.listVersions(ctx, r); err != nil {
+		return nil, fmt.Errorf("demo: %w", err)
+	}
+	if err := timed("recommend", func() error { return a.demoRecommend(ctx, d.Users, r) }); err != nil {
+		return nil, err
+	}
+	r.Seconds["total"], r.PeakRSSBytes = Float(time.Since(begun).Seconds()), peakRSS()
+	if err := r.check(); err != nil {
+		return nil, fmt.Errorf("demo: the report contradicts itself, which is a bug: %w", err)
+	}
+	if err := r.write(d.Dir); err != nil {
+		return nil, fmt.Errorf("demo: %w", err)
+	}
+	return r, nil
+}
+
+// claim makes sure that dir is ours alone and can be written to.
+func claim(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make the folder: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if len(entries) > 0 {
+		state := "a demo that did not end"
+		if slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == "report.json" }) {
+			state = "a finished demo"
+		} else if !slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == markerFile }) {
+			state = "something else"
+		}
+		return fmt.Errorf("%w: %s holds %s; name another with --dir, or delete it", ErrUsed, dir, state)
+	}
+	// Only one of two demos that start at the same time can make this.
+	f, err := os.OpenFile(filepath.Join(dir, markerFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("write to the folder: %w", err)
+	}
+	if _, err := f.WriteString("This folder belongs to a run of \"onerec demo\".\n"); err != nil {
+		return errors.Join(fmt.Errorf("write to the folder: %w", err), f.Close())
+	}
+	return f.Close()
+}
+
+const markerFile = ".onerec-demo"
+
+func (a *App) createTopics(ctx context.Context) error {
+	cl, err := a.cluster().Client()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	_, err = stream.CreateTopics(ctx, cl, a.Partitions, int16(a.Replication))
+	return err
+}
+
+// background returns what a service gets that runs inside the demo.
+func background(ready func()) host { return host{prometheus.NewRegistry(), ready} }
+
+// demoStream runs ingest, sessionize, filter and snapshot to the end of the
+// input.
+func (a *App) demoStream(ctx context.Context, in *input, r *Report) error {
+	services, ctx := errgroup.WithContext(ctx)
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	for _, s := range []service{a.ingest, a.sessionize, a.filter, func(ctx context.Context, h host) error { return a.snapshot(ctx, h, false) }} {
+		services.Go(func() error { return s(running, background(func() {})) })
+	}
+	services.Go(func() error {
+		defer stop() // everything has passed, or something failed
+		n, latest, err := a.play(ctx, in)
+		if err != nil {
+			return err
+		}
+		r.Views.Read = int64(n)
+		if err := a.finish(ctx, latest); err != nil {
+			return err
+		}
+		cl, err := a.cluster().Client()
+		if err != nil {
+			return err
+		}
+		defer cl.Close()
+		for _, w := range []struct{ group, topic string }{
+			{groupSessionize, schemas.TopicViews}, {groupFilter, schemas.TopicSessions}, {snapshots.Group, schemas.TopicJudgedSessions},
+		} {
+			if err := stream.WaitCaughtUp(ctx, cl, w.group, w.topic); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := services.Wait(); err != nil {
+		return err
+	}
+	return a.count(context.WithoutCancel(ctx), r)
+}
+
+// count reads what the stages left on their topics.
+func (a *App) count(ctx context.Context, r *Report) error {
+	c := a.cluster()
+	totals, err := sessionizer.Totals(ctx, c)
+	if err != nil {
+		return err
+	}
+	r.Views.Accepted, r.Views.Duplicates, r.Views.Late = totals.Accepted, totals.Duplicates, totals.Late
+	if err := c.ReadTopic(ctx, schemas.TopicDeadLetters, func(*kgo.Record) error { r.Views.Rejected++; return nil }); err != nil {
+		return err
+	}
+	r.Sessions.FailedRules = make(map[string]int64)
+	for _, rule := range filters.RuleNames() {
+		r.Sessions.FailedRules[rule] = 0
+	}
+	return c.ReadTopic(ctx, schemas.TopicJudgedSessions, func(rec *kgo.Record) error {
+		j := new(onerecv1.JudgedSession)
+		if err := proto.Unmarshal(rec.Value, j); err != nil {
+			return fmt.Errorf("topic %s offset %d is no JudgedSession: %w", rec.Topic, rec.Offset, err)
+		}
+		r.Sessions.Closed++
+		if j.Verdict.GetGood() {
+			r.Sessions.Good++
+		}
+		for _, rule := range j.Verdict.GetFailedRules() {
+			r.Sessions.FailedRules[rule]++
+		}
+		return nil
+	})
+}
+
+func (a *App) demoTrain(ctx context.Context, r *Report) error {
+	a.Bootstrap = int(r.Sessions.Good) // the codebook from the whole input, not from its beginning
+	c, err := a.train(ctx, background(func() {}), true)
+	if err != nil {
+		return err
+	}
+	if c == nil {
+		return context.Cause(ctx)
+	}
+	st, h := c.Stats, c.Holdout
+	r.Training = TrainingReport{
+		Steps: st.Steps, Tokens: st.Tokens, TokensPerSecond: Float(st.TokensPerSecond()), FirstLoss: Float(st.FirstLoss), LastLoss: Float(st.LastLoss),
+		Holdout: HoldoutReport{
+			Sessions: h.Sessions, Predictions: h.Predictions, Loss: Float(h.Loss), HitRate10: Float(h.HitRate10), NDCG10: Float(h.NDCG10),
+			PopularityHitRate10: Float(h.PopularHitRate10), PopularityNDCG10: Float(h.PopularNDCG10),
+		},
+	}
+	return nil
+}
+
+func (a *App) demoAlign(ctx context.Context, r *Report) error {
+	report, err := a.reward(ctx, background(func() {}), true)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	q := report.Quality
+	r.RewardModel = RewardReport{q.Sessions, Float(q.LikeAUC), Float(q.CompletionAUC), Float(q.WatchTimeSpearman)}
+	for _, round := range report.Rounds {
+		r.Alignment = append(r.Alignment, RoundReport{
+			Round: round.Round, Users: round.Users, Candidates: round.Candidates, Pairs: round.Pairs,
+			RewardBefore: Float(round.RewardBefore), RewardAfter: Float(round.RewardAfter), KL: Float(round.Kl), Accepted: round.Accepted, Why: round.Why,
+		})
+	}
+	return nil
+}
+
+func (a *App) listVersions(ctx context.Context, r *Report) error {
+	return a.withStore(ctx, func(store *publisher.Store) error {
+		versions, err := store.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, v := range versions {
+			m, hash, err := store.Manifest(ctx, v, "")
+			if err != nil {
+				return err
+			}
+			r.Checkpoints = append(r.Checkpoints, VersionReport{m.Version, m.Parent, m.Kind, hash, m.Codebook})
+		}
+		return nil
+	})
+}
+
+// demoRecommend starts the recommender and asks it, over HTTP, for the users who
+// were there last.
+func (a *App) demoRecommend(ctx context.Context, n int, r *Report) error {
+	users, err := a.lastUsers(ctx, n)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	ready := make(chan struct{})
+	var once sync.Once
+	var svc *recommender.Service
+	g.Go(func() error {
+		return a.recommend(running, background(func() { once.Do(func() { close(ready) }) }), l, func(s *recommender.Service) { svc = s })
+	})
+	g.Go(func() error {
+		defer stop()
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		for _, user := range users {
+			answer, err := ask(ctx, "http://"+l.Addr().String(), recommender.Request{UserID: user, N: a.Align.Length})
+			if err != nil {
+				return err
+			}
+			rec := RecReport{UserID: user, Checkpoint: answer.CheckpointVersion, Items: []string{}}
+			for _, item := range answer.Items {
+				rec.Items = append(rec.Items, item.ItemID)
+			}
+			watched := svc.History(user)
+			rec.watched = watched[max(0, len(watched)-a.Align.Length):]
+			r.Recommendations = append(r.Recommendations, rec)
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// ask sends one request.
+func ask(ctx context.Context, url string, q recommender.Request) (*recommender.Answer, error) {
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/recommendations", bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask the recommender: %w", err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("ask the recommender: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("ask the recommender for user %s: %s: %s", q.UserID, resp.Status, data)
+	}
+	answer := new(recommender.Answer)
+	if err := json.Unmarshal(data, answer); err != nil {
+		return nil, fmt.Errorf("ask the recommender: %w", err)
+	}
+	return answer, nil
+}
+
+// lastUsers returns the n users of good sessions whose sessions ended last.
+func (a *App) lastUsers(ctx context.Context, n int) ([]string, error) {
+	last := make(map[string]int64)
+	err := a.cluster().ReadTopic(ctx, schemas.TopicGoodSessions, func(rec *kgo.Record) error {
+		g := new(onerecv1.GoodSession)
+		if err := proto.Unmarshal(rec.Value, g); err != nil {
+			return fmt.Errorf("topic %s offset %d is no GoodSession: %w", rec.Topic, rec.Offset, err)
+		}
+		if s := g.Session; s != nil {
+			last[s.UserId] = max(last[s.UserId], s.EndMs)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	users := make([]string, 0, len(last))
+	for u := range last {
+		users = append(users, u)
+	}
+	slices.SortFunc(users, func(a, b string) int {
+		if last[a] != last[b] {
+			return int(min(1, max(-1, last[b]-last[a])))
+		}
+		return bytes.Compare([]byte(a), []byte(b))
+	})
+	return users[:min(n, len(users))], nil
+}

@@ -1,0 +1,232 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+
+	"onerec/filters"
+	"onerec/ingest"
+	"onerec/internal/progress"
+	"onerec/internal/stream"
+	"onerec/internal/telemetry"
+	"onerec/publisher"
+	"onerec/recommender"
+	"onerec/rewarder"
+	"onerec/schemas"
+	"onerec/sessionizer"
+	"onerec/snapshots"
+	"onerec/trainer"
+)
+
+// Consumer groups of the stages.
+const (
+	groupIngest     = "ingest"
+	groupSessionize = "sessionize"
+	groupFilter     = "filter"
+)
+
+// brokersTimeout is how long a service waits for a first answer.
+const brokersTimeout = 15 * time.Second
+
+// App runs services with some settings.
+type App struct {
+	*Settings
+	Log      *slog.Logger
+	Progress *progress.Reporter // nil: none
+}
+
+// New returns an app that logs to w.
+func New(s *Settings, w io.Writer, p *progress.Reporter) *App {
+	return &App{Settings: s, Log: telemetry.NewLogger(w, s.level(), s.LogFormat == "json"), Progress: p}
+}
+
+// host is what a service gets from the process around it.
+type host struct {
+	reg   prometheus.Registerer
+	ready func()
+}
+
+// Service is one of the services by name.
+type service func(ctx context.Context, h host) error
+
+// RunIngest, and the Run methods that follow, run one service with its admin
+// endpoint until ctx ends.
+func (a *App) RunIngest(ctx context.Context) error { return a.serve(ctx, a.ingest) }
+
+// RunSessionize runs the sessionizer.
+func (a *App) RunSessionize(ctx context.Context) error { return a.serve(ctx, a.sessionize) }
+
+// RunFilter runs the filters.
+func (a *App) RunFilter(ctx context.Context) error { return a.serve(ctx, a.filter) }
+
+// RunSnapshot runs the snapshot service; with once it ends when what there is now
+// is written.
+func (a *App) RunSnapshot(ctx context.Context, once bool) error {
+	return a.serve(ctx, func(ctx context.Context, h host) error { return a.snapshot(ctx, h, once) })
+}
+
+// RunTrain runs the trainer; with once it ends when what there is now is learned.
+func (a *App) RunTrain(ctx context.Context, once bool) error {
+	return a.serve(ctx, func(ctx context.Context, h host) error {
+		_, err := a.train(ctx, h, once)
+		return err
+	})
+}
+
+// RunReward runs the rewarder; with once it ends after the rounds that the
+// settings ask for, and returns them.
+func (a *App) RunReward(ctx context.Context, once bool) (report *rewarder.Report, err error) {
+	err = a.serve(ctx, func(ctx context.Context, h host) (err error) {
+		report, err = a.reward(ctx, h, once)
+		return err
+	})
+	return report, err
+}
+
+// RunServe runs the recommender and its API.
+func (a *App) RunServe(ctx context.Context) error {
+	l, err := net.Listen("tcp", a.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for requests: %w", err)
+	}
+	a.Log.Info("listening", "address", l.Addr().String())
+	return a.serve(ctx, func(ctx context.Context, h host) error {
+		return a.recommend(ctx, h, l, func(*recommender.Service) {})
+	})
+}
+
+// serve runs one service as a process does: topics checked first, admin endpoint
+// beside it.
+func (a *App) serve(ctx context.Context, run service) error {
+	if err := a.checkTopics(ctx); err != nil {
+		return err
+	}
+	reg, probe := telemetry.NewRegistry(), new(telemetry.Probe)
+	g, ctx := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if a.HTTP != "" {
+		l, err := net.Listen("tcp", a.HTTP)
+		if err != nil {
+			return fmt.Errorf("listen for health and metrics: %w", err)
+		}
+		g.Go(func() error { return telemetry.Serve(ctx, l, telemetry.Handler(reg, probe)) })
+	}
+	g.Go(func() error {
+		defer cancel() // a service that ends by itself ends the process
+		return run(ctx, host{reg, probe.Ready})
+	})
+	return g.Wait()
+}
+
+// checkTopics says early what is missing.
+func (a *App) checkTopics(ctx context.Context) error {
+	return a.withClient(ctx, func(cl *kgo.Client) error { return stream.CheckCoPartitioned(ctx, cl) })
+}
+
+func (a *App) loop(ctx context.Context, h host, group, topic string, stage stream.Stage) error {
+	log := a.Log.With("service", group)
+	log.Info("starting", "brokers", a.Brokers, "instance", a.Instance)
+	return stream.NewLoop(stream.Config{
+		Cluster: a.cluster(), Group: group, Topic: topic, InstanceID: a.Instance,
+		Metrics: stream.NewMetrics(h.reg, group), Log: log, OnReady: h.ready,
+	}, stage).Run(ctx)
+}
+
+func (a *App) ingest(ctx context.Context, h host) error {
+	key, err := a.pseudonymKey()
+	if err != nil {
+		return err
+	}
+	return a.loop(ctx, h, groupIngest, schemas.TopicViewsRaw, ingest.NewStage(ingest.NewValidator(a.Bounds, key), h.reg))
+}
+
+func (a *App) sessionize(ctx context.Context, h host) error {
+	cfg := a.Sessions
+	cfg.History = a.History
+	return a.loop(ctx, h, groupSessionize, schemas.TopicViews, sessionizer.NewStage(cfg, a.Idle, h.reg))
+}
+
+func (a *App) filter(ctx context.Context, h host) error {
+	rules, err := a.rules()
+	if err != nil {
+		return err
+	}
+	return a.loop(ctx, h, groupFilter, schemas.TopicSessions, filters.NewStage(rules, h.reg))
+}
+
+func (a *App) snapshot(ctx context.Context, h host, once bool) error {
+	s := &snapshots.Service{
+		Cluster: a.cluster(), Dir: a.SnapshotDir, MaxRows: a.SnapshotRows, MaxAge: a.SnapshotAge, Once: once,
+		Log: a.Log.With("service", "snapshot"), Metrics: snapshots.NewMetrics(h.reg), OnReady: h.ready,
+	}
+	return s.Run(ctx)
+}
+
+// withStore opens the checkpoints for the time of fn.
+func (a *App) withStore(ctx context.Context, fn func(*publisher.Store) error) (err error) {
+	store, err := publisher.Open(ctx, a.Bucket)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	return fn(store)
+}
+
+func (a *App) train(ctx context.Context, h host, once bool) (c *trainer.Candidate, err error) {
+	err = a.withStore(ctx, func(store *publisher.Store) error {
+		s := &trainer.Service{
+			Cluster: a.cluster(), Store: store, Model: a.Model, Learner: a.Train,
+			Bootstrap: a.Bootstrap, PublishSteps: a.PublishSteps, PublishEvery: a.PublishEvery, Once: once,
+			Log: a.Log.With("service", "train"), Metrics: trainer.NewMetrics(h.reg), OnReady: h.ready,
+			Progress: func(stage string, done, total int) { a.Progress.Update(stage, "", done, total) },
+		}
+		c, err = s.Run(ctx)
+		a.Progress.Done()
+		return err
+	})
+	return c, err
+}
+
+func (a *App) reward(ctx context.Context, h host, once bool) (report *rewarder.Report, err error) {
+	err = a.withStore(ctx, func(store *publisher.Store) error {
+		align := a.Align
+		align.Seed, align.BatchTokens = a.Train.Seed, a.Train.BatchTokens
+		s := &rewarder.Service{
+			Cluster: a.cluster(), Store: store, Model: a.Model, Network: a.Network,
+			ModelEpochs: a.ModelEpochs, ModelLearningRate: a.ModelLearningRate, HoldoutPercent: a.Train.HoldoutPercent,
+			Align: align, Every: a.RewardEvery, Once: once, Rounds: a.Rounds,
+			Log: a.Log.With("service", "reward"), Metrics: rewarder.NewMetrics(h.reg), OnReady: h.ready,
+			Progress: func(stage string, done, total int) { a.Progress.Update(stage, "", done, total) },
+		}
+		report, err = s.Run(ctx)
+		a.Progress.Done()
+		return err
+	})
+	return report, err
+}
+
+// recommend runs the recommender with its API on l; use gets the service once it
+// runs.
+func (a *App) recommend(ctx context.Context, h host, l net.Listener, use func(*recommender.Service)) error {
+	return a.withStore(ctx, func(store *publisher.Store) error {
+		s := a.recommender(store)
+		s.Log, s.Metrics = a.Log.With("service", "serve"), recommender.NewMetrics(h.reg)
+		s.OnReady = h.ready
+		s.Open()
+		use(s)
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return s.Run(ctx) })
+		g.Go(func() error { return telemetry.Serve(ctx, l, s.Handler()) })
+		return g.Wait()
+	})
+}

@@ -1,0 +1,241 @@
+// Package app wires the services from settings. The binary, the demo and the
+// integration tests all run what is built here, so none of them runs something
+// else than the others.
+package app
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"onerec/filters"
+	"onerec/internal/config"
+	"onerec/internal/history"
+	"onerec/internal/stream"
+	"onerec/publisher"
+	"onerec/recommender"
+	"onerec/rewarder"
+	"onerec/schemas"
+	"onerec/sessionizer"
+	"onerec/simulator"
+	"onerec/trainer"
+)
+
+// Groups of settings; a command has the flags of those that it needs.
+const (
+	GroupCommon      = "common"
+	GroupTopics      = "topics"
+	GroupCheckpoints = "checkpoints"
+	GroupIngest      = "ingest"
+	GroupSessionize  = "sessionize"
+	GroupHistory     = "history"
+	GroupFilter      = "filter"
+	GroupSnapshot    = "snapshot"
+	GroupTrain       = "train"
+	GroupReward      = "reward"
+	GroupServe       = "serve"
+	GroupSimulate    = "simulate"
+)
+
+// Settings are all settings of all services.
+type Settings struct {
+	Brokers             []string
+	HTTP                string
+	Instance            string
+	Model               string
+	LogLevel, LogFormat string
+
+	Partitions, Replication int
+	Bucket                  string
+
+	PseudonymKeyFile string
+	Bounds           schemas.Bounds
+
+	Sessions sessionizer.Config
+	Idle     time.Duration
+	History  history.Policy
+
+	RulesFile string
+
+	SnapshotDir  string
+	SnapshotRows int
+	SnapshotAge  time.Duration
+
+	Train        trainer.Config
+	Bootstrap    int
+	PublishSteps int
+	PublishEvery time.Duration
+
+	Network           rewarder.ModelConfig
+	ModelEpochs       int
+	ModelLearningRate float64
+	Align             rewarder.AlignConfig
+	RewardEvery       time.Duration
+	Rounds            int
+
+	Listen             string
+	Channel            string
+	Beams              int
+	MaxUsers, MaxItems int
+
+	Simulate simulator.Config
+}
+
+// Defaults returns the default settings.
+func Defaults() *Settings {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return &Settings{
+		Brokers: []string{"127.0.0.1:9092"}, Instance: host, Model: "default", LogLevel: "info", LogFormat: "text",
+		Partitions: 8, Replication: 1, Bucket: "checkpoints", Bounds: schemas.DefaultBounds(),
+		Sessions: sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
+		SnapshotDir: "snapshots", SnapshotRows: 20_000, SnapshotAge: time.Minute,
+		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: time.Minute,
+		Network: rewarder.DefaultModelConfig(), ModelEpochs: 4, ModelLearningRate: 2e-3, Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
+		Listen: "127.0.0.1:8080", Channel: publisher.ChannelReleased, Beams: 32, MaxUsers: 1_000_000, MaxItems: 5_000_000,
+		Simulate: simulator.DefaultConfig(),
+	}
+}
+
+// Register binds every setting to a set, with its bounds and documentation.
+func (s *Settings) Register(c *config.Set) {
+	const year = 365 * 24 * time.Hour
+	c.Strings(GroupCommon, "brokers", &s.Brokers, "Kafka brokers, host:port separated by commas")
+	c.String(GroupCommon, "http", &s.HTTP, "address of /healthz, /readyz and /metrics, e.g. :9464; empty: none")
+	c.String(GroupCommon, "instance", &s.Instance, "name of this process within its service; stable across restarts, it lets a restarted process fence its former self at once")
+	c.String(GroupCommon, "model", &s.Model, "name of the model that checkpoints belong to")
+	c.String(GroupCommon, "log-level", &s.LogLevel, "least level that is logged", "debug", "info", "warn", "error")
+	c.String(GroupCommon, "log-format", &s.LogFormat, "format of logs", "text", "json")
+
+	c.Int(GroupTopics, "partitions", &s.Partitions, 1, 10_000, "partitions of the topics keyed by user")
+	c.Int(GroupTopics, "replication", &s.Replication, 1, 15, "replicas of each partition")
+
+	c.String(GroupCheckpoints, "checkpoints", &s.Bucket, "bucket of the checkpoints: a folder or a URL such as s3://bucket?region=eu-west-1")
+
+	c.String(GroupIngest, "pseudonym-key-file", &s.PseudonymKeyFile, "file with the key (at least 16 bytes) of the HMAC that replaces user ids; empty: ids stay")
+	c.Duration(GroupIngest, "max-watch", &s.Bounds.MaxWatch, time.Second, 30*24*time.Hour, "longest watch time of a view")
+	c.Duration(GroupIngest, "max-duration", &s.Bounds.MaxDuration, time.Second, 30*24*time.Hour, "longest video")
+	c.Duration(GroupIngest, "max-future", &s.Bounds.MaxFuture, 0, 24*time.Hour, "how far event time may lie ahead of the clock")
+
+	c.Duration(GroupSessionize, "session-gap", &s.Sessions.Gap, time.Second, 7*24*time.Hour, "views at most this far apart belong to one session")
+	c.Duration(GroupSessionize, "session-lateness", &s.Sessions.Lateness, 0, 7*24*time.Hour, "how far the watermark trails the newest view")
+	c.Int(GroupSessionize, "session-max-views", &s.Sessions.MaxViews, 1, 100_000, "a session with so many views is closed")
+	c.Duration(GroupSessionize, "session-max-age", &s.Sessions.MaxAge, time.Minute, 30*24*time.Hour, "a session that lasts so long is closed")
+	c.Duration(GroupSessionize, "idle-timeout", &s.Idle, time.Second, 24*time.Hour, "a partition without views for so long moves its watermark by the clock")
+
+	c.Int(GroupHistory, "history-items", &s.History.MaxItems, 1, 10_000, "engaged items that a user's history holds")
+	c.Duration(GroupHistory, "history-max-age", &s.History.MaxAge, time.Hour, 10*year, "items older than this, seen from the newest, leave the history")
+	c.Duration(GroupHistory, "engaged-watch", &s.History.MinWatch, 0, 24*time.Hour, "a view this long, or of the whole video, is an engagement")
+
+	c.String(GroupFilter, "rules", &s.RulesFile, "YAML file of the rules of a good session; empty: the paper's (5 views, 30 s, one engagement)")
+
+	c.String(GroupSnapshot, "snapshots", &s.SnapshotDir, "folder of the Parquet snapshots")
+	c.Int(GroupSnapshot, "snapshot-rows", &s.SnapshotRows, 1, 10_000_000, "sessions of a file at most")
+	c.Duration(GroupSnapshot, "snapshot-age", &s.SnapshotAge, 100*time.Millisecond, 24*time.Hour, "longest time that a session waits for its file")
+
+	t := &s.Train
+	c.String(GroupTrain, "preset", &t.Preset, "size of the decoder", "tiny", "small", "base")
+	c.Int(GroupTrain, "levels", &t.Levels, 2, 8, "codes of a semantic ID")
+	c.Int(GroupTrain, "codes", &t.Codes, 0, 1<<14, "values of a code; 0: as many as let the catalogue double")
+	c.Int(GroupTrain, "train-history", &t.History, 0, 1024, "items of history in a row")
+	c.Int(GroupTrain, "train-session", &t.Session, 1, 256, "items of a session in a row; longer sessions make several rows")
+	c.Int(GroupTrain, "embedding-dim", &t.EmbeddingDim, 2, 1024, "width of learned item embeddings")
+	c.Int(GroupTrain, "embedding-window", &t.EmbeddingWindow, 1, 100, "items at most so many places apart occur together")
+	c.Int(GroupTrain, "batch-tokens", &t.BatchTokens, 128, 1<<20, "tokens of a training step at most")
+	c.Float(GroupTrain, "replay-ratio", &t.ReplayRatio, 1, 1000, "rows trained on for each row that arrives")
+	c.Float(GroupTrain, "learning-rate", &t.LearningRate, 1e-7, 1, "highest learning rate")
+	c.Int(GroupTrain, "warmup-steps", &t.WarmupSteps, 0, 1_000_000, "steps in which the learning rate rises")
+	c.Float(GroupTrain, "weight-decay", &t.WeightDecay, 0, 1, "weight decay of AdamW")
+	c.Float(GroupTrain, "dropout", &t.Dropout, 0, 0.9, "dropout of the residual branches")
+	c.Float(GroupTrain, "history-weight", &t.HistoryWeight, 0, 1, "weight of the history's codes in the loss, against 1 for the session's")
+	c.Float(GroupTrain, "average", &t.Average, 0, 0.99999, "decay, by step, of the moving average that is published")
+	c.Int(GroupTrain, "replay-buffer", &t.Buffer, 1, 10_000_000, "rows of the replay buffer")
+	c.Int(GroupTrain, "holdout-percent", &t.HoldoutPercent, 0, 50, "percent of users who are never trained on")
+	c.Int(GroupTrain, "holdout-sessions", &t.MaxHoldout, 1, 1_000_000, "held-out rows that a candidate is measured on, the newest")
+	c.Int(GroupTrain, "bootstrap-sessions", &s.Bootstrap, 1, 10_000_000, "good sessions from which the codebook and the first weights are made")
+	c.Int(GroupTrain, "publish-steps", &s.PublishSteps, 1, 10_000_000, "steps after which a candidate is published")
+	c.Duration(GroupTrain, "publish-every", &s.PublishEvery, time.Second, year, "time after which a candidate is published")
+	c.Uint64(GroupTrain, "seed", &t.Seed, "seed of everything random in training and rounds")
+
+	a := &s.Align
+	c.Int(GroupReward, "reward-epochs", &s.ModelEpochs, 1, 1000, "passes of a new reward model over the sessions")
+	c.Float(GroupReward, "reward-learning-rate", &s.ModelLearningRate, 1e-7, 1, "learning rate of the reward model")
+	c.Duration(GroupReward, "reward-every", &s.RewardEvery, time.Second, year, "least time between rounds")
+	c.Int(GroupReward, "rounds", &s.Rounds, 1, 1000, "rounds of a run with --once, and of the demo")
+	c.Int(GroupReward, "align-users", &a.Users, 1, 1_000_000, "training users for whom candidates are drawn in a round")
+	c.Int(GroupReward, "align-held-out", &a.HeldOut, 1, 1_000_000, "held-out users on whom a round is judged, at most")
+	c.Int(GroupReward, "candidates", &a.Candidates, 2, 1024, "candidate sessions for each user (N of the paper, 128 there)")
+	c.Int(GroupReward, "candidate-items", &a.Length, 1, 100, "items of a candidate session (m of the paper, 5 there)")
+	c.Float(GroupReward, "temperature", &a.Temperature, 0.01, 10, "temperature of sampled candidates")
+	c.Float(GroupReward, "dpo-beta", &a.Beta, 1e-4, 100, "beta of DPO")
+	c.Float(GroupReward, "dpo-lambda", &a.Lambda, 0, 1000, "weight of DPO against the next-token loss")
+	c.Float(GroupReward, "align-learning-rate", &a.LearningRate, 1e-8, 1, "learning rate of a round")
+	c.Int(GroupReward, "align-epochs", &a.Epochs, 1, 100, "passes over a round's pairs")
+	c.Float(GroupReward, "min-margin", &a.MinMargin, 0, 100, "least difference of reward within a pair; 1 is an ordinary session's reward")
+	c.Float(GroupReward, "weight-watch", &a.Weights.Watch, 0, 1000, "weight of watch time in the reward")
+	c.Float(GroupReward, "weight-like", &a.Weights.Like, 0, 1000, "weight of likes in the reward")
+	c.Float(GroupReward, "weight-completion", &a.Weights.Completion, 0, 1000, "weight of completion in the reward")
+	c.Float(GroupReward, "max-loss-rise", &a.Gates.MaxLossRise, 0, 10, "gate: how much the held-out next-token loss may rise, relative to the reference's")
+	c.Float(GroupReward, "max-kl", &a.Gates.MaxKL, 0, 1000, "gate: largest distance from the reference, nats a session")
+
+	c.String(GroupServe, "listen", &s.Listen, "address of the recommendation API; there is no authentication yet, so only loopback is sensible")
+	c.String(GroupServe, "channel", &s.Channel, "channel that is served; until it has a version, the newest candidate is", publisher.ChannelReleased, publisher.ChannelCandidate)
+	c.Int(GroupServe, "beams", &s.Beams, 1, 1024, "width of the beam search")
+	c.Int(GroupServe, "max-users", &s.MaxUsers, 1, 1_000_000_000, "users whose history is kept")
+	c.Int(GroupServe, "max-items", &s.MaxItems, 1, 1_000_000_000, "items whose popularity is counted")
+
+	w := &s.Simulate
+	c.Int(GroupSimulate, "sim-users", &w.Users, 1, 100_000_000, "simulated users")
+	c.Int(GroupSimulate, "sim-items", &w.Items, 1, 100_000_000, "simulated items")
+	c.Int(GroupSimulate, "sim-days", &w.Days, 1, 36_500, "simulated days")
+	c.Float(GroupSimulate, "sim-sessions-a-day", &w.SessionsADay, 0.01, 1000, "sessions a day, mean by user")
+	c.Uint64(GroupSimulate, "sim-seed", &w.Seed, "seed of the simulated world")
+}
+
+// Logger returns the logger that the settings ask for.
+func (s *Settings) level() slog.Level {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(s.LogLevel)) // the setting allows valid levels only
+	return l
+}
+
+func (s *Settings) cluster() stream.Cluster { return stream.Cluster{Brokers: s.Brokers} }
+
+func (s *Settings) rules() (filters.RuleSet, error) {
+	if s.RulesFile == "" {
+		return filters.DefaultRules(), nil
+	}
+	data, err := os.ReadFile(s.RulesFile)
+	if err != nil {
+		return filters.RuleSet{}, fmt.Errorf("read filter rules: %w", err)
+	}
+	rules, err := filters.ParseRules(data)
+	if err != nil {
+		return filters.RuleSet{}, fmt.Errorf("%s: %w", s.RulesFile, err)
+	}
+	return rules, nil
+}
+
+func (s *Settings) pseudonymKey() ([]byte, error) {
+	if s.PseudonymKeyFile == "" {
+		return nil, nil
+	}
+	key, err := os.ReadFile(s.PseudonymKeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the pseudonym key: %w", err)
+	}
+	if len(key) < 16 {
+		return nil, fmt.Errorf("the pseudonym key in %s has %d bytes, at least 16 are needed", s.PseudonymKeyFile, len(key))
+	}
+	return key, nil
+}
+
+func (s *Settings) recommender(store *publisher.Store) *recommender.Service {
+	return &recommender.Service{
+		Cluster: s.cluster(), Store: store, Model: s.Model, Channel: s.Channel, Policy: s.History,
+		Beams: s.Beams, MaxUsers: s.MaxUsers, MaxItems: s.MaxItems,
+	}
+}

@@ -1,0 +1,220 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"onerec/internal/stream"
+	"onerec/publisher"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+)
+
+// TopicInfo is a topic's contract as the command line shows it.
+type TopicInfo struct {
+	Name      string   `json:"name"`
+	Message   string   `json:"message"`
+	Key       string   `json:"key"`
+	ByUser    bool     `json:"by_user"`
+	Retention string   `json:"retention"`
+	Owner     string   `json:"owner"`
+	Producers []string `json:"producers"`
+	Consumers []string `json:"consumers"`
+	Doc       string   `json:"doc"`
+}
+
+// Contract returns the contract of every topic.
+func (a *App) Contract() []TopicInfo {
+	var out []TopicInfo
+	for _, t := range schemas.Topics() {
+		retention := "newest of each key"
+		if !t.Compacted {
+			retention = fmt.Sprintf("%d days", int(t.Retention.Hours()/24))
+		}
+		out = append(out, TopicInfo{t.Name, t.Message, t.Key, t.ByUser, retention, t.Owner, t.Producers, t.Consumers, t.Doc})
+	}
+	return out
+}
+
+// withClient connects, with a limit to how long an unreachable broker is waited
+// for.
+func (a *App) withClient(ctx context.Context, fn func(*kgo.Client) error) error {
+	cl, err := a.cluster().Client()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	ping, cancel := context.WithTimeout(ctx, brokersTimeout)
+	defer cancel()
+	if err := cl.Ping(ping); err != nil {
+		return fmt.Errorf("no broker of %v answers; is Kafka running there? Set --brokers: %w", a.Brokers, err)
+	}
+	return fn(cl)
+}
+
+// CreateTopics creates the topics that do not exist and returns their names.
+func (a *App) CreateTopics(ctx context.Context) (created []string, err error) {
+	err = a.withClient(ctx, func(cl *kgo.Client) (err error) {
+		created, err = stream.CreateTopics(ctx, cl, a.Partitions, int16(a.Replication))
+		return err
+	})
+	return created, err
+}
+
+// CheckTopics returns what differs between the cluster's topics and the contract.
+func (a *App) CheckTopics(ctx context.Context) (differences []string, err error) {
+	err = a.withClient(ctx, func(cl *kgo.Client) error {
+		var names []string
+		for _, t := range schemas.Topics() {
+			names = append(names, t.Name)
+		}
+		adm := kadm.NewClient(cl)
+		details, err := adm.ListTopics(ctx)
+		if err != nil {
+			return fmt.Errorf("list topics: %w", err)
+		}
+		users := len(details[schemas.TopicViewsRaw].Partitions)
+		configs, err := adm.DescribeTopicConfigs(ctx, names...)
+		if err != nil {
+			return fmt.Errorf("describe topics: %w", err)
+		}
+		for _, t := range schemas.Topics() {
+			if !details.Has(t.Name) {
+				differences = append(differences, fmt.Sprintf("%s: does not exist", t.Name))
+				continue
+			}
+			if n, want := len(details[t.Name].Partitions), int(t.Partitions(users)); n != want {
+				differences = append(differences, fmt.Sprintf("%s: has %d partitions, want %d", t.Name, n, want))
+			}
+			config, err := configs.On(t.Name, nil)
+			if err == nil {
+				err = config.Err
+			}
+			if err != nil {
+				return fmt.Errorf("describe topic %s: %w", t.Name, err)
+			}
+			have := make(map[string]string)
+			for _, kv := range config.Configs {
+				have[kv.Key] = kv.MaybeValue()
+			}
+			for key, want := range t.Settings() {
+				if have[key] != want {
+					differences = append(differences, fmt.Sprintf("%s: %s is %q, want %q", t.Name, key, have[key], want))
+				}
+			}
+		}
+		slices.Sort(differences)
+		return nil
+	})
+	return differences, err
+}
+
+// Versions returns the manifests of all versions, oldest first.
+func (a *App) Versions(ctx context.Context) (out []*publisher.Manifest, err error) {
+	err = a.withStore(ctx, func(store *publisher.Store) error {
+		names, err := store.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, v := range names {
+			m, _, err := store.Manifest(ctx, v, "")
+			if err != nil {
+				return err
+			}
+			out = append(out, m)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// Lineage returns a version's manifest and those of its ancestors, as far as they
+// are still there.
+func (a *App) Lineage(ctx context.Context, version string) (out []*publisher.Manifest, err error) {
+	err = a.withStore(ctx, func(store *publisher.Store) error {
+		for v := version; v != ""; {
+			m, _, err := store.Manifest(ctx, v, "")
+			if errors.Is(err, publisher.ErrNotFound) && len(out) > 0 {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			out = append(out, m)
+			v = m.Parent
+		}
+		return nil
+	})
+	return out, err
+}
+
+// Verify reads versions, all of them if none is named, and tells each one's state
+// to fn. The error says how many are bad.
+func (a *App) Verify(ctx context.Context, versions []string, fn func(version string, err error)) error {
+	return a.withStore(ctx, func(store *publisher.Store) error {
+		if len(versions) == 0 {
+			var err error
+			if versions, err = store.List(ctx); err != nil {
+				return err
+			}
+		}
+		bad := 0
+		for _, v := range versions {
+			_, _, err := store.Load(ctx, v, "")
+			fn(v, err)
+			if err != nil {
+				bad++
+			}
+		}
+		if bad > 0 {
+			return fmt.Errorf("%d of %d versions are not whole", bad, len(versions))
+		}
+		return nil
+	})
+}
+
+// Promote points the released channel at a version and returns what it pointed at
+// before.
+func (a *App) Promote(ctx context.Context, version string) (before string, err error) {
+	err = a.withRelease(ctx, func(cl *kgo.Client, store *publisher.Store, now *onerecv1.CheckpointRef) error {
+		before = now.GetVersion()
+		_, err := publisher.Announce(ctx, cl, store, publisher.ChannelReleased, version, "")
+		return err
+	})
+	return before, err
+}
+
+// Rollback releases an earlier version again: the parent of the released one if
+// none is named.
+func (a *App) Rollback(ctx context.Context, version string) (from, to string, err error) {
+	err = a.withRelease(ctx, func(cl *kgo.Client, store *publisher.Store, now *onerecv1.CheckpointRef) error {
+		if now == nil {
+			return fmt.Errorf("nothing of model %q is released, so there is nothing to roll back", a.Model)
+		}
+		from, to = now.Version, version
+		if to == "" {
+			to = now.Parent
+		}
+		if to == "" {
+			return fmt.Errorf("version %s has no parent; name the version to release", from)
+		}
+		_, err := publisher.Announce(ctx, cl, store, publisher.ChannelReleased, to, "")
+		return err
+	})
+	return from, to, err
+}
+
+func (a *App) withRelease(ctx context.Context, fn func(*kgo.Client, *publisher.Store, *onerecv1.CheckpointRef) error) error {
+	return a.withClient(ctx, func(cl *kgo.Client) error {
+		refs, err := publisher.Current(ctx, a.cluster(), a.Model)
+		if err != nil {
+			return err
+		}
+		return a.withStore(ctx, func(store *publisher.Store) error { return fn(cl, store, refs[publisher.ChannelReleased]) })
+	})
+}

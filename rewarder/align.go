@@ -1,0 +1,477 @@
+package rewarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+
+	"onerec/decoder"
+	"onerec/internal/kernels"
+	"onerec/internal/ops"
+	"onerec/semanticid"
+)
+
+// AlignConfig holds the settings of a DPO round.
+type AlignConfig struct {
+	Users        int // training users, one prompt each, that candidates are drawn for
+	HeldOut      int // held-out users that the round is judged on, at most
+	Candidates   int // N: sessions drawn for each prompt, half by beam search, half sampled
+	Length       int // items of a candidate (m of the paper, 5)
+	Temperature  float64
+	Beta         float64 // of DPO
+	Lambda       float64 // weight of DPO against the next-token loss
+	LearningRate float64
+	Epochs       int     // passes over the pairs
+	MinMargin    float64 // least difference of reward within a pair
+	BatchTokens  int
+	Weights      RewardWeights
+	Gates        Gates
+	Seed         uint64
+}
+
+// RewardWeights combine the objectives into one reward. Each objective counts
+// relative to what the sessions of the log hold on average, so 1 is an ordinary
+// list.
+type RewardWeights struct{ Watch, Like, Completion float64 }
+
+// Gates are the bounds that a round must keep.
+type Gates struct {
+	MaxLossRise float64 // of the held-out next-token loss, relative to the reference's
+	MaxKL       float64 // nats a session
+}
+
+// DefaultAlignConfig follows the paper where it gives figures, N excepted (128
+// there).
+func DefaultAlignConfig() AlignConfig {
+	return AlignConfig{
+		Users: 256, HeldOut: 200, Candidates: 32, Length: 5, Temperature: 1, Beta: 0.2, Lambda: 1,
+		LearningRate: 2e-4, Epochs: 2, MinMargin: 0.05, BatchTokens: 2048,
+		Weights: RewardWeights{Watch: 1, Like: 1, Completion: 0.5},
+		Gates:   Gates{MaxLossRise: 0.05, MaxKL: 10}, Seed: 1,
+	}
+}
+
+// Prompt is what candidates are drawn for.
+type Prompt struct {
+	User    string
+	History []semanticid.Item // oldest first
+	Seen    []int32           // the same as indexes of the codebook; not recommended again
+	Session []semanticid.Item // what the user watched then, if the session was good
+}
+
+// Averages are what a view of the log holds on average, by objective.
+type Averages struct{ WatchMs, Like, Completion float64 }
+
+// Reward scores a predicted list; 1 is an ordinary one. An objective that the
+// log holds nothing of does not count.
+func (w RewardWeights) Reward(p Prediction, avg Averages) float64 {
+	var sum, weights float64
+	n := float64(len(p.Like))
+	count := func(weight, of, average float64) {
+		if average > 0 {
+			sum += weight * of / (n * average)
+			weights += weight
+		}
+	}
+	count(w.Watch, p.WatchMs, avg.WatchMs)
+	count(w.Like, total(p.Like), avg.Like)
+	count(w.Completion, total(p.Completion), avg.Completion)
+	if weights == 0 {
+		return 0
+	}
+	return sum / weights
+}
+
+// Outcome is what a round found.
+type Outcome struct {
+	Users, Candidates, Pairs  int
+	HeldOutUsers              int
+	RewardBefore, RewardAfter float64 // mean over held-out users of the best candidate's reward
+	GainLow, GainHigh         float64 // 95 % interval of the mean gain
+	KL                        float64 // nats a session, from the aligned model's own samples
+	LossBefore, LossAfter     float64 // nats a code, on held-out good sessions; 0 if there are none
+	DPOFirst, DPOLast         float64 // mean DPO loss of the first and the last pass
+	Wins                      float64 // share of pairs whose margin grew, last pass
+	Accepted                  bool
+	Why                       string
+}
+
+// ErrNoPairs says that no prompt gave a pair that differs enough.
+var ErrNoPairs = errors.New("no pair of candidates differs in reward by the least margin")
+
+// pair is a prompt with its best and its worst candidate.
+type pair struct {
+	prompt       int
+	best, worst  []semanticid.Item
+	rewardMargin float64
+}
+
+// Align runs one round: draw, score, pair best against worst, train a copy of
+// the reference with DPO, and judge it on held-out users with the same random
+// numbers. It returns the aligned weights whether they passed the gates or not.
+func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, rm *Model, avg Averages, prompts, heldOut []Prompt, cfg AlignConfig, progress func(stage string, done, total int)) (*decoder.Weights, *Outcome, error) {
+	if progress == nil {
+		progress = func(string, int, int) {}
+	}
+	o := &Outcome{Users: len(prompts), Candidates: cfg.Candidates}
+	a := &aligner{cfg: cfg, cb: cb, rm: rm, avg: avg}
+	drawn, err := a.draw(ctx, reference, prompts, 0, func(done, total int) { progress("draw candidates", done, total) })
+	if err != nil {
+		return nil, nil, err
+	}
+	rewards, err := a.score(prompts, drawn)
+	if err != nil {
+		return nil, nil, err
+	}
+	pairs := a.pairs(drawn, rewards)
+	if o.Pairs = len(pairs); o.Pairs == 0 {
+		return nil, o, ErrNoPairs
+	}
+	aligned := reference.Clone()
+	if err := a.train(ctx, reference, aligned, prompts, pairs, o, func(done, total int) { progress("align", done, total) }); err != nil {
+		return nil, nil, err
+	}
+	if err := a.judge(ctx, reference, aligned, heldOut, o, func(done, total int) { progress("judge on held-out users", done, total) }); err != nil {
+		return nil, nil, err
+	}
+	return aligned, o, nil
+}
+
+type aligner struct {
+	cfg AlignConfig
+	cb  *semanticid.Codebook
+	rm  *Model
+	avg Averages
+}
+
+// draw returns candidates for each prompt: half by beam search, which are the
+// model's favourites, half sampled, which are what else it might say. salt keeps
+// the random numbers of different calls apart.
+func (a *aligner) draw(ctx context.Context, w *decoder.Weights, prompts []Prompt, salt uint64, progress func(done, total int)) ([][]decoder.List, error) {
+	gen, err := decoder.NewGenerator(w, a.cb)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]decoder.List, len(prompts))
+	errs := make([]error, len(prompts))
+	const chunk = 16
+	for lo := 0; lo < len(prompts); lo += chunk {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		kernels.Parallel(min(chunk, len(prompts)-lo), func(i int) {
+			out[lo+i], errs[lo+i] = a.candidates(gen, prompts[lo+i], rand.New(rand.NewPCG(a.cfg.Seed, salt<<32+uint64(lo+i))))
+		})
+		progress(min(lo+chunk, len(prompts)), len(prompts))
+	}
+	return out, errors.Join(errs...)
+}
+
+func (a *aligner) candidates(gen *decoder.Generator, p Prompt, rng *rand.Rand) ([]decoder.List, error) {
+	seen := make(map[int32]bool, len(p.Seen))
+	for _, i := range p.Seen {
+		seen[i] = true
+	}
+	o := decoder.Options{History: p.History, Exclude: seen, Length: a.cfg.Length, Width: (a.cfg.Candidates + 1) / 2}
+	lists, err := gen.Generate(o)
+	if err != nil {
+		return nil, fmt.Errorf("draw candidates: %w", err)
+	}
+	o.Width, o.Temperature, o.Rand = a.cfg.Candidates/2, a.cfg.Temperature, rng
+	if o.Width == 0 {
+		return lists, nil
+	}
+	sampled, err := gen.Generate(o)
+	if err != nil {
+		return nil, fmt.Errorf("draw candidates: %w", err)
+	}
+	return append(lists, sampled...), nil
+}
+
+func (a *aligner) items(l decoder.List) []semanticid.Item {
+	ids := make([]semanticid.Item, len(l.Items))
+	for i, item := range l.Items {
+		ids[i] = a.cb.ID(item)
+	}
+	return ids
+}
+
+// score returns each candidate's reward.
+func (a *aligner) score(prompts []Prompt, drawn [][]decoder.List) ([][]float64, error) {
+	var examples []Example
+	for i, lists := range drawn {
+		for _, l := range lists {
+			e := Example{History: prompts[i].History}
+			for _, id := range a.items(l) {
+				e.Items = append(e.Items, Viewed{ID: id})
+			}
+			examples = append(examples, e)
+		}
+	}
+	predicted, err := a.rm.Predict(examples)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]float64, len(drawn))
+	for i, lists := range drawn {
+		for range lists {
+			r := a.cfg.Weights.Reward(predicted[0], a.avg)
+			if math.IsNaN(r) || math.IsInf(r, 0) {
+				return nil, fmt.Errorf("the reward model gives %v; it has diverged", r)
+			}
+			out[i] = append(out[i], r)
+			predicted = predicted[1:]
+		}
+	}
+	return out, nil
+}
+
+// pairs takes the best and the worst candidate of each prompt whose rewards
+// differ by the least margin.
+func (a *aligner) pairs(drawn [][]decoder.List, rewards [][]float64) []pair {
+	var out []pair
+	for i, lists := range drawn {
+		if len(lists) == 0 {
+			continue
+		}
+		best, worst := 0, 0
+		for j, r := range rewards[i] {
+			if r > rewards[i][best] {
+				best = j
+			}
+			if r < rewards[i][worst] {
+				worst = j
+			}
+		}
+		if margin := rewards[i][best] - rewards[i][worst]; margin > 0 && margin >= a.cfg.MinMargin {
+			out = append(out, pair{i, a.items(lists[best]), a.items(lists[worst]), margin})
+		}
+	}
+	return out
+}
+
+// train makes Epochs passes over the pairs, with the prompts' own good sessions
+// as the next-token part.
+func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights, prompts []Prompt, pairs []pair, o *Outcome, progress func(done, total int)) error {
+	c := reference.Config
+	capacity := max(a.cfg.BatchTokens, 3*c.MaxLen)
+	most := max(1, capacity/2/(2+a.cfg.Length*(c.Levels+1))) // pairs of a batch
+	scorer, err := decoder.NewScorer(reference, capacity)
+	if err != nil {
+		return err
+	}
+	defer scorer.Close()
+	graph, err := decoder.NewDPOGraph(aligned, capacity, most, float32(a.cfg.Beta), float32(a.cfg.Lambda))
+	if err != nil {
+		return err
+	}
+	defer graph.Close()
+	solver := ops.NewSolver(a.cfg.LearningRate, 0)
+	order := make([]int, len(pairs))
+	for i := range order {
+		order[i] = i
+	}
+	rng := rand.New(rand.NewPCG(a.cfg.Seed, 0xd90))
+	for epoch := range a.cfg.Epochs {
+		rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+		var dpo, wins float64
+		for lo := 0; lo < len(order); {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			b := decoder.NewBatch(0)
+			var batch []decoder.Pair
+			for lo < len(order) && len(batch) < most {
+				p := pairs[order[lo]]
+				prompt := prompts[p.prompt]
+				rows := []decoder.Row{
+					c.Fit(decoder.Row{History: prompt.History, Session: p.best}),
+					c.Fit(decoder.Row{History: prompt.History, Session: p.worst}),
+				}
+				var good *decoder.Row
+				need := c.Tokens(rows[0]) + c.Tokens(rows[1])
+				if len(prompt.Session) > 0 {
+					r := c.Fit(decoder.Row{History: prompt.History, Session: prompt.Session[:min(len(prompt.Session), a.cfg.Length)]})
+					good = &r
+					need += c.Tokens(r)
+				}
+				if len(batch) > 0 && b.Tokens()+need > capacity {
+					break
+				}
+				at := b.Rows()
+				for _, r := range rows {
+					if err := b.AddUnweighted(c, r); err != nil {
+						return err
+					}
+				}
+				if good != nil {
+					if err := b.Add(c, *good); err != nil {
+						return err
+					}
+				}
+				batch = append(batch, decoder.Pair{Winner: at, Loser: at + 1})
+				lo++
+			}
+			b.Close()
+			if _, err := scorer.Run(b, nil, 0, 0); err != nil {
+				return fmt.Errorf("score pairs with the reference: %w", err)
+			}
+			logp := scorer.LogProbs()
+			for i := range batch {
+				batch[i].RefMargin = logp[batch[i].Winner] - logp[batch[i].Loser]
+			}
+			l, err := graph.Step(b, batch, 0, 0, solver)
+			if err != nil {
+				return fmt.Errorf("DPO step: %w", err)
+			}
+			share := float64(len(batch)) / float64(len(pairs))
+			dpo += share * float64(l.DPO)
+			wins += share * l.Wins
+			progress(epoch*len(order)+lo, a.cfg.Epochs*len(order))
+		}
+		if epoch == 0 {
+			o.DPOFirst = dpo
+		}
+		o.DPOLast, o.Wins = dpo, wins
+	}
+	return nil
+}
+
+// judge measures the aligned model beside the reference and applies the gates.
+func (a *aligner) judge(ctx context.Context, reference, aligned *decoder.Weights, heldOut []Prompt, o *Outcome, progress func(done, total int)) error {
+	const salt = 1
+	users := len(heldOut)
+	before, err := a.draw(ctx, reference, heldOut, salt, func(done, _ int) { progress(done, 2*users) })
+	if err != nil {
+		return err
+	}
+	after, err := a.draw(ctx, aligned, heldOut, salt, func(done, _ int) { progress(users+done, 2*users) })
+	if err != nil {
+		return err
+	}
+	rBefore, err := a.score(heldOut, before)
+	if err != nil {
+		return err
+	}
+	rAfter, err := a.score(heldOut, after)
+	if err != nil {
+		return err
+	}
+	var was, is, gain []float64
+	for i := range heldOut {
+		if len(rBefore[i]) > 0 && len(rAfter[i]) > 0 {
+			x, y := slices.Max(rBefore[i]), slices.Max(rAfter[i])
+			was, is, gain = append(was, x), append(is, y), append(gain, y-x)
+		}
+	}
+	o.HeldOutUsers = len(gain)
+	if len(gain) > 0 {
+		o.RewardBefore, o.RewardAfter = mean(was), mean(is)
+		o.GainLow, o.GainHigh = interval(gain, rand.New(rand.NewPCG(a.cfg.Seed, 0xb007)))
+	}
+	if o.KL, err = a.divergence(reference, heldOut, after); err != nil {
+		return err
+	}
+	if o.LossBefore, err = a.loss(reference, heldOut); err != nil {
+		return err
+	}
+	if o.LossAfter, err = a.loss(aligned, heldOut); err != nil {
+		return err
+	}
+	o.Accepted, o.Why = a.cfg.Gates.judge(o)
+	return nil
+}
+
+// judge applies the gates; the first that fails decides.
+func (g Gates) judge(o *Outcome) (accepted bool, why string) {
+	switch {
+	case o.HeldOutUsers == 0:
+		return false, "no held-out user could be asked, so nothing shows that the round helps"
+	case !(o.GainLow > 0):
+		return false, fmt.Sprintf("held-out reward went from %.4f to %.4f; the 95 %% interval of the gain, %.4f to %.4f, must lie above 0", o.RewardBefore, o.RewardAfter, o.GainLow, o.GainHigh)
+	case !(o.KL <= g.MaxKL):
+		return false, fmt.Sprintf("distance from the reference is %.3f nats a session, at most %.3f is allowed", o.KL, g.MaxKL)
+	case !(o.LossAfter <= o.LossBefore*(1+g.MaxLossRise)):
+		return false, fmt.Sprintf("held-out next-token loss rose from %.4f to %.4f, at most %.1f %% is allowed", o.LossBefore, o.LossAfter, 100*g.MaxLossRise)
+	}
+	return true, fmt.Sprintf("held-out reward rose by %.4f to %.4f (95 %%); distance %.3f of at most %.3f nats; loss %.4f to %.4f", o.GainLow, o.GainHigh, o.KL, g.MaxKL, o.LossBefore, o.LossAfter)
+}
+
+// divergence estimates KL(aligned || reference) from the aligned model's sampled
+// lists: the mean of log p_aligned - log p_reference. The lists of the beam
+// search are not samples and are left out.
+func (a *aligner) divergence(reference *decoder.Weights, prompts []Prompt, after [][]decoder.List) (float64, error) {
+	var rows []decoder.Row
+	var own []float64
+	for i, lists := range after {
+		for _, l := range lists[min(len(lists), (a.cfg.Candidates+1)/2):] {
+			rows = append(rows, decoder.Row{History: prompts[i].History, Session: a.items(l)})
+			own = append(own, l.LogProb)
+		}
+	}
+	logp, _, err := a.logProbs(reference, rows)
+	if err != nil {
+		return 0, err
+	}
+	var sum float64
+	for i, lp := range logp {
+		sum += own[i] - lp
+	}
+	return sum / float64(max(len(logp), 1)), nil
+}
+
+// loss is the mean next-token loss over the good sessions among the prompts.
+func (a *aligner) loss(w *decoder.Weights, prompts []Prompt) (float64, error) {
+	var rows []decoder.Row
+	for _, p := range prompts {
+		if len(p.Session) > 0 {
+			rows = append(rows, decoder.Row{History: p.History, Session: p.Session})
+		}
+	}
+	logp, codes, err := a.logProbs(w, rows)
+	if err != nil {
+		return 0, err
+	}
+	var sum float64
+	for _, lp := range logp {
+		sum -= lp
+	}
+	return sum / float64(max(codes, 1)), nil
+}
+
+// logProbs returns the log probability of each row's session and the number of
+// codes in all of them.
+func (a *aligner) logProbs(w *decoder.Weights, rows []decoder.Row) (logp []float64, codes int, err error) {
+	c := w.Config
+	capacity := max(a.cfg.BatchTokens, c.MaxLen)
+	scorer, err := decoder.NewScorer(w, capacity)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer scorer.Close()
+	for lo := 0; lo < len(rows); {
+		b := decoder.NewBatch(0)
+		for lo < len(rows) {
+			r := c.Fit(rows[lo])
+			if b.Tokens() > 0 && b.Tokens()+c.Tokens(r) > capacity {
+				break
+			}
+			if err := b.AddUnweighted(c, r); err != nil {
+				return nil, 0, err
+			}
+			codes += len(r.Session) * c.Levels
+			lo++
+		}
+		b.Close()
+		if _, err := scorer.Run(b, nil, 0, 0); err != nil {
+			return nil, 0, fmt.Errorf("score sessions: %w", err)
+		}
+		for _, lp := range scorer.LogProbs() {
+			logp = append(logp, float64(lp))
+		}
+	}
+	return logp, codes, nil
+}

@@ -1,0 +1,147 @@
+package rewarder
+
+import (
+	"onerec/internal/holdout"
+	"onerec/schemas/onerecv1"
+	"onerec/semanticid"
+)
+
+// Limits of the data in memory.
+const (
+	maxSessions = 100_000 // the newest are kept; held-out users have as many again
+	maxViews    = 64      // of a session; what follows is left out
+	maxItems    = 5_000_000
+)
+
+// session is a session in terms of the dataset's own item numbers.
+type session struct {
+	user           string
+	history, items []int32
+	like           []bool
+	completion     []Label
+	watchMs        int64
+	good           bool
+}
+
+// dataset holds the newest sessions of all users, held-out ones apart.
+type dataset struct {
+	percent        int // of users held out
+	names          []string
+	index          map[string]int32
+	train, heldOut ring
+	seen           int64 // sessions added since the dataset began
+}
+
+func newDataset(percent int) *dataset {
+	return &dataset{percent: percent, index: make(map[string]int32)}
+}
+
+type ring struct {
+	sessions []session
+	next     int
+}
+
+func (r *ring) add(s session) {
+	if len(r.sessions) < maxSessions {
+		r.sessions = append(r.sessions, s)
+		return
+	}
+	r.sessions[r.next] = s
+	r.next = (r.next + 1) % maxSessions
+}
+
+func (d *dataset) add(j *onerecv1.JudgedSession) {
+	d.seen++
+	in := j.Session
+	s := session{user: in.UserId, good: j.Verdict.GetGood()}
+	for _, h := range in.History {
+		s.history = append(s.history, d.number(h.ItemId))
+	}
+	for _, v := range in.Views[:min(len(in.Views), maxViews)] {
+		s.items = append(s.items, d.number(v.ItemId))
+		s.like = append(s.like, v.Like)
+		complete := Unknown
+		if v.DurationMs > 0 {
+			complete = No
+			if v.WatchMs >= v.DurationMs {
+				complete = Yes
+			}
+		}
+		s.completion = append(s.completion, complete)
+		s.watchMs += v.WatchMs
+	}
+	if len(s.items) == 0 {
+		return
+	}
+	if holdout.Contains(s.user, d.percent) {
+		d.heldOut.add(s)
+	} else {
+		d.train.add(s)
+	}
+}
+
+// number returns an item's number; when there are too many, the item is one that
+// nobody knows.
+func (d *dataset) number(item string) int32 {
+	n, ok := d.index[item]
+	if !ok {
+		if len(d.names) >= maxItems {
+			return -1
+		}
+		n = int32(len(d.names))
+		d.index[item] = n
+		d.names = append(d.names, item)
+	}
+	return n
+}
+
+func (d *dataset) id(cb *semanticid.Codebook, item int32) semanticid.Item {
+	if item >= 0 {
+		if i, ok := cb.Index(d.names[item]); ok {
+			return cb.ID(i)
+		}
+	}
+	return nil
+}
+
+// example returns a session as the reward model reads it.
+func (d *dataset) example(cb *semanticid.Codebook, s session) Example {
+	e := Example{WatchMs: s.watchMs}
+	for _, h := range s.history {
+		if id := d.id(cb, h); id != nil {
+			e.History = append(e.History, id)
+		}
+	}
+	for i, item := range s.items {
+		e.Items = append(e.Items, Viewed{d.id(cb, item), s.like[i], s.completion[i]})
+	}
+	return e
+}
+
+func (d *dataset) examples(cb *semanticid.Codebook, sessions []session) []Example {
+	out := make([]Example, len(sessions))
+	for i, s := range sessions {
+		out[i] = d.example(cb, s)
+	}
+	return out
+}
+
+// prompt returns what the decoder is asked for at a session's start, and what it
+// learned to answer if the session was good.
+func (d *dataset) prompt(cb *semanticid.Codebook, s session) Prompt {
+	p := Prompt{User: s.user}
+	for _, h := range s.history {
+		if id := d.id(cb, h); id != nil {
+			i, _ := cb.Index(d.names[h])
+			p.History, p.Seen = append(p.History, id), append(p.Seen, i)
+		}
+	}
+	if s.good {
+		for _, item := range s.items {
+			if id := d.id(cb, item); id != nil {
+				p.Session = append(p.Session, id)
+			}
+		}
+	}
+	return p
+}

@@ -1,0 +1,393 @@
+package rewarder
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+
+	"gorgonia.org/gorgonia"
+	"gorgonia.org/tensor"
+
+	"onerec/internal/kernels"
+	"onerec/internal/ops"
+	"onerec/internal/safetensors"
+	"onerec/semanticid"
+)
+
+// ModelConfig is the architecture of the reward model.
+type ModelConfig struct {
+	Dim    int // width
+	Heads  int // attention heads
+	Hidden int // width of the feed-forward part
+	Rows   int // views of a batch at most
+}
+
+// DefaultModelConfig is small: there is one label a view, not one a token.
+func DefaultModelConfig() ModelConfig {
+	return ModelConfig{Dim: 48, Heads: 2, Hidden: 96, Rows: 1024}
+}
+
+// The outputs for a view, in their order.
+const (
+	headLike = iota
+	headCompletion
+	headWatch
+	heads
+)
+
+// Example is a list of items that a user watched, or might, after a history.
+type Example struct {
+	History []semanticid.Item // oldest first
+	Items   []Viewed
+	WatchMs int64 // over all items; unused in prediction
+}
+
+// Viewed is an item of an example with its labels.
+type Viewed struct {
+	ID         semanticid.Item // nil if the codebook doesn't know the item
+	Like       bool
+	Completion Label
+}
+
+// Label is a yes, a no or an unknown.
+type Label int8
+
+// Values of a label.
+const (
+	Unknown Label = iota
+	No
+	Yes
+)
+
+// Model predicts what a user will make of a list: for each view whether it is
+// liked and whether it is watched to the end, and how long the list is watched in
+// total. After OneRec's reward model (arXiv 2502.18965, section 3.3): item
+// representations are made aware of the user by an element-wise product with the
+// user's, the list's items attend to each other, and each objective has a head.
+//
+//	v = mean of the embeddings of the item's codes     u = mean over the history
+//	x = v A + u B + (v * u) C
+//	x = x + attention(x);  x = x + swiglu(x);  z = norm(x) H
+//	p(like) = sigmoid(z.0)  p(completion) = sigmoid(z.1)  watch = scale * sum over views of softplus(z.2)
+//
+// The loss is binary cross-entropy for the first two and the squared difference
+// of log(1 + watch/scale) for the third, which a few very long views can't
+// dominate. It is not safe for concurrent use.
+type Model struct {
+	cfg           ModelConfig
+	levels, codes int
+	scaleMs       float64 // mean watch time of a view
+	params        []safetensors.Tensor
+
+	batch        *batch // what the graphs read
+	train, infer *net
+	solver       *ops.Solver
+}
+
+// net is the model's expression graph on a machine of its own.
+type net struct {
+	vm     gorgonia.VM
+	params []gorgonia.ValueGrad
+	cost   gorgonia.Value
+	logits gorgonia.Value
+}
+
+// NewModel returns an untrained model for a codebook's shape; scaleMs is the mean
+// watch time of a view.
+func NewModel(cfg ModelConfig, levels, codes int, scaleMs float64, learningRate float64, seed uint64) (*Model, error) {
+	if cfg.Dim < 2 || cfg.Heads < 1 || cfg.Dim%(2*cfg.Heads) != 0 || cfg.Hidden < 1 || cfg.Rows < 1 || !(scaleMs > 0) {
+		return nil, fmt.Errorf("reward model: %+v with a scale of %v ms is out of range", cfg, scaleMs)
+	}
+	m := &Model{cfg: cfg, levels: levels, codes: codes, scaleMs: scaleMs, batch: new(batch), solver: ops.NewSolver(learningRate, 0.01)}
+	rng := rand.New(rand.NewPCG(seed, 0x4e3a4d))
+	for _, t := range m.layout() {
+		t.Data = make([]float32, tensor.Shape(t.Shape).TotalSize())
+		dev := 1 / math.Sqrt(float64(t.Shape[len(t.Shape)-1]))
+		for i := range t.Data {
+			if len(t.Shape) == 1 {
+				t.Data[i] = 1 // gains
+			} else {
+				t.Data[i] = float32(rng.NormFloat64() * dev)
+			}
+		}
+		m.params = append(m.params, t)
+	}
+	var err error
+	if m.train, err = m.build(true); err != nil {
+		return nil, err
+	}
+	m.infer, err = m.build(false)
+	return m, err
+}
+
+// layout lists names and shapes; a matrix is out x in, as in PyTorch.
+func (m *Model) layout() []safetensors.Tensor {
+	d := m.cfg.Dim
+	return []safetensors.Tensor{
+		{Name: "codes", Shape: []int{1 + m.levels*m.codes, d}}, // row 0: an item without an ID
+		{Name: "item", Shape: []int{d, d}}, {Name: "user", Shape: []int{d, d}}, {Name: "match", Shape: []int{d, d}},
+		{Name: "norm_attn", Shape: []int{d}}, {Name: "qkv", Shape: []int{3 * d, d}}, {Name: "out", Shape: []int{d, d}},
+		{Name: "norm_ff", Shape: []int{d}}, {Name: "up", Shape: []int{2 * m.cfg.Hidden, d}}, {Name: "down", Shape: []int{d, m.cfg.Hidden}},
+		{Name: "norm", Shape: []int{d}}, {Name: "heads", Shape: []int{heads, d}},
+	}
+}
+
+// build makes a graph over the shared weights, with gradients if train is set.
+func (m *Model) build(train bool) (_ *net, err error) {
+	defer func() { // gorgonia.Must panics on a graph that does not type-check
+		if p := recover(); p != nil {
+			err = fmt.Errorf("build the reward model's graph: %v", p)
+		}
+	}()
+	g := gorgonia.NewGraph()
+	var nodes gorgonia.Nodes
+	p := make(map[string]*gorgonia.Node, len(m.params))
+	for _, t := range m.params {
+		v := tensor.New(tensor.WithShape(t.Shape...), tensor.WithBacking(t.Data))
+		p[t.Name] = gorgonia.NewTensor(g, tensor.Float32, len(t.Shape), gorgonia.WithShape(t.Shape...), gorgonia.WithName(t.Name), gorgonia.WithValue(v))
+		nodes = append(nodes, p[t.Name])
+	}
+	b := m.batch
+	v := ops.EmbedBag(b, p["codes"], func() (ids, starts []int32) { return b.items.ids, b.items.starts }, m.cfg.Rows)
+	u := ops.EmbedBag(b, p["codes"], func() (ids, starts []int32) { return b.users.ids, b.users.starts }, m.cfg.Rows)
+	x := ops.Linear(b, v, p["item"])
+	x = ops.Add(b, x, ops.Linear(b, u, p["user"]))
+	x = ops.Add(b, x, ops.Linear(b, ops.Mul(b, v, u), p["match"]))
+	h := ops.Linear(b, ops.RMSNorm(b, x, p["norm_attn"]), p["qkv"])
+	h = ops.Attention(b, h, m.cfg.Heads, false, nil, nil)
+	x = ops.Add(b, x, ops.Linear(b, h, p["out"]))
+	h = ops.SwiGLU(b, ops.Linear(b, ops.RMSNorm(b, x, p["norm_ff"]), p["up"]))
+	x = ops.Add(b, x, ops.Linear(b, h, p["down"]))
+	z := ops.Linear(b, ops.RMSNorm(b, x, p["norm"]), p["heads"])
+	n := new(net)
+	gorgonia.Read(z, &n.logits)
+	if !train {
+		n.vm = gorgonia.NewTapeMachine(g)
+		return n, nil
+	}
+	ones := make([]float32, m.cfg.Rows)
+	for i := range ones {
+		ones[i] = 1
+	}
+	weight := gorgonia.NodeFromAny(g, tensor.New(tensor.WithShape(m.cfg.Rows), tensor.WithBacking(ones)), gorgonia.WithName("ones"))
+	cost := gorgonia.Must(gorgonia.Mul(weight, m.loss(z)))
+	gorgonia.Read(cost, &n.cost)
+	if _, err := gorgonia.Grad(cost, nodes...); err != nil {
+		return nil, fmt.Errorf("differentiate the reward model's graph: %w", err)
+	}
+	n.vm = gorgonia.NewTapeMachine(g, gorgonia.BindDualValues(nodes...))
+	n.params = gorgonia.NodesToValueGrads(nodes)
+	return n, nil
+}
+
+// Close frees the machines.
+func (m *Model) Close() error { return errors.Join(m.train.vm.Close(), m.infer.vm.Close()) }
+
+// loss is a vector of one loss a row, zero beyond the batch: what the row's view
+// adds, and on a list's first row what the list's watch time adds.
+func (m *Model) loss(z *gorgonia.Node) *gorgonia.Node {
+	b := m.batch
+	return ops.Apply("reward loss", tensor.Shape{m.cfg.Rows}, func(out []float32, v [][]float32) {
+		clear(out)
+		for s := range b.lists() {
+			lo, hi := b.bounds[s], b.bounds[s+1]
+			for i := lo; i < hi; i++ {
+				out[i] += b.perView * (crossEntropy(v[0][i*heads+headLike], b.like[i]) + crossEntropy(v[0][i*heads+headCompletion], b.completion[i]))
+			}
+			diff := watched(v[0], lo, hi) - b.logWatch[s]
+			out[lo] += b.perList * diff * diff
+		}
+	}, func(v gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{ops.Apply("reward loss dz", tensor.Shape{m.cfg.Rows, heads}, func(dz []float32, g [][]float32) {
+			dy, z := g[0], g[1]
+			for s := range b.lists() {
+				lo, hi := b.bounds[s], b.bounds[s+1]
+				log := watched(z, lo, hi)
+				dWatch := dy[lo] * b.perList * 2 * (log - b.logWatch[s]) * kernels.Exp(-log) // d log(1+w) = dw / (1+w)
+				for i := lo; i < hi; i++ {
+					row := dz[i*heads : (i+1)*heads]
+					row[headLike] = dy[i] * b.perView * crossEntropySlope(z[i*heads+headLike], b.like[i])
+					row[headCompletion] = dy[i] * b.perView * crossEntropySlope(z[i*heads+headCompletion], b.completion[i])
+					row[headWatch] = dWatch * kernels.Sigmoid(z[i*heads+headWatch])
+				}
+			}
+		}, nil, dy, v[0])}
+	}, z)
+}
+
+// watched is log(1 + sum of softplus of the watch outputs of rows lo to hi).
+func watched(z []float32, lo, hi int) float32 {
+	var sum float64
+	for i := lo; i < hi; i++ {
+		sum += softplus(z[i*heads+headWatch])
+	}
+	return float32(math.Log1p(sum))
+}
+
+func softplus(x float32) float64 {
+	return max(float64(x), 0) + math.Log1p(math.Exp(-math.Abs(float64(x))))
+}
+
+func crossEntropy(z float32, label Label) float32 {
+	switch label {
+	case Yes:
+		return float32(softplus(-z))
+	case No:
+		return float32(softplus(z))
+	}
+	return 0
+}
+
+func crossEntropySlope(z float32, label Label) float32 {
+	switch label {
+	case Yes:
+		return kernels.Sigmoid(z) - 1
+	case No:
+		return kernels.Sigmoid(z)
+	}
+	return 0
+}
+
+// bag is a list of bags of code ids; see ops.EmbedBag.
+type bag struct{ ids, starts []int32 }
+
+// batch is a set of lists packed one after the other.
+type batch struct {
+	items, users     bag
+	bounds           []int // list s is rows bounds[s] to bounds[s+1]
+	like, completion []Label
+	logWatch         []float32
+	perView, perList float32 // weights that make the loss a mean
+}
+
+func (b *batch) Len() int      { return b.bounds[len(b.bounds)-1] }
+func (b *batch) Bounds() []int { return b.bounds }
+func (b *batch) lists() int    { return len(b.bounds) - 1 }
+
+// load fills the batch with the examples; they must fit.
+func (m *Model) load(examples []Example) {
+	b := m.batch
+	*b = batch{
+		items: bag{b.items.ids[:0], append(b.items.starts[:0], 0)}, users: bag{b.users.ids[:0], append(b.users.starts[:0], 0)},
+		bounds: append(b.bounds[:0], 0), like: b.like[:0], completion: b.completion[:0], logWatch: b.logWatch[:0],
+	}
+	var user []int32
+	for _, e := range examples {
+		user = user[:0]
+		for _, id := range e.History {
+			user = m.tokens(user, id)
+		}
+		for _, v := range e.Items {
+			b.items.ids = m.tokens(b.items.ids, v.ID)
+			b.items.starts = append(b.items.starts, int32(len(b.items.ids)))
+			b.users.ids = append(b.users.ids, user...)
+			b.users.starts = append(b.users.starts, int32(len(b.users.ids)))
+			like := No
+			if v.Like {
+				like = Yes
+			}
+			b.like, b.completion = append(b.like, like), append(b.completion, v.Completion)
+		}
+		b.bounds = append(b.bounds, len(b.like))
+		b.logWatch = append(b.logWatch, float32(math.Log1p(float64(e.WatchMs)/m.scaleMs)))
+	}
+	b.perView, b.perList = 1/float32(len(b.like)), 1/float32(len(examples))
+}
+
+func (m *Model) tokens(dst []int32, id semanticid.Item) []int32 {
+	if id == nil {
+		return append(dst, 0)
+	}
+	for l, code := range id {
+		dst = append(dst, int32(1+l*m.codes+int(code)))
+	}
+	return dst
+}
+
+// split calls fn with runs of examples that fit a batch. A list longer than a
+// batch is cut.
+func (m *Model) split(examples []Example, fn func(lo int, part []Example) error) error {
+	for lo := 0; lo < len(examples); {
+		rows, hi := 0, lo
+		for hi < len(examples) {
+			if n := len(examples[hi].Items); n > m.cfg.Rows {
+				examples[hi].Items = examples[hi].Items[:m.cfg.Rows]
+			}
+			if rows += len(examples[hi].Items); rows > m.cfg.Rows {
+				break
+			}
+			hi++
+		}
+		if err := fn(lo, examples[lo:hi]); err != nil {
+			return err
+		}
+		lo = hi
+	}
+	return nil
+}
+
+func (m *Model) run(n *net, part []Example) error {
+	m.load(part)
+	ops.ZeroGradients(n.params)
+	n.vm.Reset()
+	if err := n.vm.RunAll(); err != nil {
+		return fmt.Errorf("run the reward model's graph: %w", err)
+	}
+	return nil
+}
+
+// Train makes one pass over the examples in an order drawn from rng and returns
+// the mean loss of its batches. Examples without items are not allowed.
+func (m *Model) Train(examples []Example, rng *rand.Rand) (float64, error) {
+	shuffled := make([]Example, len(examples))
+	for i, j := range rng.Perm(len(examples)) {
+		shuffled[i] = examples[j]
+	}
+	var sum float64
+	steps := 0
+	err := m.split(shuffled, func(_ int, part []Example) error {
+		if err := m.run(m.train, part); err != nil {
+			return err
+		}
+		loss, ok := m.train.cost.Data().(float32)
+		if !ok || loss != loss {
+			return fmt.Errorf("train reward model: the loss is %v", m.train.cost)
+		}
+		sum += float64(loss)
+		steps++
+		return m.solver.Step(m.train.params)
+	})
+	return sum / float64(max(steps, 1)), err
+}
+
+// Prediction is what a user will make of a list.
+type Prediction struct {
+	Like       []float64 // probability, by view
+	Completion []float64 // probability, by view
+	WatchMs    float64   // of the whole list
+}
+
+// Predict returns a prediction for each example.
+func (m *Model) Predict(examples []Example) ([]Prediction, error) {
+	out := make([]Prediction, len(examples))
+	err := m.split(examples, func(lo int, part []Example) error {
+		if err := m.run(m.infer, part); err != nil {
+			return err
+		}
+		z, ok := m.infer.logits.Data().([]float32)
+		if !ok {
+			return errors.New("predict: the reward model has no outputs")
+		}
+		for s := range part {
+			p := &out[lo+s]
+			for i := m.batch.bounds[s]; i < m.batch.bounds[s+1]; i++ {
+				p.Like = append(p.Like, float64(kernels.Sigmoid(z[i*heads+headLike])))
+				p.Completion = append(p.Completion, float64(kernels.Sigmoid(z[i*heads+headCompletion])))
+				p.WatchMs += m.scaleMs * softplus(z[i*heads+headWatch])
+			}
+		}
+		return nil
+	})
+	return out, err
+}

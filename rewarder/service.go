@@ -1,0 +1,472 @@
+// Package rewarder improves the decoder by what sessions are worth, rather than
+// by what was watched alone.
+//
+// A [Model], the reward model, learns from all sessions, not only the good ones,
+// what a user will make of a list: likes, completion, watch time. In a round
+// ([Align]) the newest decoder, frozen as the reference, draws N candidate
+// sessions for each of a sample of users; the reward model picks the best and the
+// worst; DPO teaches the decoder to prefer the one to the other (OneRec, arXiv
+// 2502.18965, section 3.4).
+//
+// A round must prove itself: it is judged on users whom neither the decoder nor
+// the reward model was ever trained on, against the reference and with the same
+// random numbers, and only a round that passes every one of the [Gates] is
+// released. Every round, released or not, is a record on the rounds topic that
+// says why.
+//
+// The score is the reward model's own (as in the paper's offline table): that a
+// round scores higher does not show that people watch longer. Only an experiment
+// does.
+package rewarder
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/decoder"
+	"onerec/internal/safetensors"
+	"onerec/internal/stream"
+	"onerec/publisher"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+	"onerec/semanticid"
+)
+
+// Group is the rewarder's consumer group. Its members agree on which of them
+// works.
+const Group = "reward"
+
+// FileReward is the reward model's file in an aligned checkpoint.
+const FileReward = "reward.safetensors"
+
+// Service runs rounds.
+type Service struct {
+	Cluster stream.Cluster
+	Store   *publisher.Store
+	Model   string
+
+	Network           ModelConfig
+	ModelEpochs       int // passes over the sessions before the first round; later rounds make one
+	ModelLearningRate float64
+	HoldoutPercent    int // the trainer's
+	Align             AlignConfig
+
+	Every time.Duration // least time between rounds
+	Once  bool          // end after Rounds rounds
+	// Rounds is how many rounds a run with Once makes.
+	Rounds int
+
+	Log      *slog.Logger
+	Metrics  *Metrics
+	OnReady  func()
+	Progress func(stage string, done, total int) // or nil
+}
+
+// Report is what a run found.
+type Report struct {
+	Quality Quality
+	Rounds  []*onerecv1.AlignmentRound
+}
+
+// Quality is what the reward model is worth on held-out users.
+type Quality struct {
+	Sessions          int64   // it was trained on
+	HeldOut           int     // sessions measured
+	LikeAUC           float64 // over views
+	CompletionAUC     float64 // over views whose duration is known
+	WatchTimeSpearman float64 // over sessions' total watch time
+}
+
+// Run works until ctx ends or, with Once, until its rounds are done.
+func (s *Service) Run(ctx context.Context) (*Report, error) {
+	var last *Report
+	err := stream.Lead(ctx, s.Cluster, Group, s.OnReady, func(ctx context.Context) error {
+		r := &run{Service: s, data: newDataset(s.HoldoutPercent), offsets: make(map[int32]int64), report: new(Report)}
+		err := r.run(ctx)
+		if r.model != nil {
+			err = errors.Join(err, r.model.Close())
+		}
+		last = r.report
+		if ctx.Err() != nil {
+			return nil // asked to stop; a round that was not published leaves nothing behind
+		}
+		return err
+	})
+	if err != nil {
+		return last, fmt.Errorf("reward: %w", err)
+	}
+	return last, nil
+}
+
+// run is one term as the model's only rewarder.
+type run struct {
+	*Service
+	data    *dataset
+	offsets map[int32]int64 // of sessions.judged: the next session to read
+	model   *Model
+	shape   [2]int // levels and codes that the model speaks
+	avg     Averages
+	rounds  int32 // made so far, by anyone
+	report  *Report
+}
+
+func (r *run) run(ctx context.Context) error {
+	err := r.Cluster.ReadTopic(ctx, schemas.TopicRounds, func(rec *kgo.Record) error {
+		round := new(onerecv1.AlignmentRound)
+		if err := proto.Unmarshal(rec.Value, round); err != nil {
+			return fmt.Errorf("topic %s offset %d is no AlignmentRound: %w", rec.Topic, rec.Offset, err)
+		}
+		if round.Model == r.Service.Model {
+			r.rounds = max(r.rounds, round.Round)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for done := 0; !r.Once || done < r.Rounds; done++ {
+		if done > 0 && !r.Once {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(r.Every):
+			}
+		}
+		ref, err := r.reference(ctx)
+		if err != nil {
+			return err
+		}
+		if ref == nil {
+			if r.Once {
+				return fmt.Errorf("there is no candidate of model %q to align; run \"onerec train\" first", r.Service.Model)
+			}
+			r.Log.Info("waiting for a first candidate")
+			continue
+		}
+		if err := r.round(ctx, ref); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reference is the newest version of the model, candidate or released.
+func (r *run) reference(ctx context.Context) (*onerecv1.CheckpointRef, error) {
+	refs, err := publisher.Current(ctx, r.Cluster, r.Service.Model)
+	if err != nil {
+		return nil, err
+	}
+	newest := refs[publisher.ChannelCandidate]
+	if rel := refs[publisher.ChannelReleased]; rel != nil && (newest == nil || rel.Version > newest.Version) {
+		newest = rel
+	}
+	return newest, nil
+}
+
+// round reads what is new, trains the reward model, aligns and records.
+func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
+	m, files, err := r.Store.Load(ctx, ref.Version, ref.ManifestSha256)
+	if err != nil {
+		return fmt.Errorf("load the reference: %w", err)
+	}
+	weights, cb, err := decoder.Decode(files, m.Config)
+	if err != nil {
+		return fmt.Errorf("load the reference %s: %w", ref.Version, err)
+	}
+	if err := r.read(ctx); err != nil {
+		return err
+	}
+	if err := r.learn(ctx, cb); err != nil {
+		return err
+	}
+	q := r.report.Quality
+	r.rounds++
+	round := &onerecv1.AlignmentRound{
+		Model: r.Service.Model, Round: r.rounds, Reference: ref.Version,
+		RewardSessions: q.Sessions, LikeAuc: q.LikeAUC, WatchTimeSpearman: q.WatchTimeSpearman,
+	}
+	cfg := r.Align
+	cfg.Seed += uint64(r.rounds)
+	prompts := r.prompts(cb, cfg)
+	heldOut := r.heldOutPrompts(cb, cfg)
+	r.Log.Info("round begins", "round", r.rounds, "reference", ref.Version, "users", len(prompts), "held_out_users", len(heldOut), "candidates", cfg.Candidates)
+	aligned, o, err := Align(ctx, weights, cb, r.model, r.avg, prompts, heldOut, cfg, r.Progress)
+	if errors.Is(err, ErrNoPairs) {
+		o.Why = err.Error()
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("round %d: %w", r.rounds, err)
+	}
+	round.Users, round.Candidates, round.Pairs = int32(o.Users), int32(o.Candidates), int32(o.Pairs)
+	round.RewardBefore, round.RewardAfter, round.Kl = o.RewardBefore, o.RewardAfter, o.KL
+	round.LossBefore, round.LossAfter, round.Accepted, round.Why = o.LossBefore, o.LossAfter, o.Accepted, o.Why
+	if o.Accepted {
+		if round.Published, err = r.release(ctx, m, aligned, cb, o); err != nil {
+			return fmt.Errorf("round %d: %w", r.rounds, err)
+		}
+	}
+	if err := r.record(ctx, round); err != nil {
+		return fmt.Errorf("round %d: %w", r.rounds, err)
+	}
+	r.report.Rounds = append(r.report.Rounds, round)
+	r.Metrics.round(round, q)
+	r.Log.Info("round ends", "round", r.rounds, "accepted", o.Accepted, "why", o.Why, "published", round.Published)
+	return nil
+}
+
+// read takes the sessions that are new on sessions.judged.
+func (r *run) read(ctx context.Context) error {
+	spans, err := r.Cluster.Spans(ctx, schemas.TopicJudgedSessions)
+	if err != nil {
+		return err
+	}
+	todo := maps.Clone(spans)
+	for p, s := range todo {
+		todo[p] = stream.Span{From: max(s.From, r.offsets[p]), To: s.To}
+	}
+	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicJudgedSessions, todo, func(rec *kgo.Record) (*onerecv1.JudgedSession, error) {
+		j := new(onerecv1.JudgedSession)
+		if err := proto.Unmarshal(rec.Value, j); err != nil {
+			return nil, fmt.Errorf("no JudgedSession (only filter may write there): %w", err)
+		}
+		if j.Session == nil {
+			return nil, errors.New("a JudgedSession without a session (only filter may write there)")
+		}
+		return j, nil
+	}, func(j *onerecv1.JudgedSession) int64 { return j.Session.EndMs }, func(j *onerecv1.JudgedSession) error {
+		r.data.add(j)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for p, s := range todo {
+		r.offsets[p] = max(r.offsets[p], s.To)
+	}
+	return nil
+}
+
+// learn brings the reward model up to date and measures it on held-out users. A
+// codebook of another shape needs another model.
+func (r *run) learn(ctx context.Context, cb *semanticid.Codebook) error {
+	sessions := r.data.train.sessions
+	if len(sessions) == 0 {
+		return fmt.Errorf("topic %s holds no session of a training user; there is nothing to learn a reward from", schemas.TopicJudgedSessions)
+	}
+	train := r.data.examples(cb, sessions)
+	r.avg = averages(train)
+	epochs := 1
+	if shape := [2]int{cb.Levels(), cb.Codes()}; r.model == nil || r.shape != shape {
+		if r.model != nil {
+			if err := r.model.Close(); err != nil {
+				return err
+			}
+		}
+		var err error
+		if r.model, err = NewModel(r.Network, cb.Levels(), cb.Codes(), max(r.avg.WatchMs, 1), r.ModelLearningRate, r.Align.Seed); err != nil {
+			return err
+		}
+		r.shape, epochs = shape, r.ModelEpochs
+	}
+	for epoch := range epochs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		loss, err := r.model.Train(train, rand.New(rand.NewPCG(r.Align.Seed, uint64(r.rounds)<<32+uint64(epoch))))
+		if err != nil {
+			return err
+		}
+		if r.Progress != nil {
+			r.Progress("train reward model", epoch+1, epochs)
+		}
+		r.Log.Debug("trained reward model", "epoch", epoch+1, "loss", loss)
+	}
+	q, err := r.model.Measure(r.data.examples(cb, r.data.heldOut.sessions))
+	q.Sessions = r.data.seen
+	r.report.Quality = q
+	return err
+}
+
+func averages(examples []Example) (a Averages) {
+	var views, known float64
+	for _, e := range examples {
+		a.WatchMs += float64(e.WatchMs)
+		for _, v := range e.Items {
+			views++
+			if v.Like {
+				a.Like++
+			}
+			if v.Completion != Unknown {
+				known++
+			}
+			if v.Completion == Yes {
+				a.Completion++
+			}
+		}
+	}
+	a.WatchMs /= max(views, 1)
+	a.Like /= max(views, 1)
+	a.Completion /= max(known, 1)
+	return a
+}
+
+// Measure holds the model's predictions against what held-out users did.
+func (m *Model) Measure(examples []Example) (Quality, error) {
+	predicted, err := m.Predict(examples)
+	if err != nil {
+		return Quality{}, err
+	}
+	q := Quality{HeldOut: len(examples)}
+	var like, completion, watch, truth []float64
+	var liked, completed []bool
+	for i, e := range examples {
+		for j, v := range e.Items {
+			like, liked = append(like, predicted[i].Like[j]), append(liked, v.Like)
+			if v.Completion != Unknown {
+				completion, completed = append(completion, predicted[i].Completion[j]), append(completed, v.Completion == Yes)
+			}
+		}
+		watch, truth = append(watch, predicted[i].WatchMs), append(truth, float64(e.WatchMs))
+	}
+	q.LikeAUC, q.CompletionAUC, q.WatchTimeSpearman = auc(like, liked), auc(completion, completed), spearman(watch, truth)
+	return q, nil
+}
+
+// prompts draws training users' good sessions, one a user while there are enough.
+func (r *run) prompts(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
+	rng := rand.New(rand.NewPCG(cfg.Seed, 0x9409))
+	return choose(r.data, cb, r.data.train.sessions, cfg.Users, rng, func(p Prompt) bool { return len(p.Session) > 0 && len(p.History) > 0 })
+}
+
+// heldOutPrompts draws held-out users' sessions, one a user.
+func (r *run) heldOutPrompts(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
+	rng := rand.New(rand.NewPCG(cfg.Seed, 0x4e1d))
+	return choose(r.data, cb, r.data.heldOut.sessions, cfg.HeldOut, rng, func(p Prompt) bool { return len(p.History) > 0 })
+}
+
+// choose draws one session a user, those that ok accepts, up to n users.
+func choose(d *dataset, cb *semanticid.Codebook, sessions []session, n int, rng *rand.Rand, ok func(Prompt) bool) []Prompt {
+	var out []Prompt
+	used := make(map[string]bool)
+	for _, i := range rng.Perm(len(sessions)) {
+		if len(out) == n {
+			break
+		}
+		if used[sessions[i].user] {
+			continue
+		}
+		if p := d.prompt(cb, sessions[i]); ok(p) {
+			used[p.User] = true
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// release publishes the aligned model and points the released channel at it.
+func (r *run) release(ctx context.Context, parent *publisher.Manifest, w *decoder.Weights, cb *semanticid.Codebook, o *Outcome) (string, error) {
+	files, config, err := decoder.Encode(w, cb)
+	if err != nil {
+		return "", err
+	}
+	meta, err := json.Marshal(r.Network)
+	if err != nil {
+		return "", fmt.Errorf("encode the reward model's configuration: %w", err)
+	}
+	var b bytes.Buffer
+	err = safetensors.Write(&b, safetensors.File{Tensors: r.model.params, Metadata: map[string]string{
+		"config": string(meta), "scale_ms": fmt.Sprint(r.model.scaleMs),
+	}})
+	if err != nil {
+		return "", err
+	}
+	files[FileReward] = b.Bytes()
+	q := r.report.Quality
+	m := &publisher.Manifest{
+		Model: r.Service.Model, Kind: publisher.KindAligned, Parent: parent.Version, Codebook: cb.Version(), Config: config, Offsets: parent.Offsets,
+		Metrics: map[string]float64{
+			"round": float64(r.rounds), "reward_before": o.RewardBefore, "reward_after": o.RewardAfter, "gain_low": o.GainLow, "gain_high": o.GainHigh,
+			"kl": o.KL, "loss_before": o.LossBefore, "loss_after": o.LossAfter, "pairs": float64(o.Pairs),
+			"like_auc": q.LikeAUC, "watch_time_spearman": q.WatchTimeSpearman,
+		},
+	}
+	maps.DeleteFunc(m.Metrics, func(_ string, v float64) bool { return v != v }) // JSON has no NaN
+	hash, err := r.Store.Publish(ctx, m, files)
+	if err != nil {
+		return "", err
+	}
+	cl, err := r.Cluster.Client()
+	if err != nil {
+		return "", err
+	}
+	defer cl.Close()
+	if _, err := publisher.Announce(ctx, cl, r.Store, publisher.ChannelReleased, m.Version, hash); err != nil {
+		return "", err
+	}
+	return m.Version, nil
+}
+
+func (r *run) record(ctx context.Context, round *onerecv1.AlignmentRound) error {
+	cl, err := r.Cluster.Client()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	value, err := proto.Marshal(round)
+	if err != nil {
+		return fmt.Errorf("encode AlignmentRound: %w", err)
+	}
+	if err := cl.ProduceSync(ctx, &kgo.Record{Topic: schemas.TopicRounds, Key: []byte(round.Model), Value: value}).FirstErr(); err != nil {
+		return fmt.Errorf("record on topic %s: %w", schemas.TopicRounds, err)
+	}
+	return nil
+}
+
+// Metrics are the rewarder's Prometheus metrics. A nil *Metrics counts nothing.
+type Metrics struct {
+	rounds  *prometheus.CounterVec
+	reward  *prometheus.GaugeVec
+	kl      prometheus.Gauge
+	quality *prometheus.GaugeVec
+}
+
+// NewMetrics registers the rewarder's metrics.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		rounds:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_reward_rounds_total", Help: "DPO rounds by outcome: accepted or rejected."}, []string{"outcome"}),
+		reward:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_reward_held_out_reward", Help: "Mean reward of held-out users' best candidate in the last round; 1 is an ordinary session."}, []string{"when"}),
+		kl:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_reward_kl_nats", Help: "Distance of the last round's model from its reference, nats a session."}),
+		quality: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_reward_model_quality", Help: "The reward model on held-out users, by measure."}, []string{"measure"}),
+	}
+	reg.MustRegister(m.rounds, m.reward, m.kl, m.quality)
+	return m
+}
+
+func (m *Metrics) round(r *onerecv1.AlignmentRound, q Quality) {
+	if m == nil {
+		return
+	}
+	outcome := "rejected"
+	if r.Accepted {
+		outcome = "accepted"
+	}
+	m.rounds.WithLabelValues(outcome).Inc()
+	m.reward.WithLabelValues("before").Set(r.RewardBefore)
+	m.reward.WithLabelValues("after").Set(r.RewardAfter)
+	m.kl.Set(r.Kl)
+	m.quality.WithLabelValues("like_auc").Set(q.LikeAUC)
+	m.quality.WithLabelValues("completion_auc").Set(q.CompletionAUC)
+	m.quality.WithLabelValues("watch_time_spearman").Set(q.WatchTimeSpearman)
+}

@@ -1,0 +1,95 @@
+package rewarder
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+)
+
+// auc is the probability that a positive scores higher than a negative, ties
+// counted half; NaN without either.
+func auc(scores []float64, positive []bool) float64 {
+	r := ranks(scores)
+	var sum, pos float64
+	for i, p := range positive {
+		if p {
+			sum += r[i]
+			pos++
+		}
+	}
+	neg := float64(len(scores)) - pos
+	if pos == 0 || neg == 0 {
+		return math.NaN()
+	}
+	return (sum - pos*(pos+1)/2) / (pos * neg)
+}
+
+// spearman is the correlation of the ranks of x and y; NaN if one is constant.
+func spearman(x, y []float64) float64 {
+	rx, ry := ranks(x), ranks(y)
+	mean := float64(len(x)+1) / 2
+	var xy, xx, yy float64
+	for i := range rx {
+		a, b := rx[i]-mean, ry[i]-mean
+		xy += a * b
+		xx += a * a
+		yy += b * b
+	}
+	return xy / math.Sqrt(xx*yy)
+}
+
+// ranks returns the rank of each value from 1, ties sharing their mean.
+func ranks(x []float64) []float64 {
+	order := make([]int, len(x))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int {
+		switch {
+		case x[a] < x[b]:
+			return -1
+		case x[a] > x[b]:
+			return 1
+		}
+		return 0
+	})
+	r := make([]float64, len(x))
+	for lo := 0; lo < len(order); {
+		hi := lo
+		for hi < len(order) && x[order[hi]] == x[order[lo]] {
+			hi++
+		}
+		for _, i := range order[lo:hi] {
+			r[i] = float64(lo+hi+1) / 2
+		}
+		lo = hi
+	}
+	return r
+}
+
+// interval is the 95 % bootstrap interval of the mean of x, resampling its
+// elements (Efron and Tibshirani, 1993, percentile method).
+func interval(x []float64, rng *rand.Rand) (lo, hi float64) {
+	const resamples = 2000
+	if len(x) == 0 {
+		return math.NaN(), math.NaN()
+	}
+	means := make([]float64, resamples)
+	for i := range means {
+		for range x {
+			means[i] += x[rng.IntN(len(x))]
+		}
+		means[i] /= float64(len(x))
+	}
+	slices.Sort(means)
+	return means[resamples*25/1000], means[resamples*975/1000-1]
+}
+
+func total(x []float64) (sum float64) {
+	for _, v := range x {
+		sum += v
+	}
+	return sum
+}
+
+func mean(x []float64) float64 { return total(x) / float64(len(x)) }
