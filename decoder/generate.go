@@ -35,6 +35,10 @@ func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
 type List struct {
 	Items   []int32 // indexes in the codebook
 	LogProb float64 // sum of the log probabilities of all codes, over the whole vocabulary
+	// Score is the same over the codes that were allowed at each step: the log
+	// probability of drawing the list at temperature 1. What is left of the
+	// vocabulary says nothing about which item is better, so beams are ranked by it.
+	Score float64
 }
 
 // Options of a generation.
@@ -55,7 +59,8 @@ type beam struct {
 	items   []int32
 	paths   [][]int32 // trie nodes of each item
 	node    int32     // in the trie, at the level before the current one
-	logProb float64
+	logProb float64   // over the whole vocabulary
+	score   float64   // over the codes that were allowed
 }
 
 // Generate returns at most Width lists: the best first in a beam search, in the
@@ -115,7 +120,7 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 			path, _ := g.trie.Path(g.ids(item))
 			bm.items = append(slices.Clip(bm.items), item)
 			bm.paths = append(slices.Clip(bm.paths), path)
-			done = append(done, List{bm.items, bm.logProb})
+			done = append(done, List{bm.items, bm.logProb, bm.score})
 		}
 		if step < o.Length-1 {
 			h = g.step(st, func(int) int32 { return tokenSEP })
@@ -126,7 +131,7 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 
 func finish(done []List, o Options) []List {
 	if o.Temperature == 0 {
-		slices.SortStableFunc(done, func(a, b List) int { return cmp.Compare(b.LogProb, a.LogProb) })
+		slices.SortStableFunc(done, func(a, b List) int { return cmp.Compare(b.Score, a.Score) })
 	}
 	return done
 }
@@ -154,16 +159,16 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	logits := make([]float32, n*vocab)
 	kernels.Gemm(false, true, n, vocab, c.Dim, 1, hidden, c.Dim, g.w.embed(), c.Dim, 0, logits, vocab)
 	type choice struct {
-		parent  int
-		node    int32
-		logProb float64
+		parent         int
+		node           int32
+		logProb, score float64
 	}
 	var choices []choice
 	var weights []float64
 	for i := range beams {
 		row := logits[i*vocab : (i+1)*vocab]
 		norm := logSumExp(row)
-		from := len(choices)
+		from, allowed := len(choices), 0.0
 		for node := range g.children(level, beams[i].node) {
 			free := g.trie.Under(level, node) - excluded[level][node]
 			for _, p := range beams[i].paths {
@@ -173,8 +178,12 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 			}
 			if free > 0 {
 				lp := float64(row[c.token(level, g.trie.Code(level, node))]) - norm
-				choices = append(choices, choice{i, node, lp})
+				choices = append(choices, choice{i, node, lp, lp})
+				allowed += math.Exp(lp)
 			}
+		}
+		for j := from; j < len(choices); j++ {
+			choices[j].score -= math.Log(allowed)
 		}
 		if o.Temperature > 0 { // draw one for this beam
 			mine := choices[from:]
@@ -204,7 +213,7 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	}
 	if o.Temperature == 0 {
 		slices.SortStableFunc(choices, func(a, b choice) int {
-			return cmp.Compare(beams[b.parent].logProb+b.logProb, beams[a.parent].logProb+a.logProb)
+			return cmp.Compare(beams[b.parent].score+b.score, beams[a.parent].score+a.score)
 		})
 		choices = choices[:min(len(choices), o.Width)]
 	}
@@ -213,6 +222,7 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 		next[i] = beams[ch.parent]
 		next[i].node = ch.node
 		next[i].logProb += ch.logProb
+		next[i].score += ch.score
 		parents[i] = ch.parent
 	}
 	return next, parents

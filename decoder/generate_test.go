@@ -56,20 +56,14 @@ func TestBeamEqualsExhaustiveSearch(t *testing.T) {
 	defer g.Close()
 	history := []Item{cb.ID(3), cb.ID(1), cb.ID(3)}
 	exclude := map[int32]bool{4: true}
-	var want []List
+	want := map[string]float64{} // log probability over the whole vocabulary
 	for i := range int32(9) {
 		for j := range int32(9) {
 			if i != j && i != 4 && j != 4 {
-				want = append(want, List{[]int32{i, j}, graphLogProb(t, g, c, history, []Item{cb.ID(i), cb.ID(j)})})
+				want[fmt.Sprint([]int32{i, j})] = graphLogProb(t, g, c, history, []Item{cb.ID(i), cb.ID(j)})
 			}
 		}
 	}
-	slices.SortFunc(want, func(a, b List) int {
-		if a.LogProb > b.LogProb {
-			return -1
-		}
-		return 1
-	})
 	got, err := gen.Generate(Options{History: history, Exclude: exclude, Length: 2, Width: 100})
 	if err != nil {
 		t.Fatal(err)
@@ -77,18 +71,37 @@ func TestBeamEqualsExhaustiveSearch(t *testing.T) {
 	if len(got) != len(want) {
 		t.Fatalf("%d lists, want %d", len(got), len(want))
 	}
-	for i := range want {
-		if fmt.Sprint(got[i].Items) != fmt.Sprint(want[i].Items) || math.Abs(got[i].LogProb-want[i].LogProb) > 1e-3 {
-			t.Fatalf("list %d is %v, want %v", i, got[i], want[i])
+	var total float64
+	for i, l := range got {
+		if lp, ok := want[fmt.Sprint(l.Items)]; !ok || math.Abs(l.LogProb-lp) > 1e-3 {
+			t.Fatalf("list %v has log probability %v, want %v", l.Items, l.LogProb, lp)
 		}
+		delete(want, fmt.Sprint(l.Items))
+		if i > 0 && l.Score > got[i-1].Score {
+			t.Fatalf("list %d scores %v, more than the one before, %v", i, l.Score, got[i-1].Score)
+		}
+		total += math.Exp(l.Score)
 	}
-	// A session that has begun.
-	rest, err := gen.Generate(Options{History: history, Session: []Item{cb.ID(want[0].Items[0])}, Length: 1, Width: 3})
+	if math.Abs(total-1) > 1e-4 {
+		t.Fatalf("the probabilities of all lists add up to %v", total)
+	}
+	// Fewer beams find the same best lists.
+	few, err := gen.Generate(Options{History: history, Exclude: exclude, Length: 2, Width: 20})
 	if err != nil {
 		t.Fatal(err)
 	}
-	begun := graphLogProb(t, g, c, history, []Item{cb.ID(want[0].Items[0])})
-	both := graphLogProb(t, g, c, history, []Item{cb.ID(want[0].Items[0]), cb.ID(rest[0].Items[0])})
+	for i := range 3 {
+		if fmt.Sprint(few[i].Items) != fmt.Sprint(got[i].Items) {
+			t.Fatalf("with 20 beams list %d is %v, want %v", i, few[i].Items, got[i].Items)
+		}
+	}
+	// A session that has begun.
+	rest, err := gen.Generate(Options{History: history, Session: []Item{cb.ID(got[0].Items[0])}, Length: 1, Width: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := graphLogProb(t, g, c, history, []Item{cb.ID(got[0].Items[0])})
+	both := graphLogProb(t, g, c, history, []Item{cb.ID(got[0].Items[0]), cb.ID(rest[0].Items[0])})
 	if math.Abs(begun+rest[0].LogProb-both) > 1e-3 {
 		t.Fatalf("log probability of the rest is %v, want %v", rest[0].LogProb, both-begun)
 	}
@@ -131,8 +144,7 @@ func TestSamplingFrequencies(t *testing.T) {
 	// Exact: P(first) among allowed firsts, by the model's own log probabilities.
 	first := map[uint16]float64{}
 	var firstSum float64
-	past, hidden := gen.prefill([]int32{tokenBOS, c.token(0, history[0][0]), c.token(1, history[0][1]), tokenSEP, tokenSES})
-	_ = past
+	_, hidden := gen.prefill([]int32{tokenBOS, c.token(0, history[0][0]), c.token(1, history[0][1]), tokenSEP, tokenSES})
 	for code := range byFirst {
 		e := w.embed()[int(c.token(0, code))*c.Dim:]
 		var dot float64
@@ -146,6 +158,9 @@ func TestSamplingFrequencies(t *testing.T) {
 	for item, p := range prob {
 		code := cb.ID(item)[0]
 		expected := draws * first[code] / firstSum * p / byFirst[code]
+		if l := all[slices.IndexFunc(all, func(l List) bool { return l.Items[0] == item })]; math.Abs(draws*math.Exp(l.Score)-expected) > 1e-2 {
+			t.Errorf("item %d has score %v, its exact log probability is %v", item, l.Score, math.Log(expected/draws))
+		}
 		total += expected
 		chi += (float64(count[item]) - expected) * (float64(count[item]) - expected) / expected
 	}

@@ -44,7 +44,7 @@ type Item = []uint16
 // Config says how a codebook is built.
 type Config struct {
 	Levels int // L; 3 in the paper
-	Codes  int // K; 0 chooses the power of two from which the catalogue can double
+	Codes  int // K; 0 chooses the least multiple of 8 with which the catalogue can double
 	Seed   uint64
 }
 
@@ -73,7 +73,7 @@ func Build(ctx context.Context, items []string, x []float32, dim int, cfg Config
 	}
 	k := cfg.Codes
 	if k == 0 {
-		for k = 8; k*k < 2*n; k *= 2 {
+		for k = 8; k*k < 2*n; k += 8 {
 		}
 	}
 	if n > k*k {
