@@ -48,7 +48,7 @@ type Gates struct {
 func DefaultAlignConfig() AlignConfig {
 	return AlignConfig{
 		Users: 256, HeldOut: 200, Candidates: 32, Length: 5, Temperature: 1, Beta: 0.2, Lambda: 1,
-		LearningRate: 2e-4, Epochs: 2, MinMargin: 0.05, BatchTokens: 2048,
+		LearningRate: 1e-4, Epochs: 2, MinMargin: 0.05, BatchTokens: 2048,
 		Weights: RewardWeights{Watch: 1, Like: 1, Completion: 0.5},
 		Gates:   Gates{MaxLossRise: 0.05, MaxKL: 10}, Seed: 1,
 	}

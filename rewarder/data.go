@@ -62,10 +62,7 @@ func (d *dataset) add(j *onerecv1.JudgedSession) {
 		s.like = append(s.like, v.Like)
 		complete := Unknown
 		if v.DurationMs > 0 {
-			complete = No
-			if v.WatchMs >= v.DurationMs {
-				complete = Yes
-			}
+			complete = labelOf(v.WatchMs >= v.DurationMs)
 		}
 		s.completion = append(s.completion, complete)
 		s.watchMs += v.WatchMs
@@ -104,7 +101,9 @@ func (d *dataset) id(cb *semanticid.Codebook, item int32) semanticid.Item {
 	return nil
 }
 
-// example returns a session as the reward model reads it.
+// example returns a session as the reward model reads it. An item without an ID
+// is there, but has no labels: items get IDs because someone engaged with them, so
+// that one has none tells how its views went, and the model would learn that.
 func (d *dataset) example(cb *semanticid.Codebook, s session) Example {
 	e := Example{WatchMs: s.watchMs}
 	for _, h := range s.history {
@@ -113,7 +112,11 @@ func (d *dataset) example(cb *semanticid.Codebook, s session) Example {
 		}
 	}
 	for i, item := range s.items {
-		e.Items = append(e.Items, Viewed{d.id(cb, item), s.like[i], s.completion[i]})
+		v := Viewed{ID: d.id(cb, item)}
+		if v.ID != nil {
+			v.Like, v.Completion = labelOf(s.like[i]), s.completion[i]
+		}
+		e.Items = append(e.Items, v)
 	}
 	return e
 }

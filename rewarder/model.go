@@ -46,7 +46,7 @@ type Example struct {
 // Viewed is an item of an example with its labels.
 type Viewed struct {
 	ID         semanticid.Item // nil if the codebook doesn't know the item
-	Like       bool
+	Like       Label
 	Completion Label
 }
 
@@ -59,6 +59,13 @@ const (
 	No
 	Yes
 )
+
+func labelOf(yes bool) Label {
+	if yes {
+		return Yes
+	}
+	return No
+}
 
 // Model predicts what a user will make of a list: for each view whether it is
 // liked and whether it is watched to the end, and how long the list is watched in
@@ -283,11 +290,7 @@ func (m *Model) load(examples []Example) {
 			b.items.starts = append(b.items.starts, int32(len(b.items.ids)))
 			b.users.ids = append(b.users.ids, user...)
 			b.users.starts = append(b.users.starts, int32(len(b.users.ids)))
-			like := No
-			if v.Like {
-				like = Yes
-			}
-			b.like, b.completion = append(b.like, like), append(b.completion, v.Completion)
+			b.like, b.completion = append(b.like, v.Like), append(b.completion, v.Completion)
 		}
 		b.bounds = append(b.bounds, len(b.like))
 		b.logWatch = append(b.logWatch, float32(math.Log1p(float64(e.WatchMs)/m.scaleMs)))

@@ -83,8 +83,8 @@ type Report struct {
 type Quality struct {
 	Sessions          int64   // it was trained on
 	HeldOut           int     // sessions measured
-	LikeAUC           float64 // over views
-	CompletionAUC     float64 // over views whose duration is known
+	LikeAUC           float64 // over views of items with an ID
+	CompletionAUC     float64 // over those of them whose duration is known
 	WatchTimeSpearman float64 // over sessions' total watch time
 }
 
@@ -299,17 +299,21 @@ func (r *run) learn(ctx context.Context, cb *semanticid.Codebook) error {
 	return err
 }
 
+// averages are over views with the label, watch time over all views.
 func averages(examples []Example) (a Averages) {
-	var views, known float64
+	var views, liked, completed float64
 	for _, e := range examples {
 		a.WatchMs += float64(e.WatchMs)
 		for _, v := range e.Items {
 			views++
-			if v.Like {
+			if v.Like != Unknown {
+				liked++
+			}
+			if v.Like == Yes {
 				a.Like++
 			}
 			if v.Completion != Unknown {
-				known++
+				completed++
 			}
 			if v.Completion == Yes {
 				a.Completion++
@@ -317,8 +321,8 @@ func averages(examples []Example) (a Averages) {
 		}
 	}
 	a.WatchMs /= max(views, 1)
-	a.Like /= max(views, 1)
-	a.Completion /= max(known, 1)
+	a.Like /= max(liked, 1)
+	a.Completion /= max(completed, 1)
 	return a
 }
 
@@ -333,7 +337,9 @@ func (m *Model) Measure(examples []Example) (Quality, error) {
 	var liked, completed []bool
 	for i, e := range examples {
 		for j, v := range e.Items {
-			like, liked = append(like, predicted[i].Like[j]), append(liked, v.Like)
+			if v.Like != Unknown {
+				like, liked = append(like, predicted[i].Like[j]), append(liked, v.Like == Yes)
+			}
 			if v.Completion != Unknown {
 				completion, completed = append(completion, predicted[i].Completion[j]), append(completed, v.Completion == Yes)
 			}

@@ -45,7 +45,7 @@ type Config struct {
 // DefaultConfig is a week of a small service.
 func DefaultConfig() Config {
 	return Config{
-		Users: 400, Items: 1200, Topics: 8, Days: 7, SessionsADay: 1.5,
+		Users: 250, Items: 800, Topics: 8, Days: 7, SessionsADay: 1.5,
 		Start: time.Date(2026, 1, 5, 0, 0, 0, 0, time.UTC), Duplicates: 0.003, Broken: 0.001, Seed: 1,
 	}
 }

@@ -16,8 +16,9 @@
 // # Held-out users
 //
 // A fixed share of users, by hash, is never trained on; their sessions measure
-// the model. Their items get semantic IDs like everyone's, but what they watch
-// together does not shape the embeddings.
+// the model. They bring no item into the codebook either: that an item has an ID
+// would tell that a held-out user engaged with it. An item that only they watch
+// is therefore a miss for every model.
 package trainer
 
 import (
@@ -72,18 +73,20 @@ func DefaultConfig() Config {
 	}
 }
 
-// sample is a session in terms of the items' indexes in the codebook, or, before
-// there is one, of the embedder.
+// sample is a row in terms of the items' indexes in the codebook. Only a held-out
+// session may hold unknown items.
 type sample struct {
 	history, session []int32
 }
+
+// unknown is the index of an item that has no ID.
+const unknown = -1
 
 // Learner is the trainer's pure core. It is not safe for concurrent use.
 type Learner struct {
 	cfg Config
 
 	embedder *semanticid.Embedder
-	items    []string // by index; the codebook's order
 	index    map[string]int32
 	vectors  []float32 // embeddings by index
 	pending  []*onerecv1.Session
@@ -172,28 +175,25 @@ func (l *Learner) Bootstrap(ctx context.Context) error {
 	if len(l.pending) == 0 {
 		return errors.New("bootstrap: no good session has arrived")
 	}
-	var quiet []string // items of which only held-out users tell; no embedding
 	for _, s := range l.pending {
-		if !holdout.Contains(s.UserId, l.cfg.HoldoutPercent) {
-			l.embedder.Add(l.sequence(s))
+		if holdout.Contains(s.UserId, l.cfg.HoldoutPercent) {
+			continue
 		}
-		for _, h := range s.History {
-			quiet = append(quiet, h.ItemId)
-		}
-		for _, v := range s.Views {
-			quiet = append(quiet, v.ItemId)
+		l.embedder.Add(l.sequence(s))
+		for _, h := range s.History { // those that the sequence is too short for get an ID, too
+			l.embedder.Add([]string{h.ItemId})
 		}
 	}
-	for _, item := range quiet {
-		l.embedder.Add([]string{item})
+	items := l.embedder.Items()
+	if len(items) == 0 {
+		return fmt.Errorf("bootstrap: all %d good sessions are of held-out users", len(l.pending))
 	}
-	l.items = l.embedder.Items()
 	var err error
 	if l.vectors, err = l.embedder.Embed(); err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
 	}
 	l.embedder = nil
-	cb, err := semanticid.Build(ctx, l.items, l.vectors, l.cfg.EmbeddingDim, semanticid.Config{Levels: l.cfg.Levels, Codes: l.cfg.Codes, Seed: l.cfg.Seed})
+	cb, err := semanticid.Build(ctx, items, l.vectors, l.cfg.EmbeddingDim, semanticid.Config{Levels: l.cfg.Levels, Codes: l.cfg.Codes, Seed: l.cfg.Seed})
 	if err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
 	}
@@ -232,26 +232,36 @@ func (l *Learner) begin(cb *semanticid.Codebook, raw, average *decoder.Weights, 
 	return err
 }
 
-// add puts a session into the buffer or among the held-out ones; its new items
-// get IDs.
+// add puts a session into the buffer or among the held-out ones; new items of
+// training users get IDs.
 func (l *Learner) add(s *onerecv1.Session, train bool) error {
-	if err := l.assign(s); err != nil {
-		return err
+	held := holdout.Contains(s.UserId, l.cfg.HoldoutPercent)
+	if !held {
+		if err := l.assign(s); err != nil {
+			return err
+		}
+	}
+	indexOf := func(item string) int32 {
+		if i, ok := l.index[item]; ok {
+			return i
+		}
+		return unknown
 	}
 	var history, session []int32
 	for _, h := range s.History {
-		history = append(history, l.index[h.ItemId])
+		history = append(history, indexOf(h.ItemId))
 	}
 	for _, v := range s.Views {
-		session = append(session, l.index[v.ItemId])
+		session = append(session, indexOf(v.ItemId))
 	}
-	held := holdout.Contains(s.UserId, l.cfg.HoldoutPercent)
+	history = slices.DeleteFunc(history, isUnknown)
 	// A long session becomes several rows, each with the items before it as
 	// history.
 	for len(session) > 0 {
 		n := min(len(session), l.cfg.Session)
 		row := sample{history[max(0, len(history)-l.cfg.History):], session[:n]}
-		history, session = append(slices.Clip(history), session[:n]...), session[n:]
+		session = session[n:]
+		history = append(slices.Clip(history), slices.DeleteFunc(slices.Clone(row.session), isUnknown)...)
 		if held {
 			l.heldOut, l.nextOut = ring(l.heldOut, l.nextOut, l.cfg.MaxHoldout, row)
 			continue
@@ -267,6 +277,8 @@ func (l *Learner) add(s *onerecv1.Session, train bool) error {
 	}
 	return nil
 }
+
+func isUnknown(item int32) bool { return item == unknown }
 
 func ring(buf []sample, next, size int, s sample) ([]sample, int) {
 	if len(buf) < size {
@@ -317,15 +329,18 @@ func (l *Learner) meanOf(items []string) []float32 {
 	return mean
 }
 
+// row returns a sample as the decoder reads it, unknown items left out.
 func (l *Learner) row(s sample) decoder.Row {
-	r := decoder.Row{History: make([]decoder.Item, len(s.history)), Session: make([]decoder.Item, len(s.session))}
-	for i, h := range s.history {
-		r.History[i] = l.cb.ID(h)
+	ids := func(items []int32) []decoder.Item {
+		out := make([]decoder.Item, 0, len(items))
+		for _, i := range items {
+			if i != unknown {
+				out = append(out, l.cb.ID(i))
+			}
+		}
+		return out
 	}
-	for i, v := range s.session {
-		r.Session[i] = l.cb.ID(v)
-	}
-	return l.raw.Config.Fit(r)
+	return l.raw.Config.Fit(decoder.Row{History: ids(s.history), Session: ids(s.session)})
 }
 
 // Due returns how many steps the arrived sessions have paid for, roughly.
@@ -469,32 +484,25 @@ func (l *Learner) Evaluate(ctx context.Context, progress func(done, total int)) 
 			for _, item := range s.history {
 				seen[item] = true
 			}
-			for j, want := range s.session {
-				lists, err := gen.Generate(decoder.Options{History: r.History, Session: r.Session[:j], Exclude: seen, Length: 1, Width: rankBeams})
-				if err != nil {
-					errs[lo+i] = err
-					return
-				}
+			known := 0 // items of the session that the model has read
+			for _, want := range s.session {
 				res := result{-1, -1}
-				for rank, list := range lists[:min(10, len(lists))] {
-					if list.Items[0] == want {
-						res.model = rank
+				if want != unknown {
+					lists, err := gen.Generate(decoder.Options{History: r.History, Session: r.Session[:known], Exclude: seen, Length: 1, Width: rankBeams})
+					if err != nil {
+						errs[lo+i] = err
+						return
 					}
-				}
-				rank := 0
-				for _, item := range byPopularity {
-					if seen[item] {
-						continue
+					for rank, list := range lists[:min(10, len(lists))] {
+						if list.Items[0] == want {
+							res.model = rank
+						}
 					}
-					if item == want {
-						res.popular = rank
-					}
-					if rank++; rank == 10 {
-						break
-					}
+					res.popular = rankOf(want, byPopularity, seen)
+					seen[want] = true
+					known++
 				}
 				results[lo+i] = append(results[lo+i], res)
-				seen[want] = true
 			}
 		})
 		if progress != nil {
@@ -523,6 +531,24 @@ func (l *Learner) Evaluate(ctx context.Context, progress func(done, total int)) 
 	return h, nil
 }
 
+// rankOf returns the rank of an item in an order from which seen ones are left
+// out, -1 beyond ten.
+func rankOf(want int32, order []int32, seen map[int32]bool) int {
+	rank := 0
+	for _, item := range order {
+		switch {
+		case seen[item]:
+		case item == want:
+			return rank
+		default:
+			if rank++; rank == 10 {
+				return -1
+			}
+		}
+	}
+	return -1
+}
+
 // holdoutLoss is the mean next-token loss over the held-out sessions' codes.
 func (l *Learner) holdoutLoss() (float64, error) {
 	var sum float64
@@ -535,10 +561,16 @@ func (l *Learner) holdoutLoss() (float64, error) {
 			if b.Tokens() > 0 && b.Tokens()+l.raw.Config.Tokens(r) > l.cfg.BatchTokens {
 				break
 			}
+			if len(r.Session) == 0 {
+				continue // all of it unknown
+			}
 			if err := b.Add(l.raw.Config, r); err != nil {
 				return 0, err
 			}
 			n += len(r.Session) * l.cfg.Levels
+		}
+		if n == 0 {
+			break
 		}
 		b.Close()
 		losses, err := l.eval.Run(b, nil, 0, 0)
@@ -548,5 +580,5 @@ func (l *Learner) holdoutLoss() (float64, error) {
 		sum += float64(losses.NTP) * float64(n)
 		codes += n
 	}
-	return sum / float64(codes), nil
+	return sum / float64(max(codes, 1)), nil
 }
