@@ -71,16 +71,31 @@ func ParseRules(data []byte) (RuleSet, error) {
 		}
 		return RuleSet{}, fmt.Errorf("read filter rules: %w", err)
 	}
+	if err := dec.Decode(new(RuleSet)); !errors.Is(err, io.EOF) {
+		return RuleSet{}, errors.New("read filter rules: the file must hold one document")
+	}
 	if rules.Version == "" {
 		return RuleSet{}, errors.New("read filter rules: version is missing; name one, so that verdicts can be traced to it")
 	}
-	for name, v := range map[string]float64{"min_views": float64(rules.MinViews), "min_watch": float64(rules.MinWatch), "min_watch_ratio": rules.MinWatchRatio} {
-		if v < 0 {
-			return RuleSet{}, fmt.Errorf("read filter rules: %s is %v, it must be at least 0", name, v)
+	const large = 1e12
+	w := rules.Weights
+	for _, b := range []struct {
+		key       string
+		v, lo, hi float64
+	}{
+		{"min_views", float64(rules.MinViews), 0, large},
+		{"min_watch", rules.MinWatch.Seconds(), 0, large},
+		{"min_watch_ratio", rules.MinWatchRatio, 0, 1},
+		{"min_engagement", rules.MinEngagement, -large, large},
+		{"weights.like", w.Like, -large, large},
+		{"weights.follow", w.Follow, -large, large},
+		{"weights.comment", w.Comment, -large, large},
+		{"weights.share", w.Share, -large, large},
+		{"weights.dislike", w.Dislike, -large, large},
+	} {
+		if !(b.v >= b.lo && b.v <= b.hi) {
+			return RuleSet{}, fmt.Errorf("read filter rules: %s is %v, allowed is %v to %v", b.key, b.v, b.lo, b.hi)
 		}
-	}
-	if rules.MinWatchRatio > 1 {
-		return RuleSet{}, fmt.Errorf("read filter rules: min_watch_ratio is %v, it must be at most 1", rules.MinWatchRatio)
 	}
 	return rules, nil
 }

@@ -1,0 +1,96 @@
+// Package archtest keeps the architecture: which package may import which.
+package archtest
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// everything marks a package that wires others and may import all of them.
+const everything = "*"
+
+// small are packages that know nothing of the pipeline; every package but
+// schemas may import them.
+var small = []string{"internal/config", "internal/telemetry", "internal/progress"}
+
+// allowed is the import table of docs/architecture.md. A package that is not in
+// it fails the test: decide where it belongs.
+var allowed = map[string][]string{
+	"cmd/onerec":   {everything},
+	"internal/app": {everything},
+
+	"schemas":          {"schemas/onerecv1"},
+	"schemas/onerecv1": {},
+
+	"ingest":      {"schemas", "internal/stream"},
+	"sessionizer": {"schemas", "internal/stream", "internal/history"},
+	"filters":     {"schemas", "internal/stream"},
+	"snapshots":   {"schemas", "internal/stream"},
+	"semanticid":  {"schemas", "internal/kernels"},
+	"decoder":     {"semanticid", "internal/kernels", "internal/ops", "internal/safetensors"},
+	"trainer":     {"decoder", "semanticid", "schemas", "publisher", "snapshots", "internal/stream", "internal/holdout", "internal/kernels", "internal/ops", "internal/safetensors"},
+	"rewarder":    {"decoder", "semanticid", "schemas", "publisher", "internal/stream", "internal/holdout", "internal/kernels", "internal/ops", "internal/safetensors"},
+	"publisher":   {"schemas", "internal/stream"},
+	"recommender": {"decoder", "semanticid", "schemas", "publisher", "internal/stream", "internal/history"},
+	"simulator":   {"schemas"},
+
+	"internal/stream":      {"schemas"},
+	"internal/history":     {"schemas"},
+	"internal/replay":      {"schemas", "internal/stream"},
+	"internal/kernels":     {},
+	"internal/ops":         {"internal/kernels"},
+	"internal/safetensors": {},
+	"internal/holdout":     {},
+	"internal/config":      {},
+	"internal/telemetry":   {},
+	"internal/progress":    {},
+	"internal/archtest":    {},
+}
+
+func TestImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "onerec/...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	seen := 0
+	for {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(p.ImportPath, "onerec/")
+		may, known := allowed[name]
+		if !known {
+			t.Errorf("package %s is not in the table of allowed imports", name)
+			continue
+		}
+		seen++
+		if slices.Contains(may, everything) {
+			continue
+		}
+		for _, imp := range p.Imports {
+			imp, ours := strings.CutPrefix(imp, "onerec/")
+			if !ours || slices.Contains(may, imp) {
+				continue
+			}
+			if imp == "schemas/onerecv1" && slices.Contains(may, "schemas") || name != "schemas" && slices.Contains(small, imp) {
+				continue
+			}
+			t.Errorf("%s imports %s, which the table does not allow", name, imp)
+		}
+	}
+	if seen < len(allowed)-1 { // archtest itself may be listed or not
+		t.Errorf("only %d packages of %d in the table exist", seen, len(allowed))
+	}
+}

@@ -1,0 +1,277 @@
+package stream_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"onerec/internal/stream"
+	"onerec/schemas"
+)
+
+// broker starts an embedded broker with the topics of the contract.
+func broker(t *testing.T, partitions int) stream.Cluster {
+	t.Helper()
+	b, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	c := stream.Cluster{Brokers: b.Brokers()}
+	cl := client(t, c)
+	if _, err := stream.CreateTopics(t.Context(), cl, partitions, 1); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func client(t *testing.T, c stream.Cluster, opts ...kgo.Opt) *kgo.Client {
+	t.Helper()
+	cl, err := c.Client(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	return cl
+}
+
+// counter is a stateful stage that numbers the records of each key; its output is
+// right only if no record is lost or doubled and no state forgotten.
+type counter struct {
+	counts map[int32]map[string]int
+	fail   func() error // called for each record
+}
+
+func newCounter() *counter {
+	return &counter{counts: make(map[int32]map[string]int), fail: func() error { return nil }}
+}
+
+func (c *counter) Changelog() string { return schemas.TopicSessionState }
+
+func (c *counter) Restore(p int32, newest []*kgo.Record) error {
+	c.counts[p] = make(map[string]int)
+	for _, r := range newest {
+		var n int
+		if _, err := fmt.Sscan(string(r.Value), &n); err != nil {
+			return err
+		}
+		c.counts[p][string(r.Key)] = n
+	}
+	return nil
+}
+
+func (c *counter) Drop(p int32)                                { delete(c.counts, p) }
+func (c *counter) Tick(int32, time.Time, *stream.Emitter) error { return nil }
+
+func (c *counter) Process(_ context.Context, p int32, records []*kgo.Record, out *stream.Emitter) error {
+	counts := c.counts[p]
+	if counts == nil {
+		return errors.New("records before the state was restored")
+	}
+	for _, r := range records {
+		if err := c.fail(); err != nil {
+			return err
+		}
+		k := string(r.Key)
+		counts[k]++
+		n := fmt.Sprint(counts[k])
+		out.Emit(&kgo.Record{Topic: schemas.TopicSessions, Partition: p, Key: r.Key, Value: []byte(n)})
+		out.Emit(&kgo.Record{Topic: schemas.TopicSessionState, Partition: p, Key: r.Key, Value: []byte(n)})
+	}
+	return nil
+}
+
+// TestExactlyOnce: instances come, crash in the middle of a transaction and go;
+// what was committed is each key's 1, 2, 3, ... without a hole or a double.
+func TestExactlyOnce(t *testing.T) {
+	const partitions, keys, each = 3, 20, 60
+	c := broker(t, partitions)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	produce := client(t, c, kgo.DefaultProduceTopic(schemas.TopicViews))
+	var crashes atomic.Int32
+	crash := errors.New("crash")
+	instance := func(ctx context.Context, id string, after int) error {
+		stage, n := newCounter(), 0
+		stage.fail = func() error {
+			if n++; after > 0 && n == after {
+				crashes.Add(1)
+				return crash
+			}
+			return nil
+		}
+		return stream.NewLoop(stream.Config{Cluster: c, Group: "count", Topic: schemas.TopicViews, InstanceID: id, Log: slog.New(slog.DiscardHandler)}, stage).Run(ctx)
+	}
+	var wg sync.WaitGroup
+	running, stop := context.WithCancel(ctx)
+	for i := range 2 {
+		wg.Go(func() {
+			for round := 0; running.Err() == nil; round++ { // the first runs of each instance crash
+				after := 0
+				if round < 3 {
+					after = 37 * (i + 1) * (round + 1)
+				}
+				if err := instance(running, fmt.Sprint("i", i), after); err != nil && !errors.Is(err, crash) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for n := range each {
+		for k := range keys {
+			produce.Produce(ctx, &kgo.Record{Key: fmt.Append(nil, "k", k)}, nil)
+		}
+		if n%20 == 0 {
+			if err := produce.Flush(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := produce.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.WaitCaughtUp(ctx, produce, "count", schemas.TopicViews); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	wg.Wait()
+	if crashes.Load() < 2 {
+		t.Fatalf("only %d crashes; the test shows nothing", crashes.Load())
+	}
+	got := make(map[string][]string)
+	if err := c.ReadTopic(ctx, schemas.TopicSessions, func(r *kgo.Record) error {
+		got[string(r.Key)] = append(got[string(r.Key)], string(r.Value))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != keys {
+		t.Fatalf("%d keys, want %d", len(got), keys)
+	}
+	for k, values := range got {
+		for i, v := range values {
+			if v != fmt.Sprint(i+1) {
+				t.Fatalf("key %s: %v", k, values)
+			}
+		}
+		if len(values) != each {
+			t.Fatalf("key %s: %d results, want %d", k, len(values), each)
+		}
+	}
+}
+
+// TestLead: of several processes one leads; when it goes, another takes over, and
+// never two at once.
+func TestLead(t *testing.T) {
+	c := broker(t, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var leading, terms atomic.Int32
+	took := make(chan int, 10)
+	run := func(ctx context.Context, id int) error {
+		return stream.Lead(ctx, c, "leaders", func() {}, func(ctx context.Context) error {
+			if n := leading.Add(1); n != 1 {
+				t.Errorf("%d lead at once", n)
+			}
+			terms.Add(1)
+			took <- id
+			<-ctx.Done()
+			leading.Add(-1)
+			return nil
+		})
+	}
+	stops := make([]context.CancelFunc, 3)
+	ended := make(chan error, 3)
+	for i := range stops {
+		one, stop := context.WithCancel(ctx)
+		stops[i] = stop
+		go func() { ended <- run(one, i) }()
+	}
+	seen := make([]int, 0, 3)
+	for range stops {
+		select {
+		case id := <-took:
+			if slices.Contains(seen, id) { // a rebalance may give the token back to the same one
+				took <- id
+				continue
+			}
+			seen = append(seen, id)
+			stops[id]()
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+		case <-ctx.Done():
+			t.Fatalf("after %v no one took over", seen)
+		}
+	}
+	// A leader whose work ends by itself ends Lead.
+	want := errors.New("done")
+	if err := stream.Lead(ctx, c, "leaders", func() {}, func(context.Context) error { return want }); !errors.Is(err, want) {
+		t.Fatalf("error %v, want %v", err, want)
+	}
+}
+
+// TestReadMerged: the order depends on the records alone.
+func TestReadMerged(t *testing.T) {
+	c := broker(t, 3)
+	cl := client(t, c, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	var want []int64
+	for i := range int64(300) {
+		want = append(want, i)
+		r := &kgo.Record{Topic: schemas.TopicViews, Partition: int32(i*i%7) % 3, Value: fmt.Append(nil, i)}
+		if err := cl.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spans, err := c.Spans(t.Context(), schemas.TopicViews)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decode := func(r *kgo.Record) (n int64, err error) {
+		_, err = fmt.Sscan(string(r.Value), &n)
+		return n, err
+	}
+	var got []int64
+	key := func(n int64) int64 { return n }
+	if err := stream.ReadMerged(t.Context(), c, schemas.TopicViews, spans, decode, key, func(n int64) error { got = append(got, n); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("read %v", got)
+	}
+	stop := errors.New("stop")
+	if err := stream.ReadMerged(t.Context(), c, schemas.TopicViews, spans, decode, key, func(int64) error { return stop }); !errors.Is(err, stop) {
+		t.Fatalf("error %v, want the function's", err)
+	}
+	bad := errors.New("bad")
+	if err := stream.ReadMerged(t.Context(), c, schemas.TopicViews, spans, func(*kgo.Record) (int64, error) { return 0, bad }, key, func(int64) error { return nil }); !errors.Is(err, bad) {
+		t.Fatalf("error %v, want the decoder's", err)
+	}
+}
+
+func TestMissingTopicsAreNamed(t *testing.T) {
+	b, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	cl := client(t, stream.Cluster{Brokers: b.Brokers()})
+	if err := stream.CheckCoPartitioned(t.Context(), cl); err == nil {
+		t.Fatal("no error without topics")
+	}
+	if _, err := stream.CreateTopics(t.Context(), cl, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	if created, err := stream.CreateTopics(t.Context(), cl, 4, 1); err != nil || len(created) != 0 {
+		t.Fatalf("created %v again, %v", created, err)
+	}
+}
