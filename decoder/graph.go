@@ -88,9 +88,9 @@ func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, beta, lambda
 		p := gr.params[1+6*l:]
 		h := ops.Linear(gr, ops.RMSNorm(gr, x, p[0]), p[1])
 		h = ops.Linear(gr, ops.Attention(gr, h, c.Heads, true, rotary, pos), p[2])
-		x = ops.AddDropout(gr, x, h, dropout)
+		x = ops.AddDropout(gr, x, h, 2*l, dropout)
 		h = ops.SwiGLU(gr, ops.Linear(gr, ops.RMSNorm(gr, x, p[3]), p[4]))
-		x = ops.AddDropout(gr, x, ops.Linear(gr, h, p[5]), dropout)
+		x = ops.AddDropout(gr, x, ops.Linear(gr, h, p[5]), 2*l+1, dropout)
 	}
 	x = ops.RMSNorm(gr, x, gr.params[len(gr.params)-1])
 	logp := ops.LogProbs(x, gr.params[0], func() (at, target []int32) { return gr.batch.at, gr.batch.target }, capacity)

@@ -68,10 +68,11 @@ func SwiGLU(b Rows, u *gorgonia.Node) *gorgonia.Node {
 	}, u)
 }
 
-// AddDropout is x + dropout(y); p and the seed are read at each run.
-func AddDropout(b Rows, x, y *gorgonia.Node, p func() (rate float32, seed uint64)) *gorgonia.Node {
+// AddDropout is x + dropout(y); p and the seed are read at each run, and the
+// place in the model gives each layer its own mask.
+func AddDropout(b Rows, x, y *gorgonia.Node, place int, p func() (rate float32, seed uint64)) *gorgonia.Node {
 	capacity, d := x.Shape()[0], cols(x)
-	salt := counter.Add(1) << 40 // each layer its own mask
+	salt := uint64(place) << 40
 	return Apply("add", matrix(capacity, d), func(out []float32, v [][]float32) {
 		rate, seed := p()
 		n := b.Len() * d
@@ -211,5 +212,5 @@ func Mul(b Rows, x, y *gorgonia.Node) *gorgonia.Node {
 
 // Add is x + y, both rows x d.
 func Add(b Rows, x, y *gorgonia.Node) *gorgonia.Node {
-	return AddDropout(b, x, y, func() (float32, uint64) { return 0, 0 })
+	return AddDropout(b, x, y, 0, func() (float32, uint64) { return 0, 0 })
 }

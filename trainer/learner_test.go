@@ -1,0 +1,242 @@
+package trainer
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"onerec/internal/holdout"
+	"onerec/schemas/onerecv1"
+)
+
+func testConfig() Config {
+	c := DefaultConfig()
+	c.History, c.Session, c.EmbeddingDim, c.EmbeddingWindow, c.Codes, c.Levels = 6, 4, 8, 6, 8, 2
+	c.BatchTokens, c.ReplayRatio, c.WarmupSteps, c.Buffer = 256, 4, 5, 200
+	return c
+}
+
+// testSessions draws sessions of users who each stay with one of four groups of
+// items, so that there is something to learn.
+func testSessions(n int, seed uint64) []*onerecv1.Session {
+	r := rand.New(rand.NewPCG(seed, 1))
+	item := func(group int) string { return fmt.Sprint("g", group, "-", r.IntN(10)) }
+	var out []*onerecv1.Session
+	for i := range n {
+		user := r.IntN(60)
+		s := &onerecv1.Session{UserId: fmt.Sprint("u", user), EndMs: int64(i) * 1000}
+		for j := range 3 {
+			s.History = append(s.History, &onerecv1.HistoryItem{ItemId: item(user % 4), EventTimeMs: int64(j)})
+		}
+		for range 2 + r.IntN(5) {
+			s.Views = append(s.Views, &onerecv1.View{ItemId: item(user % 4)})
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func observe(t testing.TB, l *Learner, sessions []*onerecv1.Session) {
+	t.Helper()
+	for _, s := range sessions {
+		if err := l.Observe(s); err != nil {
+			t.Fatal(err)
+		}
+		steps(t, l)
+	}
+}
+
+func steps(t testing.TB, l *Learner) {
+	t.Helper()
+	for {
+		ok, err := l.Step()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			return
+		}
+	}
+}
+
+func trained(t testing.TB, cfg Config, first, then []*onerecv1.Session) *Learner {
+	t.Helper()
+	l := NewLearner(cfg)
+	observe(t, l, first)
+	if err := l.Bootstrap(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	steps(t, l)
+	observe(t, l, then)
+	return l
+}
+
+// weights returns everything that training changes, as one slice.
+func weights(l *Learner) []float32 {
+	var all []float32
+	for i, p := range l.raw.Tensors() {
+		all = slices.Concat(all, p.Data, l.average.Tensors()[i].Data, l.solver.M[i], l.solver.V[i])
+	}
+	return all
+}
+
+func TestLearnsAndRepeats(t *testing.T) {
+	sessions := testSessions(300, 1)
+	run := func() (*Learner, Holdout) {
+		l := trained(t, testConfig(), sessions[:150], sessions[150:])
+		h, err := l.Evaluate(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l, h
+	}
+	l, h := run()
+	st := l.Stats()
+	if st.Steps < 50 || st.LastLoss > 0.8*st.FirstLoss || st.Skipped != 0 {
+		t.Fatalf("%+v", st)
+	}
+	// 40 items in 4 groups: who has found the groups hits 10 of 10 of them.
+	if h.Predictions == 0 || h.HitRate10 < 1.5*h.PopularHitRate10 || h.NDCG10 > h.HitRate10 || h.Loss <= 0 {
+		t.Fatalf("%+v", h)
+	}
+	again, h2 := run()
+	if h != h2 || !slices.Equal(weights(l), weights(again)) || l.cb.Version() != again.cb.Version() {
+		t.Fatal("the same sessions and seed gave another model")
+	}
+}
+
+// TestHeldOutUsersLeaveNoTrace: what held-out users do changes neither codebook
+// nor weights.
+func TestHeldOutUsersLeaveNoTrace(t *testing.T) {
+	cfg := testConfig()
+	cfg.HoldoutPercent = 30
+	var all, others []*onerecv1.Session
+	for _, s := range testSessions(200, 2) {
+		if holdout.Contains(s.UserId, cfg.HoldoutPercent) {
+			s.Views[0].ItemId = "only-held-out"
+		} else {
+			others = append(others, s)
+		}
+		all = append(all, s)
+	}
+	if len(all) == len(others) {
+		t.Fatal("no user is held out")
+	}
+	a, b := trained(t, cfg, all, nil), trained(t, cfg, others, nil)
+	if _, known := a.cb.Index("only-held-out"); known {
+		t.Error("a held-out user brought an item into the codebook")
+	}
+	if !slices.Equal(weights(a), weights(b)) || !slices.Equal(a.popular, b.popular) {
+		t.Error("held-out sessions changed the model")
+	}
+	h, err := a.Evaluate(t.Context(), nil)
+	if err != nil || h.Sessions == 0 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+}
+
+// TestResume: a trainer that was stopped after a checkpoint continues as if
+// nothing had happened, bit for bit.
+func TestResume(t *testing.T) {
+	cfg := testConfig()
+	sessions := testSessions(240, 3)
+	one := trained(t, cfg, sessions[:100], sessions[100:])
+
+	half := trained(t, cfg, sessions[:100], sessions[100:170])
+	files, config, err := half.Checkpoint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	two := NewLearner(cfg)
+	if err := two.Resume(files, config); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range sessions[:170] {
+		if err := two.Remember(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ok, err := two.Step(); ok || err != nil {
+		t.Fatalf("a step was due right after resuming: %v, %v", ok, err)
+	}
+	observe(t, two, sessions[170:])
+	if !slices.Equal(weights(one), weights(two)) {
+		t.Fatal("the continued run differs from the uninterrupted one")
+	}
+	a, b := one.Stats(), two.Stats()
+	a.Seconds, b.Seconds = 0, 0
+	if a != b {
+		t.Fatalf("counters %+v, want %+v", b, a)
+	}
+}
+
+func TestResumeRefusesOtherSettingsAndDamage(t *testing.T) {
+	cfg := testConfig()
+	l := trained(t, cfg, testSessions(60, 4), nil)
+	files, config, err := l.Checkpoint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := cfg
+	other.Preset = "small"
+	if err := NewLearner(other).Resume(files, config); err == nil {
+		t.Error("a checkpoint of another size was taken")
+	}
+	for name := range files {
+		whole := files[name]
+		files[name] = whole[:len(whole)/2]
+		if err := NewLearner(cfg).Resume(files, config); err == nil {
+			t.Errorf("half of %s was taken", name)
+		}
+		files[name] = whole
+	}
+	if err := NewLearner(cfg).Resume(files, config); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNewItemsGetIDs(t *testing.T) {
+	l := trained(t, testConfig(), testSessions(100, 5), nil)
+	before := l.cb.Clone()
+	s := &onerecv1.Session{UserId: "u0", Views: []*onerecv1.View{{ItemId: "g0-1"}, {ItemId: "new"}}}
+	if holdout.Contains(s.UserId, l.cfg.HoldoutPercent) {
+		t.Fatal("u0 must be a training user")
+	}
+	observe(t, l, []*onerecv1.Session{s})
+	if _, ok := l.cb.Index("new"); !ok || !l.cb.Extends(before) || before.Extends(l.cb) {
+		t.Fatal("the new item has no ID, or an old one moved")
+	}
+	if err := l.Rebase(l.average.Clone(), before); err != nil {
+		t.Fatal(err)
+	}
+	steps(t, l)
+}
+
+// TestDivergenceIsSkipped: weights that are not finite are replaced by their
+// average, and training goes on.
+func TestDivergenceIsSkipped(t *testing.T) {
+	l := trained(t, testConfig(), testSessions(100, 6), nil)
+	l.raw.Tensors()[0].Data[50] = float32(math.NaN())
+	for i := range l.raw.Tensors()[0].Data {
+		l.raw.Tensors()[0].Data[i] = float32(math.NaN())
+	}
+	observe(t, l, testSessions(20, 7))
+	st := l.Stats()
+	if st.Skipped == 0 || math.IsNaN(st.LastLoss) {
+		t.Fatalf("%+v", st)
+	}
+	for _, v := range weights(l) {
+		if math.IsNaN(float64(v)) {
+			t.Fatal("NaN is left in the weights")
+		}
+	}
+}
+
+func TestBootstrapNeedsSessions(t *testing.T) {
+	if err := NewLearner(testConfig()).Bootstrap(context.Background()); err == nil {
+		t.Fatal("no error without sessions")
+	}
+}
