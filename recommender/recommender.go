@@ -350,10 +350,13 @@ func (s *Service) Handler() http.Handler {
 	})
 	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
 		type loaded struct {
-			Version, Channel, Kind, Codebook string
-			Items                            int
-			LoadedAt                         time.Time
-			Metrics                          map[string]float64
+			Version  string             `json:"version"`
+			Channel  string             `json:"channel"`
+			Kind     string             `json:"kind"`
+			Codebook string             `json:"codebook"`
+			Items    int                `json:"items"`
+			LoadedAt time.Time          `json:"loaded_at"`
+			Metrics  map[string]float64 `json:"metrics"`
 		}
 		out := []loaded{}
 		if m := s.loaded.Load(); m != nil {

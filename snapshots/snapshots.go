@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/parquet-go/parquet-go"
@@ -116,6 +117,11 @@ type Service struct {
 	Log     *slog.Logger
 	Metrics *Metrics
 	OnReady func()
+
+	write func(name string, rows []Session) error // writeFile, but for tests of crashes
+
+	mu      sync.Mutex
+	resumed map[int32]int64 // where each assigned partition is read from; set by the client's goroutine
 }
 
 // part is what waits for the next file of a partition.
@@ -130,6 +136,10 @@ func (s *Service) Run(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(s.Dir, "sessions"), 0o755); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
+	if s.write == nil {
+		s.write = writeFile
+	}
+	s.resumed = make(map[int32]int64)
 	parts := make(map[int32]*part)
 	var ends map[int32]stream.Span
 	if s.Once {
@@ -152,6 +162,7 @@ func (s *Service) Run(ctx context.Context) error {
 				if err := s.flush(p, parts); err != nil {
 					s.Log.Error("could not write a snapshot before giving its partition up; the next owner reads it again", "partition", p, "error", err)
 				}
+				delete(parts, p)
 			}
 		}),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, gone map[string][]int32) {
@@ -174,7 +185,7 @@ func (s *Service) Run(ctx context.Context) error {
 		if err := s.take(ctx, cl, fetches, poll.Err() != nil, parts); err != nil {
 			return fmt.Errorf("snapshot: %w", err)
 		}
-		if s.Once && reached(parts, ends) {
+		if s.Once && s.reached(parts, ends) {
 			return s.flushAll(parts)
 		}
 		cl.AllowRebalance()
@@ -191,9 +202,16 @@ func (s *Service) flushAll(parts map[int32]*part) error {
 	return nil
 }
 
-func reached(parts map[int32]*part, ends map[int32]stream.Span) bool {
-	for p, s := range ends {
-		if s.From < s.To && (parts[p] == nil || parts[p].next < s.To) {
+// reached reports whether everything before ends is in files or waits for one.
+func (s *Service) reached(parts map[int32]*part, ends map[int32]stream.Span) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p, span := range ends {
+		at, ok := s.resumed[p]
+		if parts[p] != nil {
+			at, ok = parts[p].next, true
+		}
+		if span.From < span.To && (!ok || at < span.To) {
 			return false
 		}
 	}
@@ -256,7 +274,7 @@ func (s *Service) flush(n int32, parts map[int32]*part) error {
 		return err
 	}
 	name := filepath.Join(dir, fmt.Sprintf("%020d-%020d.parquet", p.from, p.next))
-	if err := writeFile(name, p.rows); err != nil {
+	if err := s.write(name, p.rows); err != nil {
 		return err
 	}
 	s.Metrics.file(len(p.rows))
@@ -313,6 +331,9 @@ func (s *Service) resume(_ context.Context, offsets map[string]map[int32]kgo.Off
 			}
 		}
 		offsets[schemas.TopicJudgedSessions][n] = at
+		s.mu.Lock()
+		s.resumed[n] = next
+		s.mu.Unlock()
 	}
 	return offsets, nil
 }

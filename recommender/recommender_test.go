@@ -1,0 +1,282 @@
+package recommender
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/decoder"
+	"onerec/internal/history"
+	"onerec/internal/stream"
+	"onerec/publisher"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+	"onerec/semanticid"
+)
+
+// checkpoint returns the files of a random decoder over n items.
+func checkpoint(t testing.TB, n int, seed uint64) (map[string][]byte, *publisher.Manifest) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(seed, 1))
+	x, names := make([]float32, n*4), make([]string, n)
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+	}
+	for i := range names {
+		names[i] = fmt.Sprint("i", i)
+	}
+	cb, err := semanticid.Build(t.Context(), names, x, 4, semanticid.Config{Levels: 2, Codes: 8, Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := decoder.NewWeights(decoder.Config{Layers: 1, Dim: 16, Heads: 2, Hidden: 24, Levels: 2, Codes: 8, MaxLen: 50}, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, config, err := decoder.Encode(w, cb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files, &publisher.Manifest{Model: "m", Kind: publisher.KindBase, Codebook: cb.Version(), Config: config}
+}
+
+type world struct {
+	svc     *Service
+	store   *publisher.Store
+	dir     string
+	cluster stream.Cluster
+	client  *kgo.Client
+	ready   chan struct{}
+}
+
+// start runs a recommender against an embedded broker.
+func start(t *testing.T) *world {
+	t.Helper()
+	b, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	w := &world{dir: t.TempDir(), cluster: stream.Cluster{Brokers: b.Brokers()}, ready: make(chan struct{})}
+	if w.store, err = publisher.Open(t.Context(), w.dir); err != nil {
+		t.Fatal(err)
+	}
+	if w.client, err = w.cluster.Client(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.client.Close)
+	if _, err := stream.CreateTopics(t.Context(), w.client, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	w.svc = service()
+	w.svc.Cluster, w.svc.Store = w.cluster, w.store
+	w.svc.OnReady = sync.OnceFunc(func() { close(w.ready) })
+	w.svc.Open()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.svc.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	<-w.ready
+	return w
+}
+
+func service() *Service {
+	return &Service{Model: "m", Channel: publisher.ChannelReleased, Policy: history.DefaultPolicy(), Beams: 8, MaxUsers: 100, MaxItems: 100, Log: slog.New(slog.DiscardHandler), OnReady: func() {}}
+}
+
+func (w *world) publish(t *testing.T, channel string, seed uint64) string {
+	t.Helper()
+	files, m := checkpoint(t, 20, seed)
+	hash, err := w.store.Publish(t.Context(), m, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publisher.Announce(t.Context(), w.client, w.store, channel, m.Version, hash); err != nil {
+		t.Fatal(err)
+	}
+	return m.Version
+}
+
+func (w *world) view(t *testing.T, user, item string, at int64) {
+	t.Helper()
+	value, err := proto.Marshal(&onerecv1.View{EventId: fmt.Sprint(user, item, at), UserId: user, ItemId: item, EventTimeMs: at, Like: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.ProduceSync(t.Context(), &kgo.Record{Topic: schemas.TopicViews, Key: []byte(user), Value: value}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func ask(t testing.TB, h http.Handler, body string) (int, *Answer, string) {
+	t.Helper()
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, httptest.NewRequest(http.MethodPost, "/v1/recommendations", strings.NewReader(body)))
+	a := new(Answer)
+	if rec.Code == http.StatusOK {
+		if err := json.Unmarshal(rec.Body.Bytes(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return rec.Code, a, rec.Body.String()
+}
+
+// eventually waits until ok says so.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatalf("it never happened: %s", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// TestLifeOfAService: popular items first, then a candidate, then what is
+// released; a damaged checkpoint is refused and the old one serves on.
+func TestLifeOfAService(t *testing.T) {
+	w := start(t)
+	h := w.svc.Handler()
+	for i := range 3 {
+		w.view(t, "a", fmt.Sprint("i", i), int64(1000+i))
+		w.view(t, "b", "i2", int64(1000+i))
+	}
+	eventually(t, "views arrive", func() bool { return len(w.svc.History("a")) == 3 && len(w.svc.History("b")) == 3 })
+	code, a, body := ask(t, h, `{"user_id":"c","n":2}`)
+	if code != 200 || a.Source != "popular" || a.Why == "" || len(a.Items) != 2 || a.Items[0].ItemID != "i2" || a.RecommendationID == "" {
+		t.Fatalf("%d %s", code, body)
+	}
+	if _, a, _ := ask(t, h, `{"user_id":"a","n":5}`); len(a.Items) != 0 {
+		t.Fatalf("user a has seen everything, but got %v", a.Items)
+	}
+
+	candidate := w.publish(t, publisher.ChannelCandidate, 1)
+	eventually(t, "the candidate serves", func() bool { _, a, _ := ask(t, h, `{"user_id":"a"}`); return a.CheckpointVersion == candidate })
+	code, a, body = ask(t, h, `{"user_id":"a","n":5}`)
+	if code != 200 || a.Channel != publisher.ChannelCandidate || len(a.Items) != 5 || a.HistoryItems != 3 {
+		t.Fatalf("%d %s", code, body)
+	}
+	for _, item := range a.Items {
+		if item.ItemID == "i0" || item.ItemID == "i1" || item.ItemID == "i2" || len(item.SemanticID) != 2 {
+			t.Fatalf("seen or without an ID: %+v", item)
+		}
+	}
+	if _, a, _ := ask(t, h, `{"user_id":"nobody","mode":"next","n":20}`); len(a.Items) != 20 {
+		t.Fatalf("all 20 items were asked for, got %d", len(a.Items))
+	}
+
+	released := w.publish(t, publisher.ChannelReleased, 2)
+	eventually(t, "the released version serves", func() bool { _, a, _ := ask(t, h, `{"user_id":"a"}`); return a.CheckpointVersion == released })
+	w.publish(t, publisher.ChannelCandidate, 3) // no longer of interest
+
+	// Announced, then damaged before it is read: a reader's own check must catch it.
+	files, m := checkpoint(t, 20, 4)
+	hash, err := w.store.Publish(t.Context(), m, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(w.dir, "versions", m.Version, decoder.FileWeights)
+	if err := os.WriteFile(path, append(bytes.Clone(files[decoder.FileWeights][:len(files[decoder.FileWeights])-1]), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	value, err := proto.Marshal(&onerecv1.CheckpointRef{Model: "m", Channel: publisher.ChannelReleased, Version: m.Version, ManifestSha256: hash})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.ProduceSync(t.Context(), &kgo.Record{Topic: schemas.TopicCheckpoints, Key: []byte("m/released"), Value: value}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	last := w.publish(t, publisher.ChannelReleased, 5) // comes after the damaged one
+	versions := map[string]bool{}
+	eventually(t, "the next good version serves", func() bool {
+		_, a, _ := ask(t, h, `{"user_id":"a"}`)
+		versions[a.CheckpointVersion] = true
+		return a.CheckpointVersion == last
+	})
+	if versions[m.Version] {
+		t.Fatal("the damaged version served")
+	}
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/v1/models", nil))
+	if !strings.Contains(rec.Body.String(), `"version":"`+last+`"`) {
+		t.Fatalf("models: %s", rec.Body)
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	s := service()
+	s.Open()
+	h := s.Handler()
+	long := strings.Repeat("x", schemas.MaxIDBytes+1)
+	for body, want := range map[string]int{
+		``:                               400,
+		`{}`:                             400,
+		`{"user_id":"u","n":-1}`:         400,
+		`{"user_id":"u","n":101}`:        400,
+		`{"user_id":"u","n":"five"}`:     400,
+		`{"user_id":"u","mode":"all"}`:   400,
+		`{"user_id":"` + long + `"}`:     400,
+		`{"user_id":"u","colour":"red"}`: 400,
+		`{"user_id":"u","history":[1]}`:  400,
+		strings.Repeat("[", 60_000):      400,
+		`{"user_id":"` + strings.Repeat("x", maxBody) + `"}`: 413,
+		`{"history":[]}`:  200,
+		`{"user_id":"u"}`: 200,
+	} {
+		code, _, reply := ask(t, h, body)
+		if code != want {
+			t.Errorf("%.60q: %d, want %d: %s", body, code, want, reply)
+		}
+		if code != 200 && !strings.Contains(reply, `"detail"`) {
+			t.Errorf("%.60q: the answer says nothing: %s", body, reply)
+		}
+	}
+}
+
+func TestUsersAreBounded(t *testing.T) {
+	u := newUsers(history.DefaultPolicy(), 10, 5)
+	for i := range 100 {
+		u.add(&onerecv1.View{UserId: fmt.Sprint("u", i), ItemId: fmt.Sprint("i", i), EventTimeMs: int64(i), Like: true})
+		u.add(&onerecv1.View{UserId: "faithful", ItemId: "x", EventTimeMs: int64(i), Like: true})
+	}
+	if u.len() != 10 || len(u.counts) != 5 {
+		t.Errorf("%d users and %d items", u.len(), len(u.counts))
+	}
+	if u.history("faithful") == nil || u.history("u5") != nil {
+		t.Error("who was there last should be remembered, who was there first forgotten")
+	}
+}
+
+func FuzzRequest(f *testing.F) {
+	s := service()
+	s.Open()
+	h := s.Handler()
+	f.Add(`{"user_id":"u","n":5,"history":["a"],"mode":"next","include_seen":true}`)
+	f.Add(`{"user_id":1}`)
+	f.Fuzz(func(t *testing.T, body string) {
+		if code, _, reply := ask(t, h, body); code >= 500 {
+			t.Fatalf("%d: %s", code, reply)
+		}
+	})
+}
