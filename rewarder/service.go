@@ -135,31 +135,52 @@ func (r *run) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for done := 0; !r.Once || done < r.Rounds; done++ {
-		if done > 0 && !r.Once {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(r.Every):
+	if r.Once {
+		for range r.Rounds {
+			ref, err := r.reference(ctx)
+			if err != nil {
+				return err
+			}
+			if ref == nil {
+				return fmt.Errorf("there is no candidate of model %q to align; run \"onerec train\" first", r.Service.Model)
+			}
+			if err := r.read(ctx); err != nil {
+				return err
+			}
+			if err := r.round(ctx, ref); err != nil {
+				return err
 			}
 		}
+		return nil
+	}
+	last, seen := "", int64(0) // of the last round: its reference, and the sessions by then
+	for {
+		wait := r.Every
 		ref, err := r.reference(ctx)
 		if err != nil {
 			return err
 		}
 		if ref == nil {
-			if r.Once {
-				return fmt.Errorf("there is no candidate of model %q to align; run \"onerec train\" first", r.Service.Model)
-			}
 			r.Log.Info("waiting for a first candidate")
-			continue
-		}
-		if err := r.round(ctx, ref); err != nil {
+			wait = min(wait, firstWait)
+		} else if err := r.read(ctx); err != nil {
 			return err
+		} else if ref.Version != last || r.data.seen != seen { // the same again would say the same again
+			if err := r.round(ctx, ref); err != nil {
+				return err
+			}
+			last, seen = ref.Version, r.data.seen
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
 		}
 	}
-	return nil
 }
+
+// firstWait is the time between looks for a first candidate.
+const firstWait = 5 * time.Second
 
 // reference is the newest version of the model, candidate or released.
 func (r *run) reference(ctx context.Context) (*onerecv1.CheckpointRef, error) {
@@ -174,7 +195,7 @@ func (r *run) reference(ctx context.Context) (*onerecv1.CheckpointRef, error) {
 	return newest, nil
 }
 
-// round reads what is new, trains the reward model, aligns and records.
+// round trains the reward model on what was read, aligns and records.
 func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 	m, files, err := r.Store.Load(ctx, ref.Version, ref.ManifestSha256)
 	if err != nil {
@@ -183,9 +204,6 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 	weights, cb, err := decoder.Decode(files, m.Config)
 	if err != nil {
 		return fmt.Errorf("load the reference %s: %w", ref.Version, err)
-	}
-	if err := r.read(ctx); err != nil {
-		return err
 	}
 	if err := r.learn(ctx, cb); err != nil {
 		return err

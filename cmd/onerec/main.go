@@ -54,7 +54,7 @@ Try it without anything installed:  onerec demo
 Settings are flags, environment variables (ONEREC_SESSION_GAP for --session-gap)
 and keys of one YAML file (--config), in this order of precedence;
 "onerec config" prints them all.`,
-		SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs,
+		SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs, RunE: help,
 	}
 	root.PersistentFlags().StringVar(&c.file, "config", os.Getenv(config.EnvPrefix+"CONFIG"), "YAML file of settings")
 	root.AddGroup(&cobra.Group{ID: "services", Title: "Services:"}, &cobra.Group{ID: "tools", Title: "Tools:"})
@@ -64,6 +64,9 @@ and keys of one YAML file (--config), in this order of precedence;
 	root.AddCommand(c.demo(), c.replay(), c.topics(), c.checkpoints(), c.config(), c.version())
 	return root
 }
+
+// help is what a command does that only has subcommands.
+func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 // command makes a subcommand whose flags are the settings of some groups. run gets
 // an app with the effective settings.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -76,7 +77,7 @@ logs or JSON lines of ViewEvents, gzipped or not.`,
 }
 
 func (c *cli) topics() *cobra.Command {
-	parent := &cobra.Command{Use: "topics", Short: "List, create and check the topics", GroupID: "tools", Args: cobra.NoArgs}
+	parent := &cobra.Command{Use: "topics", Short: "List, create and check the topics", GroupID: "tools", Args: cobra.NoArgs, RunE: help}
 	list := c.command(&cobra.Command{Use: "list", Short: "Print the contract of every topic"}, nil, func(cmd *cobra.Command, a *app.App, _ []string) error {
 		return c.printTopics(cmd.OutOrStdout(), a.Contract())
 	})
@@ -122,7 +123,7 @@ func (c *cli) printTopics(w io.Writer, topics []app.TopicInfo) error {
 }
 
 func (c *cli) checkpoints() *cobra.Command {
-	parent := &cobra.Command{Use: "checkpoints", Short: "List, show, verify, promote and roll back checkpoints", GroupID: "tools", Args: cobra.NoArgs}
+	parent := &cobra.Command{Use: "checkpoints", Short: "List, show, verify, promote and roll back checkpoints", GroupID: "tools", Args: cobra.NoArgs, RunE: help}
 	local := []string{app.GroupCheckpoints}
 	remote := []string{app.GroupCommon, app.GroupCheckpoints}
 	list := c.command(&cobra.Command{Use: "list", Short: "List the versions, oldest first"}, local, func(cmd *cobra.Command, a *app.App, _ []string) error {
@@ -159,13 +160,7 @@ func (c *cli) checkpoints() *cobra.Command {
 		for _, f := range m.Files {
 			fmt.Fprintf(t, "file\t%s\t%d bytes\tsha256 %s\n", f.Name, f.Bytes, f.SHA256)
 		}
-		for _, name := range slices.Sorted(func(yield func(string) bool) {
-			for k := range m.Metrics {
-				if !yield(k) {
-					return
-				}
-			}
-		}) {
+		for _, name := range slices.Sorted(maps.Keys(m.Metrics)) {
 			fmt.Fprintf(t, "metric\t%s\t%.6g\n", name, m.Metrics[name])
 		}
 		for _, p := range lineage[1:] {

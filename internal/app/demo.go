@@ -48,6 +48,20 @@ var ErrUsed = errors.New("the folder is not empty")
 // recommendations from it. It says on w what it is doing and returns the report,
 // which is also in report.json.
 func (a *App) RunDemo(ctx context.Context, d Demo, w io.Writer) (*Report, error) {
+	r, err := a.runDemo(ctx, d, w)
+	if err != nil && ctx.Err() == nil {
+		// A broker without disk only says that something unexpected happened.
+		if free, ok := freeBytes(d.Dir); ok && free < lowDisk {
+			err = fmt.Errorf("the disk of %s has only %d KiB left; free some, or name another folder with --dir: %w", d.Dir, free>>10, err)
+		}
+	}
+	return r, err
+}
+
+// lowDisk is the free space, in bytes, below which a failure is put down to it.
+const lowDisk = 2 << 20
+
+func (a *App) runDemo(ctx context.Context, d Demo, w io.Writer) (*Report, error) {
 	begun := time.Now()
 	r := &Report{Seconds: make(map[string]Float)}
 	timed := func(stage string, fn func() error) error {

@@ -1,0 +1,342 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"onerec/internal/stream"
+	"onerec/recommender"
+	"onerec/schemas"
+	"onerec/sessionizer"
+	"onerec/snapshots"
+)
+
+// binary builds onerec once.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "onerec-test-*")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "onerec")
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if path, err := binary(); err == nil {
+		_ = os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
+}
+
+func onerec(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
+	for _, kv := range os.Environ() {
+		if !strings.HasPrefix(kv, "ONEREC_") {
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	return cmd
+}
+
+// run runs a command to its end.
+func run(t *testing.T, args ...string) (stdout string, code int, stderr string) {
+	t.Helper()
+	cmd := onerec(t, args...)
+	var out, err bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &err
+	var exit *exec.ExitError
+	if e := cmd.Run(); e != nil && !errors.As(e, &exit) {
+		t.Fatal(e)
+	}
+	return out.String(), cmd.ProcessState.ExitCode(), err.String()
+}
+
+// process is a running service.
+type process struct {
+	cmd  *exec.Cmd
+	http string
+	done chan struct{}
+}
+
+// freeAddress returns an address on which nothing listens now.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func start(t *testing.T, args ...string) *process {
+	t.Helper()
+	p := &process{http: freeAddress(t), done: make(chan struct{})}
+	p.cmd = onerec(t, append(args, "--http", p.http)...)
+	pipe, err := p.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.done)
+		for lines := bufio.NewScanner(pipe); lines.Scan(); {
+			t.Logf("%s: %s", args[0], lines.Text())
+		}
+		_ = p.cmd.Wait() // the state says how it ended
+	}()
+	t.Cleanup(func() { p.kill() })
+	eventually(t, args[0]+" is ready", func() bool { return get(p.http+"/readyz") == http.StatusOK })
+	return p
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may have ended
+	<-p.done
+}
+
+// stop asks the service to end and checks that it did so cleanly.
+func (p *process) stop(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.done:
+		if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+			t.Errorf("%v ended with code %d", p.cmd.Args[1], code)
+		}
+	case <-time.After(30 * time.Second):
+		t.Errorf("%v did not end within 30 s of SIGTERM", p.cmd.Args[1])
+	}
+}
+
+func get(address string) int {
+	resp, err := http.Get("http://" + address)
+	if err != nil {
+		return 0
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(90 * time.Second)
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatalf("it never happened: %s", what)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// TestServices runs every service as a process of its own against one broker,
+// kills the sessionizer in the middle, and follows the views to a recommendation.
+func TestServices(t *testing.T) {
+	b, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	cluster := stream.Cluster{Brokers: b.Brokers()}
+	brokers := strings.Join(b.Brokers(), ",")
+	dir := t.TempDir()
+	checkpoints, files := filepath.Join(dir, "checkpoints"), filepath.Join(dir, "snapshots")
+	common := func(args ...string) []string { return append(args, "--brokers", brokers, "--log-level", "warn") }
+
+	if _, code, stderr := run(t, common("ingest")...); code == 0 || !strings.Contains(stderr, "onerec topics create") {
+		t.Fatalf("without topics: code %d, %s", code, stderr)
+	}
+	if out, code, _ := run(t, common("topics", "create", "--partitions", "3")...); code != 0 || !strings.Contains(out, "created views.raw") {
+		t.Fatalf("topics create: code %d, %s", code, out)
+	}
+	if out, code, stderr := run(t, "topics", "check", "--brokers", brokers); code != 0 {
+		t.Fatalf("topics check: %s%s", out, stderr)
+	}
+
+	sessionize := common("sessionize", "--idle-timeout", "10m", "--instance", "one")
+	services := []*process{
+		start(t, common("ingest")...),
+		start(t, common("filter")...),
+		start(t, common("snapshot", "--snapshots", files, "--snapshot-age", "200ms")...),
+	}
+	victim := start(t, sessionize...)
+	if get(victim.http+"/healthz") != http.StatusOK || get(victim.http+"/metrics") != http.StatusOK {
+		t.Error("no /healthz or /metrics")
+	}
+	world := []string{"--sim-users", "60", "--sim-items", "120", "--sim-days", "2"}
+	out, code, stderr := run(t, append(common("replay"), world...)...)
+	if code != 0 {
+		t.Fatalf("replay: %s", stderr)
+	}
+	var views int
+	if _, err := fmt.Sscanf(out, "%d views", &views); err != nil {
+		t.Fatalf("replay printed %q: %v", out, err)
+	}
+	victim.kill()
+	services = append(services, start(t, sessionize...))
+	// Once more, the same events: all doubles or late, and then the end.
+	if out, code, stderr := run(t, append(common("replay", "--finish"), world...)...); code != 0 {
+		t.Fatalf("replay: %s%s", out, stderr)
+	}
+	cl, err := cluster.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	for _, w := range [][2]string{{"sessionize", schemas.TopicViews}, {"filter", schemas.TopicSessions}, {"snapshot", schemas.TopicJudgedSessions}} {
+		if err := stream.WaitCaughtUp(ctx, cl, w[0], w[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	totals, err := sessionizer.Totals(ctx, cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rejected := int64(0)
+	if err := cluster.ReadTopic(ctx, schemas.TopicDeadLetters, func(*kgo.Record) error { rejected++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if totals.Accepted+totals.Duplicates+totals.Late+rejected != int64(2*views) {
+		t.Errorf("%v and %d rejected do not add up to twice %d views", totals, rejected, views)
+	}
+	events, doubled := map[string]bool{}, 0
+	eventually(t, "every accepted view is in a snapshot", func() bool {
+		clear(events)
+		doubled = 0
+		if err := snapshots.ReadAll(files, func(s snapshots.Session) error {
+			for _, v := range s.Views {
+				if events[v.EventID] {
+					doubled++
+				}
+				events[v.EventID] = true
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return int64(len(events)) >= totals.Accepted
+	})
+	if doubled > 0 || int64(len(events)) != totals.Accepted {
+		t.Errorf("%d views in the snapshots, %d of them twice; accepted were %d", len(events), doubled, totals.Accepted)
+	}
+
+	// Learning, as services, on what is there.
+	learn := []string{"--checkpoints", checkpoints, "--batch-tokens", "1024", "--train-history", "8", "--replay-ratio", "1", "--holdout-percent", "20"}
+	address := freeAddress(t)
+	serve := start(t, common("serve", "--checkpoints", checkpoints, "--listen", address)...)
+	train := start(t, append(common("train", "--bootstrap-sessions", "50", "--publish-every", "1s"), learn...)...)
+	reward := start(t, append(common("reward", "--reward-every", "1s", "--align-users", "10", "--candidates", "8", "--candidate-items", "3", "--reward-epochs", "1"), learn...)...)
+	var answer recommender.Answer
+	eventually(t, "a model answers", func() bool {
+		resp, err := http.Post("http://"+address+"/v1/recommendations", "application/json", strings.NewReader(`{"user_id":"u00001","n":3}`))
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		data, err := io.ReadAll(resp.Body)
+		return err == nil && json.Unmarshal(data, &answer) == nil && answer.Source == "model"
+	})
+	if len(answer.Items) != 3 || answer.CheckpointVersion == "" {
+		t.Errorf("answer %+v", answer)
+	}
+	eventually(t, "a round is recorded", func() bool {
+		n := 0
+		if err := cluster.ReadTopic(ctx, schemas.TopicRounds, func(*kgo.Record) error { n++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return n > 0
+	})
+	for _, p := range append(services, train, reward, serve) {
+		p.stop(t)
+	}
+
+	// The tools, on what the services left.
+	if out, code, stderr := run(t, "checkpoints", "verify", "--checkpoints", checkpoints); code != 0 || !strings.Contains(out, "ok") {
+		t.Errorf("verify: %s%s", out, stderr)
+	}
+	if out, code, stderr := run(t, common("checkpoints", "promote", answer.CheckpointVersion, "--checkpoints", checkpoints)...); code != 0 {
+		t.Errorf("promote: %s%s", out, stderr)
+	}
+	if out, code, stderr := run(t, "checkpoints", "show", answer.CheckpointVersion, "--checkpoints", checkpoints); code != 0 || !strings.Contains(out, "decoder.safetensors") {
+		t.Errorf("show: %s%s", out, stderr)
+	}
+	list, code, stderr := run(t, "checkpoints", "list", "--json", "--checkpoints", checkpoints)
+	var manifests []struct{ Version string }
+	if err := json.Unmarshal([]byte(list), &manifests); err != nil || code != 0 || len(manifests) == 0 {
+		t.Errorf("list: %v, %s%s", err, list, stderr)
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "onerec.yaml")
+	if err := os.WriteFile(file, []byte("session-gap: 10m\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wrong := filepath.Join(dir, "wrong.yaml")
+	if err := os.WriteFile(wrong, []byte("session-gap: 10m\nsesion-lateness: 1m\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args []string
+		code int
+		want []string
+	}{
+		{[]string{"--help"}, 0, []string{"ingest", "sessionize", "filter", "snapshot", "train", "reward", "serve", "demo", "replay", "topics", "checkpoints", "version", "config"}},
+		{[]string{"train", "--help"}, 0, []string{"--learning-rate", "--brokers", "1e-07 to 1", "SIGTERM"}},
+		{[]string{"version"}, 0, []string{"onerec", "go1."}},
+		{[]string{"config", "--config", file}, 0, []string{"session-gap: 10m", `default "30m0s", from ` + file + " line 1"}},
+		{[]string{"config", "--config", wrong}, 1, []string{"line 2", "sesion-lateness"}},
+		{[]string{"topics", "list", "--json"}, 0, []string{`"name": "views.raw"`}},
+		{[]string{"nonsense"}, 1, []string{"unknown command", "nonsense"}},
+		{[]string{"topics", "nonsense"}, 1, []string{"unknown command", "nonsense"}},
+		{[]string{"ingest", "views.csv"}, 1, []string{"unknown command", "views.csv"}},
+		{[]string{"demo", "--views", dir, "--dir", filepath.Join(dir, "x")}, 1, []string{dir, "directory"}},
+		{[]string{"train", "--levels", "1"}, 1, []string{"levels", "2 to 8"}},
+		{[]string{"checkpoints", "show", "1", "--checkpoints", dir}, 1, []string{"not found"}},
+	} {
+		out, code, stderr := run(t, tt.args...)
+		if code != tt.code {
+			t.Errorf("%v: code %d, want %d: %s", tt.args, code, tt.code, stderr)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(out+stderr, want) {
+				t.Errorf("%v: %q is missing in:\n%s%s", tt.args, want, out, stderr)
+			}
+		}
+	}
+}
