@@ -83,7 +83,7 @@ func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, beta, lambda
 	dropout := func() (float32, uint64) { return gr.batch.dropout, gr.batch.seed }
 	pos := func(i int) int { return int(gr.batch.pos[i]) }
 
-	x := ops.Embed(gr, gr.params[0], func() []int32 { return gr.batch.tokens }, capacity)
+	x := ops.Embed(gr.params[0], func() []int32 { return gr.batch.tokens }, capacity)
 	for l := range c.Layers {
 		p := gr.params[1+6*l:]
 		h := ops.Linear(gr, ops.RMSNorm(gr, x, p[0]), p[1])

@@ -112,13 +112,13 @@ type pair struct {
 // Align runs one round: draw, score, pair best against worst, train a copy of
 // the reference with DPO, and judge it on held-out users with the same random
 // numbers. It returns the aligned weights whether they passed the gates or not.
-func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, rm *Model, avg Averages, prompts, heldOut []Prompt, cfg AlignConfig, progress func(stage string, done, total int)) (*decoder.Weights, *Outcome, error) {
+func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, rm *Model, avg Averages, prompts, heldOut []Prompt, cfg AlignConfig, progress func(stage, unit string, done, total int)) (*decoder.Weights, *Outcome, error) {
 	if progress == nil {
-		progress = func(string, int, int) {}
+		progress = func(string, string, int, int) {}
 	}
 	o := &Outcome{Users: len(prompts), Candidates: cfg.Candidates}
 	a := &aligner{cfg: cfg, cb: cb, rm: rm, avg: avg}
-	drawn, err := a.draw(ctx, reference, prompts, 0, func(done, total int) { progress("draw candidates", done, total) })
+	drawn, err := a.draw(ctx, reference, prompts, 0, func(done, total int) { progress("draw candidates", "users", done, total) })
 	if err != nil {
 		return nil, nil, err
 	}
@@ -131,10 +131,10 @@ func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codeb
 		return nil, o, ErrNoPairs
 	}
 	aligned := reference.Clone()
-	if err := a.train(ctx, reference, aligned, prompts, pairs, o, func(done, total int) { progress("align", done, total) }); err != nil {
+	if err := a.train(ctx, reference, aligned, prompts, pairs, o, func(done, total int) { progress("align by DPO", "pairs", done, total) }); err != nil {
 		return nil, nil, err
 	}
-	if err := a.judge(ctx, reference, aligned, heldOut, o, func(done, total int) { progress("judge on held-out users", done, total) }); err != nil {
+	if err := a.judge(ctx, reference, aligned, heldOut, o, func(done, total int) { progress("judge on held-out users", "draws", done, total) }); err != nil {
 		return nil, nil, err
 	}
 	return aligned, o, nil

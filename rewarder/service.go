@@ -70,7 +70,7 @@ type Service struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
 	OnReady  func()
-	Progress func(stage string, done, total int) // or nil
+	Progress func(stage, unit string, done, total int) // or nil
 }
 
 // Report is what a run found.
@@ -98,10 +98,11 @@ func (s *Service) Run(ctx context.Context) (*Report, error) {
 			err = errors.Join(err, r.model.Close())
 		}
 		last = r.report
-		if ctx.Err() != nil {
-			return nil // asked to stop; a round that was not published leaves nothing behind
+		if ctx.Err() == nil {
+			return err
 		}
-		return err
+		// Asked to stop: a round that was not published leaves nothing behind.
+		return nil
 	})
 	if err != nil {
 		return last, fmt.Errorf("reward: %w", err)
@@ -127,7 +128,7 @@ func (r *run) run(ctx context.Context) error {
 		if err := proto.Unmarshal(rec.Value, round); err != nil {
 			return fmt.Errorf("topic %s offset %d is no AlignmentRound: %w", rec.Topic, rec.Offset, err)
 		}
-		if round.Model == r.Service.Model {
+		if round.Model == r.Model {
 			r.rounds = max(r.rounds, round.Round)
 		}
 		return nil
@@ -142,7 +143,7 @@ func (r *run) run(ctx context.Context) error {
 				return err
 			}
 			if ref == nil {
-				return fmt.Errorf("there is no candidate of model %q to align; run \"onerec train\" first", r.Service.Model)
+				return fmt.Errorf("there is no candidate of model %q to align; run \"onerec train\" first", r.Model)
 			}
 			if err := r.read(ctx); err != nil {
 				return err
@@ -184,7 +185,7 @@ const firstWait = 5 * time.Second
 
 // reference is the newest version of the model, candidate or released.
 func (r *run) reference(ctx context.Context) (*onerecv1.CheckpointRef, error) {
-	refs, err := publisher.Current(ctx, r.Cluster, r.Service.Model)
+	refs, err := publisher.Current(ctx, r.Cluster, r.Model)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +212,7 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 	q := r.report.Quality
 	r.rounds++
 	round := &onerecv1.AlignmentRound{
-		Model: r.Service.Model, Round: r.rounds, Reference: ref.Version,
+		Model: r.Model, Round: r.rounds, Reference: ref.Version,
 		RewardSessions: q.Sessions, LikeAuc: q.LikeAUC, WatchTimeSpearman: q.WatchTimeSpearman,
 	}
 	cfg := r.Align
@@ -307,7 +308,7 @@ func (r *run) learn(ctx context.Context, cb *semanticid.Codebook) error {
 			return err
 		}
 		if r.Progress != nil {
-			r.Progress("train reward model", epoch+1, epochs)
+			r.Progress("train the reward model", "passes", epoch+1, epochs)
 		}
 		r.Log.Debug("trained reward model", "epoch", epoch+1, "loss", loss)
 	}
@@ -419,7 +420,7 @@ func (r *run) release(ctx context.Context, parent *publisher.Manifest, w *decode
 	files[FileReward] = b.Bytes()
 	q := r.report.Quality
 	m := &publisher.Manifest{
-		Model: r.Service.Model, Kind: publisher.KindAligned, Parent: parent.Version, Codebook: cb.Version(), Config: config, Offsets: parent.Offsets,
+		Model: r.Model, Kind: publisher.KindAligned, Parent: parent.Version, Codebook: cb.Version(), Config: config, Offsets: parent.Offsets,
 		Metrics: map[string]float64{
 			"round": float64(r.rounds), "reward_before": o.RewardBefore, "reward_after": o.RewardAfter, "gain_low": o.GainLow, "gain_high": o.GainHigh,
 			"kl": o.KL, "loss_before": o.LossBefore, "loss_after": o.LossAfter, "pairs": float64(o.Pairs),

@@ -192,10 +192,10 @@ func (c *Core) firstSession(open []*onerecv1.View) (n int, by onerecv1.ClosedBy,
 			return i, onerecv1.ClosedBy_CLOSED_BY_AGE, open[0].EventTimeMs + c.maxAge + 1
 		}
 	}
-	switch n := len(open); {
-	case n == 0:
+	switch n := len(open); n {
+	case 0:
 		return 0, 0, never
-	case n == c.maxViews:
+	case c.maxViews:
 		return n, onerecv1.ClosedBy_CLOSED_BY_SIZE, open[n-1].EventTimeMs + 1
 	default:
 		return n, onerecv1.ClosedBy_CLOSED_BY_GAP, open[n-1].EventTimeMs + c.gap + 1

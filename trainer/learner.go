@@ -113,6 +113,7 @@ type Learner struct {
 type Stats struct {
 	Sessions  int // that arrived, held-out ones included
 	Steps     int
+	Rows      int64
 	Tokens    int64
 	Skipped   int // steps whose loss or gradient was not finite
 	FirstLoss float64
@@ -348,8 +349,11 @@ func (l *Learner) Due() int {
 	if l.cb == nil || len(l.buffer) == 0 || l.debt <= 0 {
 		return 0
 	}
-	rowTokens := (l.cfg.History/2 + l.cfg.Session) * (l.cfg.Levels + 1)
-	return int(math.Ceil(l.debt * float64(rowTokens) / float64(l.cfg.BatchTokens)))
+	rowTokens := float64((l.cfg.History/2 + l.cfg.Session) * (l.cfg.Levels + 1)) // a guess until there were rows
+	if l.stat.Rows > 0 {
+		rowTokens = float64(l.stat.Tokens) / float64(l.stat.Rows)
+	}
+	return int(math.Ceil(l.debt * rowTokens / float64(l.cfg.BatchTokens)))
 }
 
 // Step makes one training step if one is due, and reports whether it was.
@@ -393,6 +397,7 @@ func (l *Learner) Step() (bool, error) {
 		return false, err
 	}
 	l.stat.Steps++
+	l.stat.Rows += int64(b.Rows())
 	l.stat.Tokens += int64(b.Tokens())
 	l.stat.GradNorm = l.solver.LastNorm
 	if l.stat.Steps == 1 {

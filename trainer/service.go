@@ -37,7 +37,7 @@ type Service struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
 	OnReady  func()
-	Progress func(stage string, done, total int) // or nil
+	Progress func(stage, unit string, done, total int) // or nil
 }
 
 // Candidate is what a run published last.
@@ -58,10 +58,11 @@ func (s *Service) Run(ctx context.Context) (*Candidate, error) {
 		if r.last != nil {
 			last = r.last
 		}
-		if ctx.Err() != nil {
-			return nil // asked to stop; what was learned since the last candidate is learned again
+		if ctx.Err() == nil {
+			return err
 		}
-		return err
+		// Asked to stop: what was learned since the last candidate is learned again.
+		return nil
 	})
 	if err != nil {
 		return last, fmt.Errorf("train: %w", err)
@@ -234,7 +235,6 @@ func (r *run) bootstrap(ctx context.Context) error {
 
 // steps trains until nothing is due.
 func (r *run) steps(ctx context.Context) error {
-	total := r.learner.Stats().Steps + r.learner.Due()
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -253,7 +253,7 @@ func (r *run) steps(ctx context.Context) error {
 		}
 		r.Metrics.step(st)
 		if r.Progress != nil {
-			r.Progress("train decoder, steps", st.Steps, max(total, st.Steps))
+			r.Progress("train the decoder", "steps", st.Steps, st.Steps+r.learner.Due())
 		}
 	}
 }
@@ -262,7 +262,7 @@ func (r *run) steps(ctx context.Context) error {
 func (r *run) publish(ctx context.Context) error {
 	var progress func(done, total int)
 	if r.Progress != nil {
-		progress = func(done, total int) { r.Progress("rank for held-out users", done, total) }
+		progress = func(done, total int) { r.Progress("rank for held-out users", "rows", done, total) }
 	}
 	h, err := r.learner.Evaluate(ctx, progress)
 	if err != nil {

@@ -91,7 +91,7 @@ func (c *cli) services() []*cobra.Command {
 		return c.command(&cobra.Command{Use: use, Short: short, Long: long + `
 
 On SIGTERM or SIGINT the service finishes what it has begun, leaves its consumer
-group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon}, groups...), func(cmd *cobra.Command, a *app.App, _ []string) error {
+group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon, app.GroupLog}, groups...), func(cmd *cobra.Command, a *app.App, _ []string) error {
 			return run(cmd.Context(), a)
 		})
 	}
@@ -136,7 +136,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon}
 }
 
 func (c *cli) config() *cobra.Command {
-	groups := []string{app.GroupCommon, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
+	groups := []string{app.GroupCommon, app.GroupLog, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
 	return c.command(&cobra.Command{
 		Use: "config", Short: "Print the effective settings", GroupID: "tools",
 		Long: "Prints all settings as a YAML file with comments, which --config reads back.",

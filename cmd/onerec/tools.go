@@ -30,7 +30,11 @@ installed. Without --views the input comes from the simulator.
 ViewEvents, gzipped or not. Everything is kept under --dir: the broker's log, the
 checkpoints, Parquet snapshots of the sessions, and report.json.`,
 		Example: "  onerec demo\n  onerec demo --views views.tsv.gz --dir demo-kuairand --rounds 2",
-	}, []string{app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+	}, []string{app.GroupLog, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		if c.set.IsDefault("log-level") { // the progress says enough
+			c.settings.LogLevel = "warn"
+			a = app.New(c.settings, os.Stderr, nil)
+		}
 		a.Progress = progress.New(os.Stderr)
 		if d.Dir == "" {
 			d.Dir = "demo-" + time.Now().Format("20060102-150405")
@@ -59,7 +63,7 @@ func (c *cli) replay() *cobra.Command {
 		Long: `Plays views into views.raw in the order of event time, as fast as the broker
 takes them. Without FILE they come from the simulator. FILE is one of KuaiRand's
 logs or JSON lines of ViewEvents, gzipped or not.`,
-	}, []string{app.GroupCommon, app.GroupSessionize, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, args []string) error {
+	}, []string{app.GroupCommon, app.GroupLog, app.GroupSessionize, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, args []string) error {
 		a.Progress = progress.New(os.Stderr)
 		path := ""
 		if len(args) > 0 {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -300,7 +299,7 @@ func (a *App) demoRecommend(ctx context.Context, n int, r *Report) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listen(ctx, "127.0.0.1:0")
 	if err != nil {
 		return err
 	}

@@ -58,8 +58,8 @@ type host struct {
 // Service is one of the services by name.
 type service func(ctx context.Context, h host) error
 
-// RunIngest, and the Run methods that follow, run one service with its admin
-// endpoint until ctx ends.
+// RunIngest runs ingest, with its admin endpoint, until ctx ends, as do the Run
+// methods that follow with theirs.
 func (a *App) RunIngest(ctx context.Context) error { return a.serve(ctx, a.ingest) }
 
 // RunSessionize runs the sessionizer.
@@ -94,7 +94,7 @@ func (a *App) RunReward(ctx context.Context, once bool) (report *rewarder.Report
 
 // RunServe runs the recommender and its API.
 func (a *App) RunServe(ctx context.Context) error {
-	l, err := net.Listen("tcp", a.Listen)
+	l, err := listen(ctx, a.Listen)
 	if err != nil {
 		return fmt.Errorf("listen for requests: %w", err)
 	}
@@ -115,7 +115,7 @@ func (a *App) serve(ctx context.Context, run service) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if a.HTTP != "" {
-		l, err := net.Listen("tcp", a.HTTP)
+		l, err := listen(ctx, a.HTTP)
 		if err != nil {
 			return fmt.Errorf("listen for health and metrics: %w", err)
 		}
@@ -126,6 +126,10 @@ func (a *App) serve(ctx context.Context, run service) error {
 		return run(ctx, host{reg, probe.Ready})
 	})
 	return g.Wait()
+}
+
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	return new(net.ListenConfig).Listen(ctx, "tcp", address)
 }
 
 // checkTopics says early what is missing.
@@ -188,7 +192,7 @@ func (a *App) train(ctx context.Context, h host, once bool) (c *trainer.Candidat
 			Cluster: a.cluster(), Store: store, Model: a.Model, Learner: a.Train,
 			Bootstrap: a.Bootstrap, PublishSteps: a.PublishSteps, PublishEvery: a.PublishEvery, Once: once,
 			Log: a.Log.With("service", "train"), Metrics: trainer.NewMetrics(h.reg), OnReady: h.ready,
-			Progress: func(stage string, done, total int) { a.Progress.Update(stage, "", done, total) },
+			Progress: a.Progress.Update,
 		}
 		c, err = s.Run(ctx)
 		a.Progress.Done()
@@ -206,7 +210,7 @@ func (a *App) reward(ctx context.Context, h host, once bool) (report *rewarder.R
 			ModelEpochs: a.ModelEpochs, ModelLearningRate: a.ModelLearningRate, HoldoutPercent: a.Train.HoldoutPercent,
 			Align: align, Every: a.RewardEvery, Once: once, Rounds: a.Rounds,
 			Log: a.Log.With("service", "reward"), Metrics: rewarder.NewMetrics(h.reg), OnReady: h.ready,
-			Progress: func(stage string, done, total int) { a.Progress.Update(stage, "", done, total) },
+			Progress: a.Progress.Update,
 		}
 		report, err = s.Run(ctx)
 		a.Progress.Done()

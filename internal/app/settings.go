@@ -25,6 +25,7 @@ import (
 // Groups of settings; a command has the flags of those that it needs.
 const (
 	GroupCommon      = "common"
+	GroupLog         = "log"
 	GroupTopics      = "topics"
 	GroupCheckpoints = "checkpoints"
 	GroupIngest      = "ingest"
@@ -107,8 +108,8 @@ func (s *Settings) Register(c *config.Set) {
 	c.String(GroupCommon, "http", &s.HTTP, "address of /healthz, /readyz and /metrics, e.g. :9464; empty: none")
 	c.String(GroupCommon, "instance", &s.Instance, "name of this process within its service; stable across restarts, it lets a restarted process fence its former self at once")
 	c.String(GroupCommon, "model", &s.Model, "name of the model that checkpoints belong to")
-	c.String(GroupCommon, "log-level", &s.LogLevel, "least level that is logged", "debug", "info", "warn", "error")
-	c.String(GroupCommon, "log-format", &s.LogFormat, "format of logs", "text", "json")
+	c.String(GroupLog, "log-level", &s.LogLevel, "least level that is logged", "debug", "info", "warn", "error")
+	c.String(GroupLog, "log-format", &s.LogFormat, "format of logs", "text", "json")
 
 	c.Int(GroupTopics, "partitions", &s.Partitions, 1, 10_000, "partitions of the topics keyed by user")
 	c.Int(GroupTopics, "replication", &s.Replication, 1, 15, "replicas of each partition")

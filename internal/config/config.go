@@ -278,6 +278,11 @@ func (s *Set) loadYAML(path string, data []byte, byName map[string]*setting) err
 	return nil
 }
 
+// IsDefault reports whether nobody set a setting.
+func (s *Set) IsDefault(name string) bool {
+	return slices.ContainsFunc(s.settings, func(st *setting) bool { return st.name == name && st.source == "default" })
+}
+
 // Write prints the effective settings as a YAML file with comments, which Load
 // reads back.
 func (s *Set) Write(w io.Writer) error {

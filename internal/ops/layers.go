@@ -118,7 +118,7 @@ func Attention(b Rows, qkv *gorgonia.Node, heads int, causal bool, rotary *kerne
 }
 
 // Embed gathers rows of table (n x d) by the ids of the batch.
-func Embed(b Rows, table *gorgonia.Node, ids func() []int32, capacity int) *gorgonia.Node {
+func Embed(table *gorgonia.Node, ids func() []int32, capacity int) *gorgonia.Node {
 	n, d := table.Shape()[0], cols(table)
 	return Apply("embed", matrix(capacity, d), func(out []float32, v [][]float32) {
 		for i, id := range ids() {

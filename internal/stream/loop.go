@@ -109,7 +109,7 @@ func (l *Loop) Run(ctx context.Context) (err error) {
 				return fmt.Errorf("%s: read %s partition %d: %w", l.cfg.Group, e.Topic, e.Partition, e.Err)
 			}
 		}
-		if err := l.reconcile(ctx, sess.Client()); err != nil {
+		if err := l.reconcile(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -169,22 +169,21 @@ func (l *Loop) transaction(ctx context.Context, sess *kgo.GroupTransactSession, 
 		return fmt.Errorf("end transaction: %w", err)
 	case !committed:
 		l.cfg.Log.Info("transaction aborted, reading again", "records", records)
-		return l.forget()
+		l.forget()
 	}
 	return nil
 }
 
 // forget throws the memory of every partition away; reconcile restores it.
-func (l *Loop) forget() error {
+func (l *Loop) forget() {
 	for p := range l.restored {
 		l.state.Drop(p)
 	}
 	clear(l.restored)
-	return nil
 }
 
 // reconcile makes the stage's memory follow the group's assignment.
-func (l *Loop) reconcile(ctx context.Context, cl *kgo.Client) error {
+func (l *Loop) reconcile(ctx context.Context) error {
 	if l.state == nil {
 		return nil
 	}
@@ -243,7 +242,6 @@ func (l *Loop) join() (*kgo.GroupTransactSession, error) {
 		// Without control records the committed offset would stay before a
 		// trailing transaction marker and lag would never be zero.
 		kgo.KeepControlRecords(),
-		kgo.RequireStableFetchOffsets(),
 		kgo.TransactionalID(l.cfg.Group+"-"+l.cfg.InstanceID),
 		kgo.TransactionTimeout(txnTimeout),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),

@@ -68,7 +68,7 @@ func (c *counter) Restore(p int32, newest []*kgo.Record) error {
 	return nil
 }
 
-func (c *counter) Drop(p int32)                                { delete(c.counts, p) }
+func (c *counter) Drop(p int32)                                 { delete(c.counts, p) }
 func (c *counter) Tick(int32, time.Time, *stream.Emitter) error { return nil }
 
 func (c *counter) Process(_ context.Context, p int32, records []*kgo.Record, out *stream.Emitter) error {
