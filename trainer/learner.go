@@ -158,7 +158,7 @@ func (l *Learner) Waiting() int { return len(l.pending) }
 // Ready reports whether there is a model.
 func (l *Learner) Ready() bool { return l.cb != nil }
 
-// sequence is what a session says about which items go together.
+// sequence is what a session says about which items are near a new one.
 func (l *Learner) sequence(s *onerecv1.Session) []string {
 	var seq []string
 	for _, h := range s.History[max(0, len(s.History)-l.cfg.EmbeddingWindow):] {
@@ -170,20 +170,46 @@ func (l *Learner) sequence(s *onerecv1.Session) []string {
 	return seq
 }
 
+// sequences returns what each training user among the waiting sessions watched,
+// in order, every item once although the histories of a user's sessions overlap.
+func (l *Learner) sequences() [][]string {
+	var out [][]string
+	type timeline struct {
+		at      int   // in out
+		through int64 // what is older is in it already; ms since epoch
+	}
+	users := make(map[string]*timeline)
+	for _, s := range l.pending {
+		if holdout.Contains(s.UserId, l.cfg.HoldoutPercent) {
+			continue
+		}
+		u := users[s.UserId]
+		if u == nil {
+			u = &timeline{at: len(out), through: math.MinInt64}
+			users[s.UserId] = u
+			out = append(out, nil)
+		}
+		for _, h := range s.History {
+			if h.EventTimeMs > u.through {
+				out[u.at] = append(out[u.at], h.ItemId)
+			}
+		}
+		for _, v := range s.Views {
+			out[u.at] = append(out[u.at], v.ItemId)
+		}
+		u.through = max(u.through, s.EndMs)
+	}
+	return out
+}
+
 // Bootstrap learns embeddings from the sessions so far, builds the codebook and
 // draws the first weights.
 func (l *Learner) Bootstrap(ctx context.Context) error {
 	if len(l.pending) == 0 {
 		return errors.New("bootstrap: no good session has arrived")
 	}
-	for _, s := range l.pending {
-		if holdout.Contains(s.UserId, l.cfg.HoldoutPercent) {
-			continue
-		}
-		l.embedder.Add(l.sequence(s))
-		for _, h := range s.History { // those that the sequence is too short for get an ID, too
-			l.embedder.Add([]string{h.ItemId})
-		}
+	for _, sequence := range l.sequences() {
+		l.embedder.Add(sequence)
 	}
 	items := l.embedder.Items()
 	if len(items) == 0 {

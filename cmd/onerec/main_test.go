@@ -178,8 +178,8 @@ func TestServices(t *testing.T) {
 	if _, code, stderr := run(t, common("ingest")...); code == 0 || !strings.Contains(stderr, "onerec topics create") {
 		t.Fatalf("without topics: code %d, %s", code, stderr)
 	}
-	if out, code, _ := run(t, common("topics", "create", "--partitions", "3")...); code != 0 || !strings.Contains(out, "created views.raw") {
-		t.Fatalf("topics create: code %d, %s", code, out)
+	if out, code, stderr := run(t, common("topics", "create", "--partitions", "3")...); code != 0 || !strings.Contains(out, "created views.raw") {
+		t.Fatalf("topics create: code %d, %s%s", code, out, stderr)
 	}
 	if out, code, stderr := run(t, "topics", "check", "--brokers", brokers); code != 0 {
 		t.Fatalf("topics check: %s%s", out, stderr)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -71,8 +72,26 @@ func CreateTopics(ctx context.Context, cl *kgo.Client, userPartitions int, repli
 		}
 		created = append(created, t.Name)
 	}
-	return created, CheckCoPartitioned(ctx, cl)
+	// A broker learns of a new topic a moment after the controller made it.
+	deadline := time.Now().Add(metadataTimeout)
+	for {
+		err := CheckCoPartitioned(ctx, cl)
+		if !errors.Is(err, ErrMissingTopics) || time.Now().After(deadline) {
+			return created, err
+		}
+		select {
+		case <-ctx.Done():
+			return created, context.Cause(ctx)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
+
+// metadataTimeout is how long topics may take to be known everywhere.
+const metadataTimeout = 15 * time.Second
+
+// ErrMissingTopics says that topics of the contract do not exist.
+var ErrMissingTopics = errors.New("topics do not exist")
 
 // CheckCoPartitioned reports topics that are missing and topics keyed by user
 // whose numbers of partitions differ: a stage would write a user's records to
@@ -93,7 +112,7 @@ func CheckCoPartitioned(ctx context.Context, cl *kgo.Client) error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("topics %v do not exist; run \"onerec topics create\"", missing)
+		return fmt.Errorf("%w: %v; run \"onerec topics create\"", ErrMissingTopics, missing)
 	}
 	if len(byCount) > 1 {
 		return fmt.Errorf("topics keyed by user must have the same number of partitions, but have %v (partitions: topics, sizes %v); recreate or extend them", byCount, slices.Sorted(maps.Keys(byCount)))
