@@ -86,7 +86,7 @@ func (c *cli) topics() *cobra.Command {
 		return c.printTopics(cmd.OutOrStdout(), a.Contract())
 	})
 	list.Flags().BoolVar(&c.json, "json", false, "print JSON")
-	create := c.command(&cobra.Command{Use: "create", Short: "Create the topics that do not exist yet"}, []string{app.GroupCommon, app.GroupTopics}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+	create := c.command(&cobra.Command{Use: "create", Short: "Create the topics that do not exist yet"}, []string{app.GroupCommon, app.GroupLog, app.GroupTopics}, func(cmd *cobra.Command, a *app.App, _ []string) error {
 		created, err := a.CreateTopics(cmd.Context())
 		for _, t := range created {
 			fmt.Fprintln(cmd.OutOrStdout(), "created", t)
@@ -96,7 +96,7 @@ func (c *cli) topics() *cobra.Command {
 		}
 		return err
 	})
-	check := c.command(&cobra.Command{Use: "check", Short: "Compare the cluster's topics with the contract"}, []string{app.GroupCommon}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+	check := c.command(&cobra.Command{Use: "check", Short: "Compare the cluster's topics with the contract"}, []string{app.GroupCommon, app.GroupLog}, func(cmd *cobra.Command, a *app.App, _ []string) error {
 		differences, err := a.CheckTopics(cmd.Context())
 		if err != nil {
 			return err
@@ -129,7 +129,7 @@ func (c *cli) printTopics(w io.Writer, topics []app.TopicInfo) error {
 func (c *cli) checkpoints() *cobra.Command {
 	parent := &cobra.Command{Use: "checkpoints", Short: "List, show, verify, promote and roll back checkpoints", GroupID: "tools", Args: cobra.NoArgs, RunE: help}
 	local := []string{app.GroupCheckpoints}
-	remote := []string{app.GroupCommon, app.GroupCheckpoints}
+	remote := []string{app.GroupCommon, app.GroupLog, app.GroupCheckpoints}
 	list := c.command(&cobra.Command{Use: "list", Short: "List the versions, oldest first"}, local, func(cmd *cobra.Command, a *app.App, _ []string) error {
 		versions, err := a.Versions(cmd.Context())
 		if err != nil {
