@@ -8,7 +8,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -17,7 +19,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"onerec/internal/stream"
+	"onerec/schemas"
 	"onerec/snapshots"
 )
 
@@ -273,6 +278,61 @@ func TestRealSessionsEqualOfflineCount(t *testing.T) {
 	}
 	if r.Sessions.Closed != closed || r.Sessions.Good != good {
 		t.Errorf("%d sessions, %d good; counted %d and %d", r.Sessions.Closed, r.Sessions.Good, closed, good)
+	}
+}
+
+// TestBadRowsBecomeDeadLetters: rows that can't be read or break a rule are
+// counted and kept, byte for byte, and the rest goes its way.
+func TestBadRowsBecomeDeadLetters(t *testing.T) {
+	const header = "user_id,video_id,time_ms,play_time_ms,duration_ms,is_like,is_hate\n"
+	good, bad := "", []string{"1,2", "1,2,noon,5,5,0,0", "1,2,1700000000000,,5,0,0"}
+	for i := range 7 {
+		good += fmt.Sprintf("7,%d,%d,20000,20000,1,0\n", i, 1_700_000_000_000+60_000*i)
+	}
+	path := filepath.Join(t.TempDir(), "views.csv")
+	broken := "7,9,1700000000000,-5,20000,0,0\n" + ",9,1700000000000,5,20000,0,0\n"
+	if err := os.WriteFile(path, []byte(header+good+strings.Join(bad, "\n")+"\n"+broken), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := small(t)
+	broker, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broker.Close()
+	a.Brokers, a.SnapshotDir = broker.Brokers(), t.TempDir()
+	if err := a.createTopics(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	in, err := a.views(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := new(Report)
+	if err := a.demoStream(t.Context(), in, r); err != nil {
+		t.Fatal(err)
+	}
+	if want := (ViewsReport{Read: 12, Accepted: 7, Rejected: 5}); r.Views != want || r.Sessions.Closed != 1 || r.Sessions.Good != 1 {
+		t.Errorf("%+v and %+v, want %+v", r.Views, r.Sessions, want)
+	}
+	kept := map[string]string{}
+	if err := a.cluster().ReadTopic(t.Context(), schemas.TopicDeadLetters, func(rec *kgo.Record) error {
+		for _, h := range rec.Headers {
+			if h.Key == schemas.HeaderReason {
+				kept[string(rec.Value)] = string(h.Value)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range bad {
+		if kept[row] != schemas.ReasonUndecodable {
+			t.Errorf("row %q: reason %q", row, kept[row])
+		}
+	}
+	if reasons := fmt.Sprint(slices.Sorted(maps.Values(kept))); reasons != "[bad_watch_time no_user undecodable undecodable undecodable]" {
+		t.Errorf("reasons %v", reasons)
 	}
 }
 

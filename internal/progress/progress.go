@@ -68,6 +68,7 @@ func (r *Reporter) Update(label, unit string, done, total int) {
 				progressbar.OptionSetWriter(r.w), progressbar.OptionSetDescription(fmt.Sprintf("%-26s", label)),
 				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(unit),
 				progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionSetWidth(24),
+				progressbar.OptionSetSpinnerChangeInterval(0), // or a goroutine would go on painting after Exit
 				progressbar.OptionEnableColorCodes(r.color), progressbar.OptionSetTheme(theme(r.color)),
 			)
 		}
@@ -99,12 +100,12 @@ func (r *Reporter) finish() {
 	if r.label == "" {
 		return
 	}
-	if r.bar != nil {
+	if r.bar != nil { // gives way to a line that stays
+		_ = r.bar.Clear()
 		_ = r.bar.Exit()
-		fmt.Fprintln(r.w)
-	} else {
-		r.line("done")
+		fmt.Fprint(r.w, "\r")
 	}
+	r.line("done")
 	r.label, r.bar = "", nil
 }
 

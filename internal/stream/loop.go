@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -267,7 +268,7 @@ func WaitCaughtUp(ctx context.Context, cl *kgo.Client, group, topic string) erro
 	}
 	for {
 		committed, err := adm.FetchOffsets(ctx, group)
-		if err != nil {
+		if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // it may not have joined yet
 			return fmt.Errorf("wait for %s on %s: %w", group, topic, err)
 		}
 		behind := int64(0)

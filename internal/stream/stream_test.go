@@ -169,6 +169,34 @@ func TestExactlyOnce(t *testing.T) {
 	}
 }
 
+// TestWaitingForAGroupThatHasNotJoined: who waits may be faster than who works.
+func TestWaitingForAGroupThatHasNotJoined(t *testing.T) {
+	c := broker(t, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cl := client(t, c)
+	if err := cl.ProduceSync(ctx, &kgo.Record{Topic: schemas.TopicViews, Key: []byte("k")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	short, stop := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer stop()
+	if err := stream.WaitCaughtUp(short, cl, "late", schemas.TopicViews); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("error %v, want the deadline's", err)
+	}
+	running, end := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		done <- stream.NewLoop(stream.Config{Cluster: c, Group: "late", Topic: schemas.TopicViews, InstanceID: "i", Log: slog.New(slog.DiscardHandler)}, newCounter()).Run(running)
+	}()
+	if err := stream.WaitCaughtUp(ctx, cl, "late", schemas.TopicViews); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestLead: of several processes one leads; when it goes, another takes over, and
 // never two at once.
 func TestLead(t *testing.T) {
