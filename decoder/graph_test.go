@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"onerec/internal/gradcheck"
 	"onerec/internal/ops"
 )
 
@@ -62,47 +63,13 @@ func randomWeights(t testing.TB, c Config, seed uint64) *Weights {
 // differences along random directions.
 func checkGradients(t *testing.T, g *Graph, b *Batch, pairs []Pair, dropout float32) {
 	t.Helper()
-	run := func() float64 {
+	gradcheck.Directions(t, g.weights.params, g.model, func() float64 {
 		l, err := g.Run(b, pairs, dropout, 3)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return float64(l.Total)
-	}
-	run()
-	grads := make([][]float32, len(g.model))
-	for i, n := range g.model {
-		v, err := n.Grad()
-		if err != nil {
-			t.Fatal(err)
-		}
-		grads[i] = append([]float32(nil), v.Data().([]float32)...)
-	}
-	r := rand.New(rand.NewPCG(9, 9))
-	for i, p := range g.weights.params {
-		for range 3 {
-			dir := make([]float32, len(p.Data))
-			var want, norm float64
-			for j := range dir {
-				dir[j] = float32(r.NormFloat64())
-				want += float64(dir[j]) * float64(grads[i][j])
-				norm += float64(dir[j]) * float64(dir[j])
-			}
-			h := 2e-2 / math.Sqrt(norm)
-			old := append([]float32(nil), p.Data...)
-			at := func(by float64) float64 {
-				for j := range dir {
-					p.Data[j] = old[j] + float32(by)*dir[j]
-				}
-				return run()
-			}
-			got := (8*(at(h)-at(-h)) - (at(2*h) - at(-2*h))) / (12 * h) // error O(h^4)
-			copy(p.Data, old)
-			if math.Abs(got-want) > 2e-3+2e-2*math.Abs(got) {
-				t.Errorf("%s: gradient along a direction is %v, central difference %v", p.Name, want, got)
-			}
-		}
-	}
+	})
 }
 
 func TestGradientsOfNextTokenLoss(t *testing.T) {

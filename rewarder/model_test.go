@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"onerec/internal/gradcheck"
 	"onerec/semanticid"
 )
 
@@ -53,46 +54,12 @@ func randomExamples(r *rand.Rand, n int) []Example {
 func TestGradients(t *testing.T) {
 	m := testModel(t)
 	examples := randomExamples(rand.New(rand.NewPCG(1, 2)), 7)
-	cost := func() float64 {
+	gradcheck.Directions(t, m.params, m.train.params, func() float64 {
 		if err := m.run(m.train, examples); err != nil {
 			t.Fatal(err)
 		}
 		return float64(m.train.cost.Data().(float32))
-	}
-	cost()
-	grads := make([][]float32, len(m.params))
-	for i, n := range m.train.params {
-		g, err := n.Grad()
-		if err != nil {
-			t.Fatal(err)
-		}
-		grads[i] = append([]float32(nil), g.Data().([]float32)...)
-	}
-	r := rand.New(rand.NewPCG(3, 4))
-	for i, p := range m.params {
-		for range 3 {
-			dir := make([]float32, len(p.Data))
-			var want, norm float64
-			for j := range dir {
-				dir[j] = float32(r.NormFloat64())
-				want += float64(dir[j]) * float64(grads[i][j])
-				norm += float64(dir[j]) * float64(dir[j])
-			}
-			h := 2e-2 / math.Sqrt(norm)
-			old := append([]float32(nil), p.Data...)
-			at := func(by float64) float64 {
-				for j := range dir {
-					p.Data[j] = old[j] + float32(by)*dir[j]
-				}
-				return cost()
-			}
-			got := (8*(at(h)-at(-h)) - (at(2*h) - at(-2*h))) / (12 * h)
-			copy(p.Data, old)
-			if math.Abs(got-want) > 2e-3+2e-2*math.Abs(got) {
-				t.Errorf("%s: gradient along a direction is %v, central difference %v", p.Name, want, got)
-			}
-		}
-	}
+	})
 }
 
 // TestLossByHand computes the loss from the model's own predictions.

@@ -199,6 +199,30 @@ func TestFolders(t *testing.T) {
 	}
 }
 
+// streamed runs a file of views through the stages, without training.
+func streamed(t *testing.T, views string) (*App, *Report) {
+	t.Helper()
+	a := small(t)
+	broker, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(broker.Close)
+	a.Brokers, a.SnapshotDir = broker.Brokers(), t.TempDir()
+	if err := a.createTopics(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	in, err := a.views(views)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := new(Report)
+	if err := a.demoStream(t.Context(), in, r); err != nil {
+		t.Fatal(err)
+	}
+	return a, r
+}
+
 // TestRealSessionsEqualOfflineCount runs the real views through the stages and
 // counts them independently: sort, leave out doubles, cut at 30 minutes.
 func TestRealSessionsEqualOfflineCount(t *testing.T) {
@@ -255,24 +279,7 @@ func TestRealSessionsEqualOfflineCount(t *testing.T) {
 		}
 	}
 
-	a := small(t)
-	broker, err := stream.StartEmbedded("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer broker.Close()
-	a.Brokers, a.SnapshotDir = broker.Brokers(), t.TempDir()
-	if err := a.createTopics(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	in, err := a.views(realViews)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := new(Report)
-	if err := a.demoStream(t.Context(), in, r); err != nil {
-		t.Fatal(err)
-	}
+	_, r := streamed(t, realViews)
 	if r.Views.Read != read || r.Views.Accepted != accepted || r.Views.Duplicates != read-accepted || r.Views.Rejected != 0 || r.Views.Late != 0 {
 		t.Errorf("views %+v; %d were read, %d of them different", r.Views, read, accepted)
 	}
@@ -294,24 +301,7 @@ func TestBadRowsBecomeDeadLetters(t *testing.T) {
 	if err := os.WriteFile(path, []byte(header+good+strings.Join(bad, "\n")+"\n"+broken), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	a := small(t)
-	broker, err := stream.StartEmbedded("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer broker.Close()
-	a.Brokers, a.SnapshotDir = broker.Brokers(), t.TempDir()
-	if err := a.createTopics(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	in, err := a.views(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := new(Report)
-	if err := a.demoStream(t.Context(), in, r); err != nil {
-		t.Fatal(err)
-	}
+	a, r := streamed(t, path)
 	if want := (ViewsReport{Read: 12, Accepted: 7, Rejected: 5}); r.Views != want || r.Sessions.Closed != 1 || r.Sessions.Good != 1 {
 		t.Errorf("%+v and %+v, want %+v", r.Views, r.Sessions, want)
 	}

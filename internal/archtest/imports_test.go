@@ -46,6 +46,7 @@ var allowed = map[string][]string{
 	"internal/ops":         {"internal/kernels"},
 	"internal/safetensors": {},
 	"internal/holdout":     {},
+	"internal/gradcheck":   {"internal/safetensors"},
 	"internal/config":      {},
 	"internal/telemetry":   {},
 	"internal/progress":    {},
