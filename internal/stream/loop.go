@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,7 @@ import (
 const (
 	maxPollRecords = 10_000           // records a transaction holds at most
 	commitTimeout  = 30 * time.Second // for a commit while shutting down
-	txnTimeout     = 60 * time.Second // after which a broker aborts a dead instance's transaction
+	txnTimeout     = 60 * time.Second // of Config.TxnTimeout
 )
 
 // Stage turns records into records. Its methods are never called at the same
@@ -55,6 +56,9 @@ type Config struct {
 	Metrics    *Metrics
 	Log        *slog.Logger
 	OnReady    func() // called once partitions were assigned; may be nil
+	// TxnTimeout is how long a dead instance's open transaction may hold readers up
+	// unless the instance comes back before; 0 means 60 s.
+	TxnTimeout time.Duration
 }
 
 // Loop runs a stage.
@@ -244,7 +248,7 @@ func (l *Loop) join() (*kgo.GroupTransactSession, error) {
 		// trailing transaction marker and lag would never be zero.
 		kgo.KeepControlRecords(),
 		kgo.TransactionalID(l.cfg.Group+"-"+l.cfg.InstanceID),
-		kgo.TransactionTimeout(txnTimeout),
+		kgo.TransactionTimeout(cmp.Or(l.cfg.TxnTimeout, txnTimeout)),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.OnPartitionsAssigned(func(ctx context.Context, cl *kgo.Client, parts map[string][]int32) {
 			assigned(ctx, cl, parts)
