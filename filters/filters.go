@@ -12,6 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -119,17 +122,23 @@ func (r RuleSet) Judge(s *onerecv1.Session) *onerecv1.Verdict {
 			v.FailedRules = append(v.FailedRules, name)
 		}
 	}
-	engagement := r.Weights.Like*float64(s.Likes) + r.Weights.Follow*float64(s.Follows) +
-		r.Weights.Comment*float64(s.Comments) + r.Weights.Share*float64(s.Shares) + r.Weights.Dislike*float64(s.Dislikes)
 	fail(RuleViews, len(s.Views) < r.MinViews)
 	fail(RuleWatch, s.TotalWatchMs < r.MinWatch.Milliseconds())
-	fail(RuleWatchRatio, r.MinWatchRatio > 0 && watchRatio(s) < r.MinWatchRatio)
-	fail(RuleEngagement, r.MinEngagement != 0 && engagement < r.MinEngagement)
+	fail(RuleWatchRatio, r.MinWatchRatio > 0 && WatchRatio(s) < r.MinWatchRatio)
+	fail(RuleEngagement, r.MinEngagement != 0 && r.Engagement(s) < r.MinEngagement)
 	v.Good = len(v.FailedRules) == 0
 	return v
 }
 
-func watchRatio(s *onerecv1.Session) float64 {
+// Engagement is the weighted sum of a session's engagements.
+func (r RuleSet) Engagement(s *onerecv1.Session) float64 {
+	w := r.Weights
+	return w.Like*float64(s.Likes) + w.Follow*float64(s.Follows) + w.Comment*float64(s.Comments) + w.Share*float64(s.Shares) + w.Dislike*float64(s.Dislikes)
+}
+
+// WatchRatio is the mean ratio of watch time to duration over the views whose
+// duration is known, each at most 1; 1 if none is.
+func WatchRatio(s *onerecv1.Session) float64 {
 	var sum float64
 	n := 0
 	for _, v := range s.Views {
@@ -147,19 +156,65 @@ func watchRatio(s *onerecv1.Session) float64 {
 // Stage is filters as a stage of the stream: each session goes to
 // sessions.judged with its verdict, the good ones to sessions.good as well.
 type Stage struct {
-	rules  RuleSet
-	judged *prometheus.CounterVec
+	rules   atomic.Pointer[RuleSet]
+	judged  *prometheus.CounterVec
+	reloads *prometheus.CounterVec
 }
 
 // NewStage returns the stage; reg may be nil.
 func NewStage(rules RuleSet, reg prometheus.Registerer) *Stage {
-	s := &Stage{rules: rules, judged: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "onerec_filter_sessions_total", Help: "Sessions judged; verdict is good, or the first rule that failed.",
-	}, []string{"verdict"})}
+	s := &Stage{
+		judged: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "onerec_filter_sessions_total", Help: "Sessions judged; verdict is good, or the first rule that failed.",
+		}, []string{"verdict"}),
+		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "onerec_filter_reloads_total", Help: "Changes of the rules file: loaded, or refused because it is not valid.",
+		}, []string{"outcome"}),
+	}
+	s.rules.Store(&rules)
 	if reg != nil {
-		reg.MustRegister(s.judged)
+		reg.MustRegister(s.judged, s.reloads)
 	}
 	return s
+}
+
+// Follow looks at the rules file whenever tick says so and takes over what changed;
+// sessions from then on are judged by the new rules. A file that can't be read or
+// is not valid changes nothing and is logged once. It ends with ctx.
+func (s *Stage) Follow(ctx context.Context, path string, tick <-chan time.Time, log *slog.Logger) {
+	last, err := os.ReadFile(path)
+	if err != nil {
+		last = nil // looked at again below
+	}
+	failed := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+		data, err := os.ReadFile(path)
+		if err == nil && bytes.Equal(data, last) {
+			failed = ""
+			continue
+		}
+		var rules RuleSet
+		if err == nil {
+			rules, err = ParseRules(data)
+		}
+		if err != nil {
+			if err.Error() != failed {
+				failed = err.Error()
+				s.reloads.WithLabelValues("refused").Inc()
+				log.Error("the rules file was changed but is not valid; the old rules stay in force", "file", path, "version", s.rules.Load().Version, "error", err)
+			}
+			continue
+		}
+		last, failed = data, ""
+		s.reloads.WithLabelValues("loaded").Inc()
+		log.Info("new rules in force", "file", path, "version", rules.Version, "before", s.rules.Load().Version)
+		s.rules.Store(&rules)
+	}
 }
 
 // Process implements [stream.Stage].
@@ -169,7 +224,7 @@ func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Recor
 		if err := proto.Unmarshal(r.Value, session); err != nil {
 			return fmt.Errorf("%s partition %d offset %d is no Session (only sessionize may write there): %w", r.Topic, r.Partition, r.Offset, err)
 		}
-		verdict := s.rules.Judge(session)
+		verdict := s.rules.Load().Judge(session)
 		label := "good"
 		if !verdict.Good {
 			label = verdict.FailedRules[0]

@@ -34,15 +34,16 @@ type Rejection struct {
 
 // Validator is ingest's pure core: bytes in, a View or a Rejection out.
 type Validator struct {
-	rules     []schemas.Rule
-	pseudonym []byte
+	rules []schemas.Rule
+	keys  Keys
 }
 
-// NewValidator returns a validator. With a pseudonym key, user ids are replaced
-// by their HMAC-SHA256 under it (the first 16 bytes, as hex): the same user
-// always gets the same pseudonym, and nobody without the key can tell which.
-func NewValidator(bounds schemas.Bounds, pseudonymKey []byte) *Validator {
-	return &Validator{schemas.ViewRules(bounds), pseudonymKey}
+// NewValidator returns a validator. With pseudonym keys, user ids are replaced by
+// their HMAC-SHA256 under the key that is valid at the event's time (the first 16
+// bytes, as hex): while a key is valid the same user always gets the same
+// pseudonym, and nobody without the key can tell which.
+func NewValidator(bounds schemas.Bounds, keys Keys) *Validator {
+	return &Validator{schemas.ViewRules(bounds), keys}
 }
 
 // Check decodes and validates one value at wall-clock time now. Exactly one
@@ -59,34 +60,36 @@ func (v *Validator) Check(contentType string, value []byte, now time.Time) (view
 		}
 	}
 	return &onerecv1.View{
-		EventId: e.EventId, UserId: v.user(e.UserId), ItemId: e.ItemId,
+		EventId: e.EventId, UserId: v.user(e.UserId, e.EventTimeMs), ItemId: e.ItemId,
 		EventTimeMs: e.EventTimeMs, WatchMs: e.WatchMs, DurationMs: e.DurationMs,
 		Like: e.Like, Follow: e.Follow, Comment: e.Comment, Share: e.Share, Dislike: e.Dislike,
 		Surface: e.Surface, RecommendationId: e.RecommendationId, CheckpointVersion: e.CheckpointVersion,
 	}, e.UserId, nil
 }
 
-func (v *Validator) user(id string) string {
-	if len(v.pseudonym) == 0 {
+func (v *Validator) user(id string, eventTimeMs int64) string {
+	secret := v.keys.at(eventTimeMs)
+	if secret == nil {
 		return id
 	}
-	mac := hmac.New(sha256.New, v.pseudonym)
+	mac := hmac.New(sha256.New, secret)
 	mac.Write([]byte(id))
 	return hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
 // Stage is ingest as a stage of the stream.
 type Stage struct {
-	core     *Validator
-	now      func() time.Time
-	rejected *prometheus.CounterVec
+	core      *Validator
+	now       func() time.Time
+	producers map[string]bool // seen; see producerLabel
+	rejected  *prometheus.CounterVec
 }
 
 // NewStage returns the stage; reg may be nil.
 func NewStage(core *Validator, reg prometheus.Registerer) *Stage {
-	s := &Stage{core: core, now: time.Now, rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "onerec_ingest_rejected_total", Help: "Records sent to the dead-letter topic, by reason.",
-	}, []string{"reason"})}
+	s := &Stage{core: core, now: time.Now, producers: make(map[string]bool), rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "onerec_ingest_rejected_total", Help: "Records sent to the dead-letter topic, by reason and by producer (header onerec-producer).",
+	}, []string{"reason", "producer"})}
 	if reg != nil {
 		reg.MustRegister(s.rejected)
 	}
@@ -98,9 +101,9 @@ func (s *Stage) Process(_ context.Context, _ int32, records []*kgo.Record, out *
 	now := s.now()
 	partitions := out.Partitions(schemas.TopicViews)
 	for _, r := range records {
-		view, user, rejected := s.core.Check(contentType(r), r.Value, now)
+		view, user, rejected := s.core.Check(header(r, schemas.HeaderContentType), r.Value, now)
 		if rejected != nil {
-			s.rejected.WithLabelValues(rejected.Reason).Inc()
+			s.rejected.WithLabelValues(rejected.Reason, s.producerLabel(r)).Inc()
 			out.Emit(deadLetter(r, rejected, now))
 			continue
 		}
@@ -113,9 +116,9 @@ func (s *Stage) Process(_ context.Context, _ int32, records []*kgo.Record, out *
 	return nil
 }
 
-func contentType(r *kgo.Record) string {
+func header(r *kgo.Record, key string) string {
 	for _, h := range r.Headers {
-		if h.Key == schemas.HeaderContentType {
+		if h.Key == key {
 			return string(h.Value)
 		}
 	}

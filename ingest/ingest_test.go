@@ -87,16 +87,45 @@ func TestPseudonyms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := func(key string) string {
-		view, user, rejected := NewValidator(schemas.DefaultBounds(), []byte(key)).Check("", data, now)
+	name := func(key Keys) string {
+		view, user, rejected := NewValidator(schemas.DefaultBounds(), key).Check("", data, now)
 		if rejected != nil || user != "u" {
 			t.Fatalf("user %q, %v", user, rejected)
 		}
 		return view.UserId
 	}
-	a, b := name("0123456789abcdef"), name("another key, 16 b")
-	if a != name("0123456789abcdef") || a == b || len(a) != 32 || strings.Contains(a, "u") || name("") != "u" {
+	one, other := Key{Secret: []byte("0123456789abcdef")}, Key{Secret: []byte("another-key-16-b")}
+	a, b := name(Keys{one}), name(Keys{other})
+	if a != name(Keys{one}) || a == b || len(a) != 32 || strings.Contains(a, "u") || name(nil) != "u" {
 		t.Fatalf("pseudonyms %q and %q", a, b)
+	}
+	// Rotation: by the event's time, whatever the clock says.
+	other.FromMs = now.UnixMilli()
+	if got := name(Keys{one, other}); got != b {
+		t.Errorf("from its time on the new key should hold")
+	}
+	other.FromMs++
+	if got := name(Keys{one, other}); got != a {
+		t.Errorf("before its time the new key should not hold")
+	}
+}
+
+func TestParseKeys(t *testing.T) {
+	keys, err := ParseKeys([]byte("# of 2026\n0123456789abcdef\n\n2026-07-01T00:00:00Z fedcba9876543210\n"))
+	if err != nil || len(keys) != 2 || keys[1].FromMs != time.Date(2026, 7, 1, 0, 0, 0, 0, time.UTC).UnixMilli() {
+		t.Fatalf("%v, %v", keys, err)
+	}
+	for text, want := range map[string]string{
+		"":                                      "none",
+		"short":                                 "at least 16",
+		"0123456789abcdef\n0123456789abcdef":    "line 2",
+		"2026-07-01T00:00:00Z 0123456789abcdef": "line 1",
+		"0123456789abcdef\nsoon 0123456789abcdef":                                                        "line 2",
+		"0123456789abcdef\n2026-07-01T00:00:00Z 0123456789abcdef\n2026-06-01T00:00:00Z 0123456789abcdef": "rise",
+	} {
+		if _, err := ParseKeys([]byte(text)); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "89abcdef") {
+			t.Errorf("%q: error %v", text, err)
+		}
 	}
 }
 
@@ -120,7 +149,7 @@ func FuzzCheck(f *testing.F) {
 	}
 	f.Add("", data)
 	f.Add(schemas.ContentTypeJSON, []byte(`{"event_id":"e","user_id":"u"}`))
-	core := NewValidator(schemas.DefaultBounds(), []byte("0123456789abcdef"))
+	core := NewValidator(schemas.DefaultBounds(), Keys{{Secret: []byte("0123456789abcdef")}})
 	f.Fuzz(func(t *testing.T, contentType string, value []byte) {
 		view, _, rejected := core.Check(contentType, value, now)
 		if (view == nil) == (rejected == nil) {

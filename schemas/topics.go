@@ -40,6 +40,9 @@ const (
 	// HeaderContentType names the encoding of a value on views.raw:
 	// [ContentTypeJSON], or Protobuf when absent.
 	HeaderContentType = "content-type"
+	// HeaderProducer names the program that sent an event, for the counter of
+	// rejects; optional.
+	HeaderProducer = "onerec-producer"
 	// HeaderWatermark marks a control record on views: its value, decimal
 	// milliseconds since the epoch, is a promise that no older view follows on
 	// this partition. A bounded input ends with one; see "onerec replay".

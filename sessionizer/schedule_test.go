@@ -1,6 +1,7 @@
 package sessionizer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -157,6 +158,7 @@ type schedule struct {
 	next    int      // name of the next instance
 	dead    []string // crashed and not back yet
 	zombies []*instance
+	log     logBuffer // shown if the schedule fails
 }
 
 type instance struct {
@@ -185,6 +187,7 @@ func (s *schedule) start(name string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	i := &instance{name: name, wire: w, stop: cancel, done: make(chan error, 1)}
 	s.running = append(s.running, i)
+	fmt.Fprintf(&s.log, "%s %s starts\n", time.Now().Format(time.TimeOnly), name)
 	cluster := stream.Cluster{Brokers: s.cluster.Brokers, Options: []kgo.Opt{
 		kgo.Dialer(w.dial), kgo.SessionTimeout(time.Second), kgo.HeartbeatInterval(100 * time.Millisecond), kgo.RebalanceTimeout(2 * time.Second),
 		kgo.RetryTimeout(3 * time.Second),
@@ -192,15 +195,34 @@ func (s *schedule) start(name string) {
 	go func() {
 		for {
 			stage := NewStage(s.cfg, 1000*time.Hour, nil)
-			err := stream.NewLoop(stream.Config{Cluster: cluster, Group: "sessionize", Topic: schemas.TopicViews, InstanceID: name, TxnTimeout: time.Second, Log: slog.New(slog.DiscardHandler)}, stage).Run(ctx)
+			err := stream.NewLoop(stream.Config{Cluster: cluster, Group: "sessionize", Topic: schemas.TopicViews, InstanceID: name, TxnTimeout: time.Second, Log: slog.New(slog.NewTextHandler(&s.log, nil)).With("instance", name)}, stage).Run(ctx)
 			if ctx.Err() != nil || w.isCut() {
 				i.done <- err
 				return
 			}
 			s.sum.restarts.Add(1)
+			fmt.Fprintf(&s.log, "%s %s restarts after: %v\n", time.Now().Format(time.TimeOnly), name, err)
 			time.Sleep(20 * time.Millisecond)
 		}
 	}()
+}
+
+// logBuffer is a buffer for several goroutines.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // take removes a random running instance from the list.
@@ -224,6 +246,7 @@ func (s *schedule) step() {
 			i := s.take()
 			i.stop()
 			<-i.done
+			fmt.Fprintf(&s.log, "%s %s stopped\n", time.Now().Format(time.TimeOnly), i.name)
 			s.sum.stops.Add(1)
 		}
 	case 3, 4: // one crashes at some request from now, and comes back, maybe much later
@@ -234,6 +257,7 @@ func (s *schedule) step() {
 			i.wire.mu.Unlock()
 			time.Sleep(time.Duration(s.rng.IntN(200)) * time.Millisecond)
 			i.wire.sever() // if it was idle
+			fmt.Fprintf(&s.log, "%s %s crashed\n", time.Now().Format(time.TimeOnly), i.name)
 			i.stop()
 			s.zombies = append(s.zombies, i) // it may struggle on, but nobody hears it
 			s.sum.crashes.Add(1)
@@ -329,10 +353,14 @@ func (s *schedule) run() {
 			t.Fatal(err)
 		}
 	}
-	wait, cancel := context.WithTimeout(ctx, time.Minute)
+	wait, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	if err := stream.WaitCaughtUp(wait, producer, "sessionize", schemas.TopicViews); err != nil {
-		t.Errorf("seed %d: %v; replay with -schedules 1 -seed %d", s.seed, err, s.seed)
+	err = stream.WaitCaughtUp(wait, producer, "sessionize", schemas.TopicViews)
+	for err != nil && wait.Err() == nil { // an injected error hit the question, not an instance
+		err = stream.WaitCaughtUp(wait, producer, "sessionize", schemas.TopicViews)
+	}
+	if err != nil {
+		t.Errorf("seed %d: %v; replay with -schedules 1 -seed %d; the log:\n%s", s.seed, err, s.seed, s.log.String())
 	}
 	for len(s.running) > 0 {
 		i := s.take()

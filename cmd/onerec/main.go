@@ -61,7 +61,7 @@ and keys of one YAML file (--config), in this order of precedence;
 	root.SetHelpCommandGroupID("tools")
 	root.SetCompletionCommandGroupID("tools")
 	root.AddCommand(c.services()...)
-	root.AddCommand(c.demo(), c.replay(), c.topics(), c.checkpoints(), c.config(), c.version())
+	root.AddCommand(c.demo(), c.replay(), c.topics(), c.dlq(), c.checkpoints(), c.config(), c.version())
 	return root
 }
 
@@ -115,13 +115,30 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 			return c.printRounds(os.Stdout, report)
 		}), "make --rounds rounds and end")
 	reward.Flags().BoolVar(&c.json, "json", false, "print the rounds of --once as JSON")
+	var explain string
+	var limit int
+	filter := service("filter", "Judge sessions", "Turns sessions into sessions.judged and, if every rule is met, sessions.good. A change of the --rules file takes effect without a restart.",
+		[]string{app.GroupFilter}, func(ctx context.Context, a *app.App) error { return a.RunFilter(ctx) })
+	judge := filter.RunE
+	filter.RunE = func(cmd *cobra.Command, args []string) error {
+		if explain == "" {
+			return judge(cmd, args)
+		}
+		if err := c.set.Load(c.file, os.Environ()); err != nil {
+			return err
+		}
+		c.settings.RulesFile = explain
+		return c.explain(cmd, app.New(c.settings, os.Stderr, nil), limit)
+	}
+	filter.Flags().StringVar(&explain, "explain", "", "try this file of rules on the sessions that are there, without judging any, and end")
+	filter.Flags().IntVar(&limit, "limit", 20, "sessions that --explain shows")
+	filter.Flags().BoolVar(&c.json, "json", false, "print what --explain finds as JSON")
 	return []*cobra.Command{
 		service("ingest", "Validate raw view events", "Turns views.raw into views; what breaks a rule goes to views.dlq with the reason.",
 			[]string{app.GroupIngest}, func(ctx context.Context, a *app.App) error { return a.RunIngest(ctx) }),
 		service("sessionize", "Cut views into sessions", "Turns views into sessions by gaps in event time, each with the user's history as of its start.",
 			[]string{app.GroupSessionize, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunSessionize(ctx) }),
-		service("filter", "Judge sessions", "Turns sessions into sessions.judged and, if every rule is met, sessions.good.",
-			[]string{app.GroupFilter}, func(ctx context.Context, a *app.App) error { return a.RunFilter(ctx) }),
+		filter,
 		withOnce(service("snapshot", "Write sessions as Parquet", "Writes sessions.judged as Parquet files, each session exactly once.",
 			[]string{app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written"),
 		withOnce(service("train", "Train the decoder on good sessions", "Learns from sessions.good for ever and publishes candidates.",

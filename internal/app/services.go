@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,6 +34,9 @@ const (
 	groupSessionize = "sessionize"
 	groupFilter     = "filter"
 )
+
+// rulesEvery is how often the rules file is looked at.
+const rulesEvery = 2 * time.Second
 
 // brokersTimeout is how long a service waits for a first answer.
 const brokersTimeout = 15 * time.Second
@@ -147,11 +151,11 @@ func (a *App) loop(ctx context.Context, h host, group, topic string, stage strea
 }
 
 func (a *App) ingest(ctx context.Context, h host) error {
-	key, err := a.pseudonymKey()
+	keys, err := a.pseudonymKeys()
 	if err != nil {
 		return err
 	}
-	return a.loop(ctx, h, groupIngest, schemas.TopicViewsRaw, ingest.NewStage(ingest.NewValidator(a.Bounds, key), h.reg))
+	return a.loop(ctx, h, groupIngest, schemas.TopicViewsRaw, ingest.NewStage(ingest.NewValidator(a.Bounds, keys), h.reg))
 }
 
 func (a *App) sessionize(ctx context.Context, h host) error {
@@ -165,7 +169,19 @@ func (a *App) filter(ctx context.Context, h host) error {
 	if err != nil {
 		return err
 	}
-	return a.loop(ctx, h, groupFilter, schemas.TopicSessions, filters.NewStage(rules, h.reg))
+	stage := filters.NewStage(rules, h.reg)
+	if a.RulesFile == "" {
+		return a.loop(ctx, h, groupFilter, schemas.TopicSessions, stage)
+	}
+	// The watcher ends with the loop, whatever ends that.
+	ctx, cancel := context.WithCancel(ctx)
+	tick := time.NewTicker(rulesEvery)
+	defer tick.Stop()
+	var watcher sync.WaitGroup
+	watcher.Go(func() { stage.Follow(ctx, a.RulesFile, tick.C, a.Log.With("service", groupFilter)) })
+	defer watcher.Wait()
+	defer cancel()
+	return a.loop(ctx, h, groupFilter, schemas.TopicSessions, stage)
 }
 
 func (a *App) snapshot(ctx context.Context, h host, once bool) error {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"onerec/filters"
+	"onerec/ingest"
 	"onerec/internal/config"
 	"onerec/internal/history"
 	"onerec/internal/stream"
@@ -116,7 +117,7 @@ func (s *Settings) Register(c *config.Set) {
 
 	c.String(GroupCheckpoints, "checkpoints", &s.Bucket, "bucket of the checkpoints: a folder or a URL such as s3://bucket?region=eu-west-1")
 
-	c.String(GroupIngest, "pseudonym-key-file", &s.PseudonymKeyFile, "file with the key (at least 16 bytes) of the HMAC that replaces user ids; empty: ids stay")
+	c.String(GroupIngest, "pseudonym-key-file", &s.PseudonymKeyFile, "file with the keys of the HMAC that replaces user ids, one a line, later ones with the time from which they hold; empty: ids stay")
 	c.Duration(GroupIngest, "max-watch", &s.Bounds.MaxWatch, time.Second, 30*24*time.Hour, "longest watch time of a view")
 	c.Duration(GroupIngest, "max-duration", &s.Bounds.MaxDuration, time.Second, 30*24*time.Hour, "longest video")
 	c.Duration(GroupIngest, "max-future", &s.Bounds.MaxFuture, 0, 24*time.Hour, "how far event time may lie ahead of the clock")
@@ -220,18 +221,19 @@ func (s *Settings) rules() (filters.RuleSet, error) {
 	return rules, nil
 }
 
-func (s *Settings) pseudonymKey() ([]byte, error) {
+func (s *Settings) pseudonymKeys() (ingest.Keys, error) {
 	if s.PseudonymKeyFile == "" {
 		return nil, nil
 	}
-	key, err := os.ReadFile(s.PseudonymKeyFile)
+	data, err := os.ReadFile(s.PseudonymKeyFile)
 	if err != nil {
-		return nil, fmt.Errorf("read the pseudonym key: %w", err)
+		return nil, fmt.Errorf("read the pseudonym keys: %w", err)
 	}
-	if len(key) < 16 {
-		return nil, fmt.Errorf("the pseudonym key in %s has %d bytes, at least 16 are needed", s.PseudonymKeyFile, len(key))
+	keys, err := ingest.ParseKeys(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.PseudonymKeyFile, err)
 	}
-	return key, nil
+	return keys, nil
 }
 
 func (s *Settings) recommender(store *publisher.Store) *recommender.Service {
