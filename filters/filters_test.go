@@ -1,11 +1,17 @@
 package filters
 
 import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"pgregory.net/rapid"
 
 	"onerec/schemas/onerecv1"
@@ -94,6 +100,66 @@ func TestParseRules(t *testing.T) {
 		if _, err := ParseRules([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want one that says %q", text, err, want)
 		}
+	}
+}
+
+// TestFollow: a changed file is taken over, a broken or missing one is not, and
+// the next good one is again.
+func TestFollow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "rules.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("version: a\n")
+	first, err := ParseRules([]byte("version: a\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewStage(first, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	tick := make(chan time.Time)
+	var logs bytes.Buffer
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Follow(ctx, path, tick, slog.New(slog.NewTextHandler(&logs, nil)))
+	}()
+	look := func() string { // the second tick is taken only when the first was dealt with
+		tick <- time.Time{}
+		tick <- time.Time{}
+		return s.rules.Load().Version
+	}
+	if v := look(); v != "a" {
+		t.Errorf("version %s", v)
+	}
+	write("version: b\nmin_views: 2\n")
+	if v := look(); v != "b" || s.rules.Load().MinViews != 2 {
+		t.Errorf("version %s", v)
+	}
+	write("version: c\nmin_views: -2\n")
+	if v := look(); v != "b" {
+		t.Errorf("a broken file was taken over: %s", v)
+	}
+	look()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if v := look(); v != "b" {
+		t.Errorf("a missing file was taken over: %s", v)
+	}
+	write("version: d\n")
+	if v := look(); v != "d" {
+		t.Errorf("version %s", v)
+	}
+	cancel()
+	<-done
+	if n := strings.Count(logs.String(), "min_views is -2"); n != 1 {
+		t.Errorf("the broken file was logged %d times:\n%s", n, logs.String())
+	}
+	if n := testutil.ToFloat64(s.reloads.WithLabelValues("loaded")); n != 2 {
+		t.Errorf("%v reloads, want 2", n)
 	}
 }
 

@@ -254,6 +254,33 @@ func TestServices(t *testing.T) {
 		t.Errorf("%d views in the snapshots, %d of them twice; accepted were %d", len(events), doubled, totals.Accepted)
 	}
 
+	// Looking at what was refused, and trying other rules.
+	if out, code, stderr := run(t, common("dlq", "list")...); code != 0 || !strings.Contains(out, "bad_watch_time") {
+		t.Errorf("dlq list: %s%s", out, stderr)
+	}
+	var letters struct {
+		ByReason map[string]int64 `json:"by_reason"`
+		Newest   []struct{ Partition, Offset int64 }
+	}
+	if out, code, stderr := run(t, common("dlq", "list", "--json", "--limit", "1")...); code != 0 || json.Unmarshal([]byte(out), &letters) != nil || letters.ByReason["bad_watch_time"] != rejected || len(letters.Newest) != 1 {
+		t.Fatalf("dlq list --json: %s%s", out, stderr)
+	}
+	at := []string{fmt.Sprint(letters.Newest[0].Partition), fmt.Sprint(letters.Newest[0].Offset)}
+	if out, code, stderr := run(t, common("dlq", "show", at[0], at[1])...); code != 0 || !strings.Contains(out, "watch_ms") {
+		t.Errorf("dlq show: %s%s", out, stderr)
+	}
+	if out, code, stderr := run(t, common("dlq", "replay", at[0], at[1])...); code != 0 || !strings.Contains(out, "1 dead letters sent") {
+		t.Errorf("dlq replay: %s%s", out, stderr)
+	}
+	rules := filepath.Join(dir, "rules.yaml")
+	if err := os.WriteFile(rules, []byte("version: x\nmin_views: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var explained struct{ Sessions, Good int64 }
+	if out, code, stderr := run(t, common("filter", "--explain", rules, "--json")...); code != 0 || json.Unmarshal([]byte(out), &explained) != nil || explained.Sessions != totals.Closed || explained.Good != totals.Closed {
+		t.Errorf("explain: %s%s; %d sessions were closed", out, stderr, totals.Closed)
+	}
+
 	// Learning, as services, on what is there.
 	learn := []string{"--checkpoints", checkpoints, "--batch-tokens", "1024", "--train-history", "8", "--replay-ratio", "1", "--holdout-percent", "20"}
 	address := freeAddress(t)

@@ -98,11 +98,12 @@ type ViewEvent struct {
 	WatchMs int64 `protobuf:"varint,5,opt,name=watch_ms,json=watchMs,proto3" json:"watch_ms,omitempty"`
 	// How long the video is; 0 where unknown. Unit: ms.
 	DurationMs int64 `protobuf:"varint,6,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
-	Like       bool  `protobuf:"varint,7,opt,name=like,proto3" json:"like,omitempty"`
-	Follow     bool  `protobuf:"varint,8,opt,name=follow,proto3" json:"follow,omitempty"`
-	Comment    bool  `protobuf:"varint,9,opt,name=comment,proto3" json:"comment,omitempty"`
-	Share      bool  `protobuf:"varint,10,opt,name=share,proto3" json:"share,omitempty"`
-	Dislike    bool  `protobuf:"varint,11,opt,name=dislike,proto3" json:"dislike,omitempty"`
+	// What the user did with the video.
+	Like    bool `protobuf:"varint,7,opt,name=like,proto3" json:"like,omitempty"`
+	Follow  bool `protobuf:"varint,8,opt,name=follow,proto3" json:"follow,omitempty"`
+	Comment bool `protobuf:"varint,9,opt,name=comment,proto3" json:"comment,omitempty"`
+	Share   bool `protobuf:"varint,10,opt,name=share,proto3" json:"share,omitempty"`
+	Dislike bool `protobuf:"varint,11,opt,name=dislike,proto3" json:"dislike,omitempty"`
 	// Where the video was shown, e.g. "feed".
 	Surface string `protobuf:"bytes,12,opt,name=surface,proto3" json:"surface,omitempty"`
 	// The recommendation that led to this view; empty if none did.
@@ -246,21 +247,32 @@ func (x *ViewEvent) GetCheckpointVersion() string {
 // ViewEvent's.
 // Topic: views, key: user_id.
 type View struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	EventId           string                 `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	UserId            string                 `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	ItemId            string                 `protobuf:"bytes,3,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
-	EventTimeMs       int64                  `protobuf:"varint,4,opt,name=event_time_ms,json=eventTimeMs,proto3" json:"event_time_ms,omitempty"`
-	WatchMs           int64                  `protobuf:"varint,5,opt,name=watch_ms,json=watchMs,proto3" json:"watch_ms,omitempty"`
-	DurationMs        int64                  `protobuf:"varint,6,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
-	Like              bool                   `protobuf:"varint,7,opt,name=like,proto3" json:"like,omitempty"`
-	Follow            bool                   `protobuf:"varint,8,opt,name=follow,proto3" json:"follow,omitempty"`
-	Comment           bool                   `protobuf:"varint,9,opt,name=comment,proto3" json:"comment,omitempty"`
-	Share             bool                   `protobuf:"varint,10,opt,name=share,proto3" json:"share,omitempty"`
-	Dislike           bool                   `protobuf:"varint,11,opt,name=dislike,proto3" json:"dislike,omitempty"`
-	Surface           string                 `protobuf:"bytes,12,opt,name=surface,proto3" json:"surface,omitempty"`
-	RecommendationId  string                 `protobuf:"bytes,13,opt,name=recommendation_id,json=recommendationId,proto3" json:"recommendation_id,omitempty"`
-	CheckpointVersion string                 `protobuf:"bytes,14,opt,name=checkpoint_version,json=checkpointVersion,proto3" json:"checkpoint_version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The event's id.
+	EventId string `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	// The user: as the producer knows them, or their pseudonym. Empty within a
+	// Session or a UserState, whose user it is.
+	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// The video.
+	ItemId string `protobuf:"bytes,3,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
+	// When the view began, by the producer's clock. Unit: ms since epoch.
+	EventTimeMs int64 `protobuf:"varint,4,opt,name=event_time_ms,json=eventTimeMs,proto3" json:"event_time_ms,omitempty"`
+	// How long the video was watched; may exceed the duration when it loops. Unit: ms.
+	WatchMs int64 `protobuf:"varint,5,opt,name=watch_ms,json=watchMs,proto3" json:"watch_ms,omitempty"`
+	// How long the video is; 0 where unknown. Unit: ms.
+	DurationMs int64 `protobuf:"varint,6,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	// What the user did with the video.
+	Like    bool `protobuf:"varint,7,opt,name=like,proto3" json:"like,omitempty"`
+	Follow  bool `protobuf:"varint,8,opt,name=follow,proto3" json:"follow,omitempty"`
+	Comment bool `protobuf:"varint,9,opt,name=comment,proto3" json:"comment,omitempty"`
+	Share   bool `protobuf:"varint,10,opt,name=share,proto3" json:"share,omitempty"`
+	Dislike bool `protobuf:"varint,11,opt,name=dislike,proto3" json:"dislike,omitempty"`
+	// Where the video was shown, e.g. "feed".
+	Surface string `protobuf:"bytes,12,opt,name=surface,proto3" json:"surface,omitempty"`
+	// The recommendation that led to this view; empty if none did.
+	RecommendationId string `protobuf:"bytes,13,opt,name=recommendation_id,json=recommendationId,proto3" json:"recommendation_id,omitempty"`
+	// The checkpoint that made that recommendation; empty if none did.
+	CheckpointVersion string `protobuf:"bytes,14,opt,name=checkpoint_version,json=checkpointVersion,proto3" json:"checkpoint_version,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -395,8 +407,9 @@ func (x *View) GetCheckpointVersion() string {
 
 // HistoryItem is an item that the user engaged with.
 type HistoryItem struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	ItemId string                 `protobuf:"bytes,1,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The video.
+	ItemId string `protobuf:"bytes,1,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
 	// When the view began. Unit: ms since epoch.
 	EventTimeMs   int64 `protobuf:"varint,2,opt,name=event_time_ms,json=eventTimeMs,proto3" json:"event_time_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -719,9 +732,10 @@ func (x *JudgedSession) GetVerdict() *Verdict {
 // GoodSession is a session that passed every rule: what the decoder learns.
 // Topic: sessions.good, key: user_id.
 type GoodSession struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	RulesVersion  string                 `protobuf:"bytes,2,opt,name=rules_version,json=rulesVersion,proto3" json:"rules_version,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The version of the rule set that let it pass.
+	RulesVersion  string `protobuf:"bytes,2,opt,name=rules_version,json=rulesVersion,proto3" json:"rules_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -930,9 +944,11 @@ func (x *PartitionState) GetClosed() int64 {
 // Topic: checkpoints (compacted), key: model/channel.
 type CheckpointRef struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Model string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// The model's name.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// "candidate" (trained, not yet aligned) or "released" (what fleets serve).
 	Channel string `protobuf:"bytes,2,opt,name=channel,proto3" json:"channel,omitempty"`
+	// The version, e.g. "000007-9f3ac1d2"; later versions sort after earlier ones.
 	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	// The bucket, as gocloud.dev/blob writes it, e.g. file:///var/lib/onerec.
 	BucketUrl string `protobuf:"bytes,4,opt,name=bucket_url,json=bucketUrl,proto3" json:"bucket_url,omitempty"`
