@@ -185,7 +185,7 @@ func TestServices(t *testing.T) {
 		t.Fatalf("topics check: %s%s", out, stderr)
 	}
 
-	sessionize := common("sessionize", "--idle-timeout", "10m", "--instance", "one")
+	sessionize := common("sessionize", "--idle-timeout", "10m", "--instance", "one", "--static-membership") // or the killed one's partitions would come back after 45 s
 	services := []*process{
 		start(t, common("ingest")...),
 		start(t, common("filter")...),

@@ -145,7 +145,7 @@ func (a *App) loop(ctx context.Context, h host, group, topic string, stage strea
 	log := a.Log.With("service", group)
 	log.Info("starting", "brokers", a.Brokers, "instance", a.Instance)
 	return stream.NewLoop(stream.Config{
-		Cluster: a.cluster(), Group: group, Topic: topic, InstanceID: a.Instance,
+		Cluster: a.cluster(), Group: group, Topic: topic, InstanceID: a.Instance, Static: a.Static,
 		Metrics: stream.NewMetrics(h.reg, group), Log: log, OnReady: h.ready,
 	}, stage).Run(ctx)
 }

@@ -45,6 +45,7 @@ type Settings struct {
 	Brokers             []string
 	HTTP                string
 	Instance            string
+	Static              bool
 	Model               string
 	LogLevel, LogFormat string
 
@@ -108,6 +109,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Strings(GroupCommon, "brokers", &s.Brokers, "Kafka brokers, host:port separated by commas")
 	c.String(GroupCommon, "http", &s.HTTP, "address of /healthz, /readyz and /metrics, e.g. :9464; empty: none")
 	c.String(GroupCommon, "instance", &s.Instance, "name of this process within its service; stable across restarts, it lets a restarted process fence its former self at once")
+	c.Bool(GroupCommon, "static-membership", &s.Static, "keep the partitions of ingest, sessionize and filter for a restarted process of the same --instance, instead of moving them")
 	c.String(GroupCommon, "model", &s.Model, "name of the model that checkpoints belong to")
 	c.String(GroupLog, "log-level", &s.LogLevel, "least level that is logged", "debug", "info", "warn", "error")
 	c.String(GroupLog, "log-format", &s.LogFormat, "format of logs", "text", "json")

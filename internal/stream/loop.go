@@ -56,6 +56,10 @@ type Config struct {
 	Metrics    *Metrics
 	Log        *slog.Logger
 	OnReady    func() // called once partitions were assigned; may be nil
+	// Static makes the instance a static member of its group (KIP-345): within the
+	// session's timeout a restarted instance gets its partitions back at once and
+	// nobody else's move. It does not leave the group when it ends.
+	Static bool
 	// TxnTimeout is how long a dead instance's open transaction may hold readers up
 	// unless the instance comes back before; 0 means 60 s.
 	TxnTimeout time.Duration
@@ -165,6 +169,9 @@ func (l *Loop) transaction(ctx context.Context, sess *kgo.GroupTransactSession, 
 	produceErr := errors.Join(out.failure(), flushErr)
 	committed, err := sess.End(endCtx, kgo.TransactionEndTry(stageErr == nil && produceErr == nil))
 	l.cfg.Metrics.transaction(committed, records, out.count)
+	if committed {
+		l.cfg.Metrics.progress(fetches, time.Now())
+	}
 	switch {
 	case stageErr != nil:
 		return stageErr
@@ -189,15 +196,19 @@ func (l *Loop) forget() {
 
 // reconcile makes the stage's memory follow the group's assignment.
 func (l *Loop) reconcile(ctx context.Context) error {
-	if l.state == nil {
-		return nil
-	}
 	l.mu.Lock()
 	revoked := slices.Sorted(maps.Keys(l.revoked))
 	owned := slices.Sorted(maps.Keys(l.owned))
 	clear(l.revoked)
 	l.mu.Unlock()
+	if l.state == nil {
+		for _, p := range revoked {
+			l.cfg.Metrics.forget(p)
+		}
+		return nil
+	}
 	for _, p := range revoked {
+		l.cfg.Metrics.forget(p)
 		if l.restored[p] {
 			l.state.Drop(p)
 			delete(l.restored, p)
@@ -259,6 +270,9 @@ func (l *Loop) join() (*kgo.GroupTransactSession, error) {
 		kgo.OnPartitionsRevoked(note(false)),
 		kgo.OnPartitionsLost(note(false)),
 	)
+	if l.cfg.Static {
+		opts = append(opts, kgo.InstanceID(l.cfg.Group+"-"+l.cfg.InstanceID))
+	}
 	return kgo.NewGroupTransactSession(opts...)
 }
 

@@ -1,9 +1,11 @@
 package stream
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // Metrics are a loop's Prometheus metrics. A nil *Metrics counts nothing.
@@ -11,6 +13,8 @@ type Metrics struct {
 	transactions *prometheus.CounterVec
 	in, out      prometheus.Counter
 	restoreTime  prometheus.Histogram
+	lag          *prometheus.GaugeVec
+	age          prometheus.Histogram
 }
 
 // NewMetrics registers the metrics of the loop of one service.
@@ -30,8 +34,15 @@ func NewMetrics(reg prometheus.Registerer, service string) *Metrics {
 			Name: "onerec_stream_restore_seconds", Help: "Time to restore one partition from its changelog.", ConstLabels: labels,
 			Buckets: prometheus.ExponentialBuckets(0.01, 4, 8),
 		}),
+		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "onerec_stream_lag_records", Help: "Records of an owned partition that are not processed yet, as of the last transaction.", ConstLabels: labels,
+		}, []string{"partition"}),
+		age: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "onerec_stream_record_age_seconds", Help: "From a record's timestamp to the commit of its transaction; the newest record of each partition and transaction.", ConstLabels: labels,
+			Buckets: prometheus.ExponentialBuckets(0.01, 3, 12),
+		}),
 	}
-	reg.MustRegister(m.transactions, m.in, m.out, m.restoreTime)
+	reg.MustRegister(m.transactions, m.in, m.out, m.restoreTime, m.lag, m.age)
 	return m
 }
 
@@ -46,6 +57,28 @@ func (m *Metrics) transaction(committed bool, in, out int) {
 	m.transactions.WithLabelValues(outcome).Inc()
 	m.in.Add(float64(in))
 	m.out.Add(float64(out))
+}
+
+// progress notes how far the partitions of a committed poll are.
+func (m *Metrics) progress(fetches kgo.Fetches, now time.Time) {
+	if m == nil {
+		return
+	}
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		if len(p.Records) == 0 {
+			return
+		}
+		last := p.Records[len(p.Records)-1]
+		m.lag.WithLabelValues(strconv.Itoa(int(p.Partition))).Set(float64(max(0, p.HighWatermark-last.Offset-1)))
+		m.age.Observe(max(0, now.Sub(last.Timestamp).Seconds()))
+	})
+}
+
+// forget ends the series of a partition that another instance owns now.
+func (m *Metrics) forget(partition int32) {
+	if m != nil {
+		m.lag.DeleteLabelValues(strconv.Itoa(int(partition)))
+	}
 }
 
 func (m *Metrics) restore(d time.Duration) {

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"onerec/internal/stream"
@@ -190,6 +193,69 @@ func TestWaitingForAGroupThatHasNotJoined(t *testing.T) {
 	}()
 	if err := stream.WaitCaughtUp(ctx, cl, "late", schemas.TopicViews); err != nil {
 		t.Fatal(err)
+	}
+	end()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStaticMembership: an instance that was killed gets its partitions back as
+// soon as it returns, long before its session times out.
+func TestStaticMembership(t *testing.T) {
+	c := broker(t, 2)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // less than the session's 45 s
+	defer cancel()
+	cl := client(t, c)
+	reg := prometheus.NewRegistry()
+	metrics := stream.NewMetrics(reg, "static")
+	var wire sync.Map // connections of the first process
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err == nil {
+			wire.Store(conn, nil)
+		}
+		return conn, err
+	}
+	run := func(ctx context.Context, m *stream.Metrics, opts ...kgo.Opt) chan error {
+		done := make(chan error, 1)
+		go func() {
+			done <- stream.NewLoop(stream.Config{
+				Cluster: stream.Cluster{Brokers: c.Brokers, Options: opts}, Group: "static", Topic: schemas.TopicViews, InstanceID: "one", Static: true, Metrics: m, Log: slog.New(slog.DiscardHandler),
+			}, newCounter()).Run(ctx)
+		}()
+		return done
+	}
+	produce := func() {
+		t.Helper()
+		for p := range 8 {
+			if err := cl.ProduceSync(ctx, &kgo.Record{Topic: schemas.TopicViews, Key: fmt.Append(nil, "k", p)}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := stream.WaitCaughtUp(ctx, cl, "static", schemas.TopicViews); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var dead atomic.Bool
+	first, stop := context.WithCancel(ctx)
+	killed := run(first, nil, kgo.Dialer(func(ctx context.Context, network, address string) (net.Conn, error) {
+		if dead.Load() {
+			return nil, errors.New("killed")
+		}
+		return dial(ctx, network, address)
+	}), kgo.RetryTimeout(time.Second))
+	produce()
+	dead.Store(true)
+	wire.Range(func(conn, _ any) bool { _ = conn.(net.Conn).Close(); return true })
+	stop()
+	<-killed
+
+	second, end := context.WithCancel(ctx)
+	done := run(second, metrics)
+	produce()
+	if n, err := testutil.GatherAndCount(reg, "onerec_stream_lag_records"); err != nil || n != 2 {
+		t.Errorf("lag of %d partitions, %v; want 2", n, err)
 	}
 	end()
 	if err := <-done; err != nil {
