@@ -1,6 +1,8 @@
 package schemas
 
 import (
+	"bytes"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -52,6 +54,28 @@ func TestRulesHaveNames(t *testing.T) {
 	want := []string{"no_event_id", "no_user", "no_item", "bad_watch_time", "bad_duration", "too_old", "in_future"}
 	if !slices.Equal(names, want) {
 		t.Errorf("rules %v, want %v", names, want)
+	}
+}
+
+// TestAsyncAPI keeps docs/asyncapi.yaml what the topics say.
+func TestAsyncAPI(t *testing.T) {
+	got, err := AsyncAPI()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("../docs/asyncapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("docs/asyncapi.yaml is out of date; run: go run ./cmd/onerec topics asyncapi > docs/asyncapi.yaml")
+	}
+	for _, topic := range Topics() {
+		for _, s := range topic.Consumers {
+			if !bytes.Contains(got, []byte(s+"-receive-"+topic.Name+":")) {
+				t.Errorf("that %s reads %s is missing", s, topic.Name)
+			}
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"onerec/internal/app"
 	"onerec/internal/progress"
 	"onerec/rewarder"
+	"onerec/schemas"
 )
 
 func (c *cli) demo() *cobra.Command {
@@ -110,7 +111,15 @@ func (c *cli) topics() *cobra.Command {
 		fmt.Fprintln(cmd.OutOrStdout(), "the topics are as the contract says")
 		return nil
 	})
-	parent.AddCommand(list, create, check)
+	asyncapi := &cobra.Command{Use: "asyncapi", Short: "Print the contract as an AsyncAPI 3 document", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		doc, err := schemas.AsyncAPI()
+		if err != nil {
+			return err
+		}
+		_, err = cmd.OutOrStdout().Write(doc)
+		return err
+	}}
+	parent.AddCommand(list, create, check, asyncapi)
 	return parent
 }
 
