@@ -35,12 +35,19 @@ type Config struct {
 	Lateness time.Duration // how far the watermark trails the newest view
 	MaxViews int           // a session with this many views is closed by size
 	MaxAge   time.Duration // a view later than this after the first opens a new session
-	History  history.Policy
+	// MaxUsers bounds the users that a partition remembers, open sessions and
+	// histories alike. Beyond it, the user whose next session is due first is closed
+	// and forgotten at once; such a session may be cut short. 0: no limit.
+	MaxUsers int
+	// MaxSkew is how far ahead of the clock an event may be and still move the
+	// watermark, so that one wrong clock does not close other users' sessions.
+	MaxSkew time.Duration
+	History history.Policy
 }
 
 // DefaultConfig returns the usual 30 min gap.
 func DefaultConfig() Config {
-	return Config{Gap: 30 * time.Minute, Lateness: 10 * time.Minute, MaxViews: 1000, MaxAge: 24 * time.Hour, History: history.DefaultPolicy()}
+	return Config{Gap: 30 * time.Minute, Lateness: 10 * time.Minute, MaxViews: 1000, MaxAge: 24 * time.Hour, MaxUsers: 1_000_000, MaxSkew: 10 * time.Minute, History: history.DefaultPolicy()}
 }
 
 // Outcome says what became of a view.
@@ -56,7 +63,8 @@ const (
 // Core holds the open sessions of one partition.
 type Core struct {
 	gap, lateness, maxAge int64 // ms
-	maxViews              int
+	maxViews, maxUsers    int
+	ceiling               int64 // events later than this don't move the watermark; ms since epoch
 	policy                history.Policy
 
 	users map[string]*user
@@ -64,7 +72,8 @@ type Core struct {
 	state onerecv1.PartitionState
 	dirty map[string]struct{} // users changed since the last TakeDirty
 
-	closed []*onerecv1.Session
+	closed  []*onerecv1.Session
+	evicted int64
 }
 
 type user struct {
@@ -81,7 +90,8 @@ const never = math.MaxInt64
 func New(cfg Config) *Core {
 	return &Core{
 		gap: cfg.Gap.Milliseconds(), lateness: cfg.Lateness.Milliseconds(),
-		maxAge: cfg.MaxAge.Milliseconds(), maxViews: cfg.MaxViews, policy: cfg.History,
+		maxAge: cfg.MaxAge.Milliseconds(), maxViews: cfg.MaxViews, maxUsers: cfg.MaxUsers,
+		ceiling: never, policy: cfg.History,
 		users: make(map[string]*user), dirty: make(map[string]struct{}),
 	}
 }
@@ -119,12 +129,44 @@ func (c *Core) Add(v *onerecv1.View) Outcome {
 		c.dirty[v.UserId] = struct{}{}
 		c.enqueue(v.UserId, u)
 	}
-	if v.EventTimeMs > c.state.MaxEventTimeMs {
+	if v.EventTimeMs > c.state.MaxEventTimeMs && v.EventTimeMs <= c.ceiling {
 		c.state.MaxEventTimeMs = v.EventTimeMs
 	}
 	c.Advance(c.state.MaxEventTimeMs - c.lateness)
+	for c.maxUsers > 0 && len(c.users) > c.maxUsers {
+		c.evict()
+	}
 	return outcome
 }
+
+// SetCeiling tells the latest event time, in ms since the epoch, that may move the
+// watermark from now on. The core has no clock of its own.
+func (c *Core) SetCeiling(ms int64) { c.ceiling = ms }
+
+// evict closes what the user who is due first has open, and forgets the user.
+func (c *Core) evict() {
+	for len(c.due) > 0 {
+		e := heap.Pop(&c.due).(dueUser)
+		u := c.users[e.id]
+		if u == nil || u.queued != e.at {
+			continue // stale
+		}
+		for len(u.open) > 0 {
+			n, by, at := c.firstSession(u.open)
+			if at > c.state.WatermarkMs {
+				by = onerecv1.ClosedBy_CLOSED_BY_LIMIT
+			}
+			c.close(e.id, u, n, by)
+		}
+		delete(c.users, e.id)
+		c.dirty[e.id] = struct{}{}
+		c.evicted++
+		return
+	}
+}
+
+// Evicted returns how many users the limit has cost since the core was made.
+func (c *Core) Evicted() int64 { return c.evicted }
 
 // isLate reports whether the session that v belongs to has closed: v is not
 // after what was closed, and the open views within reach of it, if any, do not

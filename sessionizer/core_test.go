@@ -182,6 +182,73 @@ func TestEdges(t *testing.T) {
 	}
 }
 
+// TestUsersAreBounded: at the limit the user who is due first is closed, with all
+// views, and forgotten; nothing is lost, and the changelog follows.
+func TestUsersAreBounded(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := smallConfig()
+		cfg.MaxUsers = rapid.IntRange(1, 3).Draw(t, "limit")
+		core := New(cfg)
+		log := map[string]bool{}
+		views, seen, limited := drawViews(t, cfg), map[string]int{}, 0
+		take := func() {
+			for _, s := range core.TakeClosed() {
+				for _, id := range ids(s) {
+					seen[id]++
+				}
+				if s.ClosedBy == onerecv1.ClosedBy_CLOSED_BY_LIMIT {
+					limited++
+				}
+			}
+			for _, id := range core.TakeDirty() {
+				if log[id] = true; core.SaveUser(id) == nil {
+					delete(log, id)
+				}
+			}
+		}
+		accepted := map[string]bool{}
+		for _, v := range views {
+			if core.Add(proto.CloneOf(v)) == Accepted {
+				accepted[v.EventId] = true
+			}
+			take()
+			if core.OpenUsers() > cfg.MaxUsers || len(log) != core.OpenUsers() {
+				t.Fatalf("%d users of at most %d, %d in the changelog", core.OpenUsers(), cfg.MaxUsers, len(log))
+			}
+		}
+		core.Advance(views[len(views)-1].EventTimeMs + 1000*minute)
+		take()
+		for id := range accepted {
+			if seen[id] == 0 {
+				t.Fatalf("view %s is in no session", id)
+			}
+		}
+		if cfg.MaxUsers == 3 && core.Evicted() > 0 || limited > int(core.Evicted())*len(views) {
+			t.Fatalf("three users fit, but %d were evicted", core.Evicted())
+		}
+	})
+}
+
+// TestFutureViewsDoNotMoveTheWatermark: a wrong clock costs its own user only.
+func TestFutureViewsDoNotMoveTheWatermark(t *testing.T) {
+	core := New(DefaultConfig())
+	core.SetCeiling(200 * minute)
+	view := func(user string, min int64) *onerecv1.View {
+		return &onerecv1.View{EventId: fmt.Sprint(user, min), UserId: user, ItemId: "i", EventTimeMs: min * minute}
+	}
+	core.Add(view("a", 100))
+	if core.Add(view("wrong", 10_000)) != Accepted || core.SavePartition().MaxEventTimeMs != 100*minute {
+		t.Fatal("the view from the future moved the watermark")
+	}
+	if core.Add(view("a", 110)) != Accepted || len(core.TakeClosed()) != 0 {
+		t.Fatal("the session of another user was closed")
+	}
+	core.Advance(300 * minute)
+	if closed := core.TakeClosed(); len(closed) != 1 || closed[0].UserId != "a" || len(closed[0].Views) != 2 {
+		t.Fatalf("closed %v", closed)
+	}
+}
+
 func TestUsersAreForgotten(t *testing.T) {
 	core := New(DefaultConfig())
 	core.Add(&onerecv1.View{EventId: "a", UserId: "u", ItemId: "i", EventTimeMs: 100 * minute, Like: true})

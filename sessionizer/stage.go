@@ -24,6 +24,7 @@ const PartitionKey = "\x00partition"
 type Stage struct {
 	cfg  Config
 	idle time.Duration
+	now  func() time.Time
 
 	cores    map[int32]*Core
 	lastSeen map[int32]time.Time // wall clock of the partition's newest record
@@ -31,6 +32,7 @@ type Stage struct {
 	views    *prometheus.CounterVec
 	sessions prometheus.Counter
 	users    prometheus.Gauge
+	evicted  prometheus.Counter
 }
 
 // NewStage returns the stage. A partition on which nothing came for idle has
@@ -38,15 +40,16 @@ type Stage struct {
 // may be nil.
 func NewStage(cfg Config, idle time.Duration, reg prometheus.Registerer) *Stage {
 	s := &Stage{
-		cfg: cfg, idle: idle, cores: make(map[int32]*Core), lastSeen: make(map[int32]time.Time),
+		cfg: cfg, idle: idle, now: time.Now, cores: make(map[int32]*Core), lastSeen: make(map[int32]time.Time),
 		views: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "onerec_sessionizer_views_total", Help: "Views by outcome: accepted, duplicate or late.",
 		}, []string{"outcome"}),
 		sessions: prometheus.NewCounter(prometheus.CounterOpts{Name: "onerec_sessionizer_sessions_closed_total", Help: "Sessions closed."}),
 		users:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_sessionizer_users", Help: "Users whose open session or history is in memory."}),
+		evicted:  prometheus.NewCounter(prometheus.CounterOpts{Name: "onerec_sessionizer_users_evicted_total", Help: "Users closed and forgotten early because a partition had reached its limit; raise --session-max-users or add partitions."}),
 	}
 	if reg != nil {
-		reg.MustRegister(s.views, s.sessions, s.users)
+		reg.MustRegister(s.views, s.sessions, s.users, s.evicted)
 	}
 	return s
 }
@@ -60,7 +63,10 @@ func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Recor
 	if core == nil {
 		return fmt.Errorf("records of partition %d before its state was restored", partition)
 	}
-	s.lastSeen[partition] = time.Now()
+	now := s.now()
+	s.lastSeen[partition] = now
+	core.SetCeiling(now.Add(s.cfg.MaxSkew).UnixMilli())
+	evicted := core.Evicted()
 	for _, r := range records {
 		if watermark, ok, err := watermarkOf(r); err != nil {
 			return err
@@ -84,6 +90,7 @@ func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Recor
 			}
 		}
 	}
+	s.evicted.Add(float64(core.Evicted() - evicted))
 	return s.emit(partition, core, out)
 }
 
@@ -145,7 +152,7 @@ func (s *Stage) Restore(partition int32, newest []*kgo.Record) error {
 		core.RestoreUser(string(r.Key), state)
 	}
 	s.cores[partition] = core
-	s.lastSeen[partition] = time.Now()
+	s.lastSeen[partition] = s.now()
 	return nil
 }
 

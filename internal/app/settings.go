@@ -128,6 +128,8 @@ func (s *Settings) Register(c *config.Set) {
 	c.Duration(GroupSessionize, "session-lateness", &s.Sessions.Lateness, 0, 7*24*time.Hour, "how far the watermark trails the newest view")
 	c.Int(GroupSessionize, "session-max-views", &s.Sessions.MaxViews, 1, 100_000, "a session with so many views is closed")
 	c.Duration(GroupSessionize, "session-max-age", &s.Sessions.MaxAge, time.Minute, 30*24*time.Hour, "a session that lasts so long is closed")
+	c.Int(GroupSessionize, "session-max-users", &s.Sessions.MaxUsers, 1, 1_000_000_000, "users that a partition remembers; beyond it the one who is due first is closed and forgotten")
+	c.Duration(GroupSessionize, "session-max-skew", &s.Sessions.MaxSkew, 0, 7*24*time.Hour, "how far ahead of the clock an event may be and still move the watermark")
 	c.Duration(GroupSessionize, "idle-timeout", &s.Idle, time.Second, 24*time.Hour, "a partition without views for so long moves its watermark by the clock")
 
 	c.Int(GroupHistory, "history-items", &s.History.MaxItems, 1, 10_000, "engaged items that a user's history holds")

@@ -36,6 +36,9 @@ const (
 	ClosedBy_CLOSED_BY_SIZE ClosedBy = 2
 	// It reached the greatest age.
 	ClosedBy_CLOSED_BY_AGE ClosedBy = 3
+	// The partition had more users in memory than its limit, and this one was the
+	// nearest to being closed.
+	ClosedBy_CLOSED_BY_LIMIT ClosedBy = 4
 )
 
 // Enum value maps for ClosedBy.
@@ -45,12 +48,14 @@ var (
 		1: "CLOSED_BY_GAP",
 		2: "CLOSED_BY_SIZE",
 		3: "CLOSED_BY_AGE",
+		4: "CLOSED_BY_LIMIT",
 	}
 	ClosedBy_value = map[string]int32{
 		"CLOSED_BY_UNSPECIFIED": 0,
 		"CLOSED_BY_GAP":         1,
 		"CLOSED_BY_SIZE":        2,
 		"CLOSED_BY_AGE":         3,
+		"CLOSED_BY_LIMIT":       4,
 	}
 )
 
@@ -1357,12 +1362,13 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\x03why\x18\x0e \x01(\tR\x03why\x12'\n" +
 	"\x0freward_sessions\x18\x0f \x01(\x03R\x0erewardSessions\x12\x19\n" +
 	"\blike_auc\x18\x10 \x01(\x01R\alikeAuc\x12.\n" +
-	"\x13watch_time_spearman\x18\x11 \x01(\x01R\x11watchTimeSpearman*_\n" +
+	"\x13watch_time_spearman\x18\x11 \x01(\x01R\x11watchTimeSpearman*t\n" +
 	"\bClosedBy\x12\x19\n" +
 	"\x15CLOSED_BY_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rCLOSED_BY_GAP\x10\x01\x12\x12\n" +
 	"\x0eCLOSED_BY_SIZE\x10\x02\x12\x11\n" +
-	"\rCLOSED_BY_AGE\x10\x03B\"Z onerec/schemas/onerecv1;onerecv1b\x06proto3"
+	"\rCLOSED_BY_AGE\x10\x03\x12\x13\n" +
+	"\x0fCLOSED_BY_LIMIT\x10\x04B\"Z onerec/schemas/onerecv1;onerecv1b\x06proto3"
 
 var (
 	file_onerec_v1_onerec_proto_rawDescOnce sync.Once
