@@ -109,7 +109,7 @@ func (s *Stage) Process(_ context.Context, _ int32, records []*kgo.Record, out *
 		}
 		// By the producer's id, not the pseudonym: a well-keyed input keeps its
 		// partition and so its order; see the package comment of schemas.
-		if err := out.EmitProto(schemas.TopicViews, stream.PartitionOf(user, partitions), view.UserId, view); err != nil {
+		if err := out.EmitProto(schemas.TopicViews, out.PartitionOf(user, partitions), view.UserId, view); err != nil {
 			return err
 		}
 	}

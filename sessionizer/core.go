@@ -17,7 +17,6 @@ import (
 	"container/heap"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"math"
 	"slices"
 	"strconv"
@@ -77,8 +76,8 @@ type Core struct {
 }
 
 type user struct {
-	open          []*onerecv1.View // in order of time, then event_id
-	ids           map[string]struct{}
+	open          []*onerecv1.View    // in order of time, then event_id
+	ids           map[string]struct{} // the event_ids of open, once there are many; see knows
 	history       []*onerecv1.HistoryItem
 	closedThrough int64
 	queued        int64 // earliest due time in the heap for this user
@@ -101,10 +100,8 @@ func New(cfg Config) *Core {
 func (c *Core) Add(v *onerecv1.View) Outcome {
 	u := c.users[v.UserId]
 	outcome := Accepted
-	if u != nil {
-		if _, ok := u.ids[v.EventId]; ok {
-			outcome = Duplicate
-		}
+	if u != nil && u.knows(v.EventId) {
+		outcome = Duplicate
 	}
 	if outcome == Accepted && c.isLate(u, v) {
 		outcome = Late
@@ -120,12 +117,11 @@ func (c *Core) Add(v *onerecv1.View) Outcome {
 			u = &user{queued: never}
 			c.users[v.UserId] = u
 		}
-		if u.ids == nil {
-			u.ids = make(map[string]struct{})
-		}
 		at, _ := slices.BinarySearchFunc(u.open, v, compareViews)
 		u.open = slices.Insert(u.open, at, v)
-		u.ids[v.EventId] = struct{}{}
+		if u.ids != nil {
+			u.ids[v.EventId] = struct{}{}
+		}
 		c.dirty[v.UserId] = struct{}{}
 		c.enqueue(v.UserId, u)
 	}
@@ -274,7 +270,9 @@ func (c *Core) close(id string, u *user, n int, by onerecv1.ClosedBy) {
 		Views: views, ClosedBy: by, History: history.Before(u.history, views[0].EventTimeMs),
 	}
 	for _, v := range views {
-		delete(u.ids, v.EventId)
+		if u.ids != nil {
+			delete(u.ids, v.EventId)
+		}
 		s.TotalWatchMs += v.WatchMs
 		s.Likes += count(v.Like)
 		s.Follows += count(v.Follow)
@@ -304,12 +302,34 @@ func compareViews(a, b *onerecv1.View) int {
 	return cmp.Or(cmp.Compare(a.EventTimeMs, b.EventTimeMs), cmp.Compare(a.EventId, b.EventId))
 }
 
-func sessionID(user string, first *onerecv1.View) string {
-	h := sha256.New()
-	for _, s := range []string{user, first.EventId, strconv.FormatInt(first.EventTimeMs, 10)} {
-		fmt.Fprintf(h, "%d:%s", len(s), s)
+// manyViews is the number of open views from which a map finds an event_id faster
+// than a look at each. Most sessions stay below it and need no map.
+const manyViews = 48
+
+// knows reports whether an event_id is among the open views.
+func (u *user) knows(eventID string) bool {
+	if u.ids == nil && len(u.open) >= manyViews {
+		u.ids = make(map[string]struct{}, 2*manyViews)
+		for _, v := range u.open {
+			u.ids[v.EventId] = struct{}{}
+		}
 	}
-	return hex.EncodeToString(h.Sum(nil)[:16])
+	if u.ids != nil {
+		_, ok := u.ids[eventID]
+		return ok
+	}
+	return slices.ContainsFunc(u.open, func(v *onerecv1.View) bool { return v.EventId == eventID })
+}
+
+func sessionID(user string, first *onerecv1.View) string {
+	var buf [3 * 64]byte
+	b := buf[:0]
+	for _, s := range [...]string{user, first.EventId, strconv.FormatInt(first.EventTimeMs, 10)} {
+		b = strconv.AppendInt(b, int64(len(s)), 10) // lengths keep "ab","c" and "a","bc" apart
+		b = append(append(b, ':'), s...)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
 }
 
 // TakeClosed returns the sessions closed since the last call, in the order in
@@ -349,12 +369,8 @@ func (c *Core) SavePartition() *onerecv1.PartitionState {
 // RestoreUser sets a user's state, as SaveUser gave it. The core keeps s.
 func (c *Core) RestoreUser(id string, s *onerecv1.UserState) {
 	u := &user{open: s.Open, history: s.History, closedThrough: s.ClosedThroughMs, queued: never}
-	if len(u.open) > 0 {
-		u.ids = make(map[string]struct{}, len(u.open))
-	}
 	for _, v := range u.open {
 		v.UserId = id
-		u.ids[v.EventId] = struct{}{}
 	}
 	c.users[id] = u
 	c.enqueue(id, u)

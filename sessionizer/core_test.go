@@ -182,6 +182,36 @@ func TestEdges(t *testing.T) {
 	}
 }
 
+// TestManyViews: duplicates are found before and after the map takes over, and
+// after a part of a long session has been closed by size.
+func TestManyViews(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxViews = 2 * manyViews
+	core := New(cfg)
+	view := func(i int) *onerecv1.View {
+		return &onerecv1.View{EventId: fmt.Sprint("e", i), UserId: "u", ItemId: "i", EventTimeMs: 100*minute + int64(i)*1000}
+	}
+	const n = 5 * manyViews
+	for i := range n {
+		if got := core.Add(view(i)); got != Accepted {
+			t.Fatalf("view %d: %v", i, got)
+		}
+		for _, again := range []int{i, max(0, i-manyViews/2)} {
+			if got := core.Add(view(again)); got != Duplicate {
+				t.Fatalf("view %d again after %d: %v", again, i, got)
+			}
+		}
+	}
+	core.Advance(10_000 * minute)
+	views := 0
+	for _, s := range core.TakeClosed() {
+		views += len(s.Views)
+	}
+	if views != n {
+		t.Fatalf("%d views in the sessions, want %d", views, n)
+	}
+}
+
 // TestUsersAreBounded: at the limit the user who is due first is closed, with all
 // views, and forgotten; nothing is lost, and the changelog follows.
 func TestUsersAreBounded(t *testing.T) {

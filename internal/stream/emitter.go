@@ -13,8 +13,11 @@ import (
 type Emitter struct {
 	sess       *kgo.GroupTransactSession
 	partitions map[string]int32
-	ctx        context.Context
-	count      int
+	// Kept, because making a partitioner costs more than everything that ingest does.
+	partitioner kgo.TopicPartitioner
+	keyed       kgo.Record
+	ctx         context.Context
+	count       int
 
 	mu  sync.Mutex
 	err error // the first failure of this transaction
@@ -65,8 +68,7 @@ func (e *Emitter) Partitions(topic string) int32 { return e.partitions[topic] }
 
 // PartitionOf returns the partition that Kafka's default partitioner (murmur2)
 // gives a key among n.
-func PartitionOf(key string, n int32) int32 {
-	return int32(partitioner.ForTopic("").Partition(&kgo.Record{Key: []byte(key)}, int(n)))
+func (e *Emitter) PartitionOf(key string, n int32) int32 {
+	e.keyed.Key = append(e.keyed.Key[:0], key...)
+	return int32(e.partitioner.Partition(&e.keyed, int(n)))
 }
-
-var partitioner = kgo.StickyKeyPartitioner(nil)

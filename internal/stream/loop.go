@@ -104,7 +104,7 @@ func (l *Loop) Run(ctx context.Context) (err error) {
 		}
 		return fmt.Errorf("%s: %w", l.cfg.Group, err)
 	}
-	out := &Emitter{sess: sess, partitions: counts}
+	out := &Emitter{sess: sess, partitions: counts, partitioner: kgo.StickyKeyPartitioner(nil).ForTopic(l.cfg.Topic)}
 	lastTick := time.Now()
 	for {
 		pollCtx, cancel := context.WithTimeout(ctx, time.Second)
