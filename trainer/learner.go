@@ -69,7 +69,7 @@ func DefaultConfig() Config {
 		Preset: "tiny", Levels: 3, History: 32, Session: 8, EmbeddingDim: 48, EmbeddingWindow: 12,
 		BatchTokens: 2048, ReplayRatio: 10, LearningRate: 2e-3, WarmupSteps: 50, WeightDecay: 0.05,
 		Dropout: 0.2, HistoryWeight: 0.25, Average: 0.995,
-		Buffer: 50_000, HoldoutPercent: 10, MaxHoldout: 2000, Seed: 1,
+		Buffer: 50_000, HoldoutPercent: 10, MaxHoldout: 500, Seed: 1,
 	}
 }
 

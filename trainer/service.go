@@ -2,6 +2,7 @@ package trainer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -76,6 +77,7 @@ type run struct {
 	learner *Learner
 	offsets map[int32]int64 // of sessions.good: the next session to learn
 	parent  string          // version that the weights came from
+	release string          // newest release among that version and its ancestors
 
 	published   Stats // as of the last candidate
 	publishedAt time.Time
@@ -158,8 +160,28 @@ func (r *run) resume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("fill the replay buffer: %w", err)
 	}
+	if r.release, err = r.newestRelease(ctx, m); err != nil {
+		return err
+	}
 	r.Log.Info("resumed training", "version", m.Version, "steps", r.published.Steps, "replayed_sessions", n)
-	return nil
+	return r.rebase(ctx)
+}
+
+// newestRelease walks a version's lineage back to the newest aligned version in
+// it; "" if there is none, or none that is still kept.
+func (r *run) newestRelease(ctx context.Context, m *publisher.Manifest) (string, error) {
+	for m.Kind != publisher.KindAligned {
+		if m.Parent == "" {
+			return "", nil
+		}
+		var err error
+		if m, _, err = r.Store.Manifest(ctx, m.Parent, ""); errors.Is(err, publisher.ErrNotFound) {
+			return "", nil
+		} else if err != nil {
+			return "", fmt.Errorf("follow the lineage of candidates: %w", err)
+		}
+	}
+	return m.Version, nil
 }
 
 // follow trains on the stream as it comes.
@@ -306,17 +328,19 @@ func (r *run) announce(ctx context.Context, version, hash string) error {
 	return err
 }
 
-// rebase continues from a released version that came out of this trainer's last
-// candidate. A release that another path led to is not this trainer's business.
+// rebase continues from a release that is newer than those in the lineage. It came
+// out of an earlier candidate; what was trained since then is given up, and comes
+// back from the replay buffer. A release of another codebook is not taken.
 func (r *run) rebase(ctx context.Context) error {
 	refs, err := publisher.Current(ctx, r.Cluster, r.Model)
 	if err != nil {
 		return err
 	}
 	ref := refs[publisher.ChannelReleased]
-	if ref == nil || ref.Kind != publisher.KindAligned || ref.Version <= r.parent {
+	if ref == nil || ref.Kind != publisher.KindAligned || ref.Version <= r.release {
 		return nil
 	}
+	r.release = ref.Version // also if it is not taken: it is looked at once
 	m, files, err := r.Store.Load(ctx, ref.Version, ref.ManifestSha256)
 	if err != nil {
 		return fmt.Errorf("rebase onto %s: %w", ref.Version, err)

@@ -1,0 +1,154 @@
+package trainer
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/decoder"
+	"onerec/internal/stream"
+	"onerec/publisher"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+)
+
+// world is a broker with good sessions and a folder of checkpoints.
+type world struct {
+	t       *testing.T
+	cluster stream.Cluster
+	client  *kgo.Client
+	store   *publisher.Store
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	b, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	w := &world{t: t, cluster: stream.Cluster{Brokers: b.Brokers()}}
+	if w.client, err = w.cluster.Client(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.client.Close)
+	if _, err := stream.CreateTopics(t.Context(), w.client, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	if w.store, err = publisher.Open(t.Context(), t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.store.Close() })
+	return w
+}
+
+func (w *world) produce(sessions []*onerecv1.Session) {
+	w.t.Helper()
+	for _, s := range sessions {
+		value, err := proto.Marshal(&onerecv1.GoodSession{Session: s})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if err := w.client.ProduceSync(w.t.Context(), &kgo.Record{Topic: schemas.TopicGoodSessions, Key: []byte(s.UserId), Value: value}).FirstErr(); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+func (w *world) service(once bool) *Service {
+	return &Service{
+		Cluster: w.cluster, Store: w.store, Model: "m", Learner: testConfig(), Bootstrap: 50, PublishSteps: 1, PublishEvery: time.Hour, Once: once,
+		Log: slog.New(slog.DiscardHandler), OnReady: func() {},
+	}
+}
+
+// TestServiceContinuesAndRebases: a run ends with a candidate; a second goes on
+// from its weights and offsets; a third, live, takes over what was released
+// meanwhile, and its next candidate descends from it.
+func TestServiceContinuesAndRebases(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	sessions := testSessions(200, 8)
+	w.produce(sessions[:100])
+	first, err := w.service(true).Run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Stats.Sessions != 100 || first.Stats.Steps == 0 || first.Manifest.Parent != "" || first.Holdout.Predictions == 0 {
+		t.Fatalf("first run: %+v, %+v", first.Stats, first.Manifest)
+	}
+	w.produce(sessions[100:150])
+	second, err := w.service(true).Run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.Stats.Sessions != 150 || second.Stats.Steps <= first.Stats.Steps || second.Manifest.Parent != first.Manifest.Version {
+		t.Fatalf("second run: %+v, %+v", second.Stats, second.Manifest)
+	}
+
+	// A release, as the rewarder makes one.
+	m, files, err := w.store.Load(ctx, second.Manifest.Version, second.Hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	weights, cb, err := decoder.Decode(files, m.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	weights.Tensors()[1].Data[0] += 0.5
+	files, config, err := decoder.Encode(weights, cb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	aligned := &publisher.Manifest{Model: "m", Kind: publisher.KindAligned, Parent: m.Version, Codebook: cb.Version(), Config: config}
+	hash, err := w.store.Publish(ctx, aligned, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publisher.Announce(ctx, w.client, w.store, publisher.ChannelReleased, aligned.Version, hash); err != nil {
+		t.Fatal(err)
+	}
+
+	live, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.service(false).Run(live)
+		done <- err
+	}()
+	for at := 150; ; at++ {
+		if at == len(sessions) {
+			t.Fatal("no candidate descends from the release")
+		}
+		w.produce(sessions[at : at+1])
+		refs, err := publisher.Current(ctx, w.cluster, "m")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if refs[publisher.ChannelCandidate].Parent == aligned.Version {
+			break
+		}
+		select { // it publishes when it has stepped; let it
+		case <-ctx.Done():
+			t.Fatal(ctx.Err())
+		case err := <-done:
+			t.Fatalf("the service ended: %v", err)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestServiceSaysThatThereIsNothing(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.service(true).Run(t.Context()); err == nil {
+		t.Fatal("no error without sessions")
+	}
+}
