@@ -117,7 +117,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Int(GroupTopics, "partitions", &s.Partitions, 1, 10_000, "partitions of the topics keyed by user")
 	c.Int(GroupTopics, "replication", &s.Replication, 1, 15, "replicas of each partition")
 
-	c.String(GroupCheckpoints, "checkpoints", &s.Bucket, "bucket of the checkpoints: a folder or a URL such as s3://bucket?region=eu-west-1")
+	c.String(GroupCheckpoints, "checkpoints", &s.Bucket, "bucket of the checkpoints: a folder, or its URL as file:///path")
 
 	c.String(GroupIngest, "pseudonym-key-file", &s.PseudonymKeyFile, "file with the keys of the HMAC that replaces user ids, one a line, later ones with the time from which they hold; empty: ids stay")
 	c.Duration(GroupIngest, "max-watch", &s.Bounds.MaxWatch, time.Second, 30*24*time.Hour, "longest watch time of a view")
