@@ -189,6 +189,9 @@ func (c *Codebook) ID(i int32) []uint16 {
 	return c.ids[int(i)*c.levels : (int(i)+1)*c.levels]
 }
 
+// ErrFull says that a codebook has no ID left.
+var ErrFull = errors.New("the codebook is full")
+
 // Assign adds an item: at each level the nearest centroid whose subtree has
 // room, at the last the nearest free code. The embedding x has the codebook's
 // width.
@@ -201,7 +204,7 @@ func (c *Codebook) Assign(item string, x []float32) error {
 	}
 	id := c.freePath(nil, slices.Clone(x))
 	if id == nil {
-		return fmt.Errorf("assign %q: all %d codes of every path are taken; rebuild the codebook", item, c.codes)
+		return fmt.Errorf("assign %q: %w: all %d codes of every path are taken; rebuild the codebook", item, ErrFull, c.codes)
 	}
 	c.index[item] = int32(len(c.items))
 	c.items = append(c.items, item)

@@ -73,8 +73,8 @@ func DefaultConfig() Config {
 	}
 }
 
-// sample is a row in terms of the items' indexes in the codebook. Only a held-out
-// session may hold unknown items.
+// sample is a row in terms of the items' indexes in the codebook. Only the session
+// of a held-out user may hold unknown items.
 type sample struct {
 	history, session []int32
 }
@@ -116,6 +116,9 @@ type Stats struct {
 	Rows      int64
 	Tokens    int64
 	Skipped   int // steps whose loss or gradient was not finite
+	// Unassigned counts sessions with an item that got no ID because the codebook is
+	// full.
+	Unassigned int
 	FirstLoss float64
 	LastLoss  float64 // running mean of the newest steps
 	GradNorm  float64
@@ -252,10 +255,11 @@ func (l *Learner) begin(cb *semanticid.Codebook, raw, average *decoder.Weights, 
 		l.index[cb.Item(i)] = i
 	}
 	l.popular = make([]int, cb.Len())
-	if l.graph, err = decoder.NewGraph(l.raw, l.cfg.BatchTokens); err != nil {
+	capacity := max(l.cfg.BatchTokens, raw.Config.MaxLen) // the longest row fits in any case
+	if l.graph, err = decoder.NewGraph(l.raw, capacity); err != nil {
 		return err
 	}
-	l.eval, err = decoder.NewScorer(l.average, l.cfg.BatchTokens)
+	l.eval, err = decoder.NewScorer(l.average, capacity)
 	return err
 }
 
@@ -282,6 +286,9 @@ func (l *Learner) add(s *onerecv1.Session, train bool) error {
 		session = append(session, indexOf(v.ItemId))
 	}
 	history = slices.DeleteFunc(history, isUnknown)
+	if !held { // a held-out user's unknown item is a miss, a training user's nothing
+		session = slices.DeleteFunc(session, isUnknown)
+	}
 	// A long session becomes several rows, each with the items before it as
 	// history.
 	for len(session) > 0 {
@@ -330,7 +337,10 @@ func (l *Learner) assign(s *onerecv1.Session) error {
 		if mean == nil {
 			mean = l.meanOf(l.sequence(s))
 		}
-		if err := l.cb.Assign(item, mean); err != nil {
+		if err := l.cb.Assign(item, mean); errors.Is(err, semanticid.ErrFull) {
+			l.stat.Unassigned++
+			return nil // training goes on with the items that have an ID
+		} else if err != nil {
 			return err
 		}
 		l.index[item] = int32(len(l.popular))

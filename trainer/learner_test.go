@@ -215,6 +215,34 @@ func TestNewItemsGetIDs(t *testing.T) {
 	steps(t, l)
 }
 
+// TestFullCodebook: when every ID is taken, new items are left out and training
+// goes on.
+func TestFullCodebook(t *testing.T) {
+	l := trained(t, testConfig(), testSessions(100, 9), nil) // 8 x 8 IDs for 40 items
+	var many []*onerecv1.Session
+	for i := range 40 {
+		many = append(many, &onerecv1.Session{UserId: "u0", Views: []*onerecv1.View{{ItemId: "g0-1"}, {ItemId: fmt.Sprint("new-", i)}, {ItemId: "g0-2"}}})
+	}
+	before := l.Stats().Steps
+	observe(t, l, many)
+	st := l.Stats()
+	if l.cb.Len() != 64 || st.Unassigned != 40-24 || st.Steps == before {
+		t.Fatalf("%d items, %+v", l.cb.Len(), st)
+	}
+	if _, err := l.Evaluate(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRowsLongerThanABatch: a batch may be set smaller than the longest row.
+func TestRowsLongerThanABatch(t *testing.T) {
+	cfg := testConfig()
+	cfg.BatchTokens = 10
+	if st := trained(t, cfg, testSessions(20, 10), nil).Stats(); st.Steps == 0 {
+		t.Fatalf("%+v", st)
+	}
+}
+
 // TestDivergenceIsSkipped: weights that are not finite are replaced by their
 // average, and training goes on.
 func TestDivergenceIsSkipped(t *testing.T) {

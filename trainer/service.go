@@ -235,8 +235,12 @@ func (r *run) follow(ctx context.Context) error {
 // learn takes one session and makes the steps that it pays for, so that what is
 // learned depends on the order of sessions alone.
 func (r *run) learn(ctx context.Context, s *onerecv1.Session) error {
+	before := r.learner.Stats().Unassigned
 	if err := r.learner.Observe(s); err != nil {
 		return err
+	}
+	if n := r.learner.Stats().Unassigned; n > before && n&(n-1) == 0 { // at 1, 2, 4, 8, ...
+		r.Log.Warn("the codebook is full: new items are not learned; train a new model with more --codes", "sessions_with_such_items", n)
 	}
 	if !r.learner.Ready() {
 		if r.learner.Waiting() < r.Bootstrap {
