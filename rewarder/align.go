@@ -102,6 +102,9 @@ type Outcome struct {
 // ErrNoPairs says that no prompt gave a pair that differs enough.
 var ErrNoPairs = errors.New("no pair of candidates differs in reward by the least margin")
 
+// ErrDiverged says that the reward model or the aligned weights are not finite.
+var ErrDiverged = errors.New("not a finite number")
+
 // pair is a prompt with its best and its worst candidate.
 type pair struct {
 	prompt       int
@@ -124,7 +127,7 @@ func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codeb
 	}
 	rewards, err := a.score(prompts, drawn)
 	if err != nil {
-		return nil, nil, err
+		return nil, o, err
 	}
 	pairs := a.pairs(drawn, rewards)
 	if o.Pairs = len(pairs); o.Pairs == 0 {
@@ -132,7 +135,7 @@ func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codeb
 	}
 	aligned := reference.Clone()
 	if err := a.train(ctx, reference, aligned, prompts, pairs, o, func(done, total int) { progress("align by DPO", "pairs", done, total) }); err != nil {
-		return nil, nil, err
+		return nil, o, err
 	}
 	if err := a.judge(ctx, reference, aligned, heldOut, o, func(done, total int) { progress("judge on held-out users", "draws", done, total) }); err != nil {
 		return nil, nil, err
@@ -220,7 +223,7 @@ func (a *aligner) score(prompts []Prompt, drawn [][]decoder.List) ([][]float64, 
 		for range lists {
 			r := a.cfg.Weights.Reward(predicted[0], a.avg)
 			if math.IsNaN(r) || math.IsInf(r, 0) {
-				return nil, fmt.Errorf("the reward model gives %v; it has diverged", r)
+				return nil, fmt.Errorf("the reward model gives %v; it has diverged: %w", r, ErrDiverged)
 			}
 			out[i] = append(out[i], r)
 			predicted = predicted[1:]
@@ -324,6 +327,9 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 				batch[i].RefMargin = logp[batch[i].Winner] - logp[batch[i].Loser]
 			}
 			l, err := graph.Step(b, batch, 0, 0, solver)
+			if errors.Is(err, decoder.ErrNotFinite) || errors.Is(err, ops.ErrDiverged) {
+				return fmt.Errorf("DPO step: %w: %w", ErrDiverged, err)
+			}
 			if err != nil {
 				return fmt.Errorf("DPO step: %w", err)
 			}

@@ -221,9 +221,14 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 	heldOut := r.heldOutPrompts(cb, cfg)
 	r.Log.Info("round begins", "round", r.rounds, "reference", ref.Version, "users", len(prompts), "held_out_users", len(heldOut), "candidates", cfg.Candidates)
 	aligned, o, err := Align(ctx, weights, cb, r.model, r.avg, prompts, heldOut, cfg, r.Progress)
-	if errors.Is(err, ErrNoPairs) {
+	if errors.Is(err, ErrNoPairs) || errors.Is(err, ErrDiverged) { // a bad round is rejected like any other
 		o.Why = err.Error()
-		err = nil
+		if errors.Is(err, ErrDiverged) { // the next round learns a new reward model
+			err = r.model.Close()
+			r.model = nil
+		} else {
+			err = nil
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("round %d: %w", r.rounds, err)
