@@ -111,18 +111,18 @@ type Learner struct {
 
 // Stats counts since the learner began.
 type Stats struct {
-	Sessions  int // that arrived, held-out ones included
-	Steps     int
-	Rows      int64
-	Tokens    int64
-	Skipped   int // steps whose loss or gradient was not finite
+	Sessions int // that arrived, held-out ones included
+	Steps    int
+	Rows     int64
+	Tokens   int64
+	Skipped  int // steps whose loss or gradient was not finite
 	// Unassigned counts sessions with an item that got no ID because the codebook is
 	// full.
 	Unassigned int
-	FirstLoss float64
-	LastLoss  float64 // running mean of the newest steps
-	GradNorm  float64
-	Seconds   float64 // spent in steps
+	FirstLoss  float64
+	LastLoss   float64 // running mean of the newest steps
+	GradNorm   float64
+	Seconds    float64 // spent in steps
 }
 
 // TokensPerSecond is the speed of training steps.
