@@ -225,7 +225,7 @@ type Item struct {
 	ItemID     string   `json:"item_id"`
 	SemanticID []uint16 `json:"semantic_id,omitempty"`
 	// LogProb is the item's log probability in mode "next", that of the whole list
-	// in mode "list".
+	// in mode "list", among what could be recommended; answers are in its order.
 	LogProb float64 `json:"log_prob,omitempty"`
 }
 
@@ -307,11 +307,11 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 	}
 	if q.Mode == "next" {
 		for _, l := range lists[:min(len(lists), q.N)] {
-			add(l.Items[0], l.LogProb)
+			add(l.Items[0], l.Score)
 		}
 	} else if len(lists) > 0 {
 		for _, i := range lists[0].Items {
-			add(i, lists[0].LogProb)
+			add(i, lists[0].Score)
 		}
 	}
 	return a, nil

@@ -91,7 +91,7 @@ func (c *cli) services() []*cobra.Command {
 		return c.command(&cobra.Command{Use: use, Short: short, Long: long + `
 
 On SIGTERM or SIGINT the service finishes what it has begun, leaves its consumer
-group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon, app.GroupLog}, groups...), func(cmd *cobra.Command, a *app.App, _ []string) error {
+group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon, app.GroupLog, app.GroupService}, groups...), func(cmd *cobra.Command, a *app.App, _ []string) error {
 			return run(cmd.Context(), a)
 		})
 	}
@@ -106,7 +106,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 		}
 	}
 	reward := withOnce(service("reward", "Align the decoder: reward model, DPO rounds", "Learns a reward model from sessions.judged, aligns the newest checkpoint by DPO, and releases what passes the gates.",
-		[]string{app.GroupCheckpoints, app.GroupReward, app.GroupTrain}, func(ctx context.Context, a *app.App) error {
+		[]string{app.GroupModel, app.GroupCheckpoints, app.GroupReward, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
 			showProgress(a)
 			report, err := a.RunReward(ctx, once)
 			if err != nil || !once || report == nil {
@@ -118,7 +118,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 	var explain string
 	var limit int
 	filter := service("filter", "Judge sessions", "Turns sessions into sessions.judged and, if every rule is met, sessions.good. A change of the --rules file takes effect without a restart.",
-		[]string{app.GroupFilter}, func(ctx context.Context, a *app.App) error { return a.RunFilter(ctx) })
+		[]string{app.GroupStage, app.GroupFilter}, func(ctx context.Context, a *app.App) error { return a.RunFilter(ctx) })
 	judge := filter.RunE
 	filter.RunE = func(cmd *cobra.Command, args []string) error {
 		if explain == "" {
@@ -135,25 +135,25 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 	filter.Flags().BoolVar(&c.json, "json", false, "print what --explain finds as JSON")
 	return []*cobra.Command{
 		service("ingest", "Validate raw view events", "Turns views.raw into views; what breaks a rule goes to views.dlq with the reason.",
-			[]string{app.GroupIngest}, func(ctx context.Context, a *app.App) error { return a.RunIngest(ctx) }),
+			[]string{app.GroupStage, app.GroupIngest}, func(ctx context.Context, a *app.App) error { return a.RunIngest(ctx) }),
 		service("sessionize", "Cut views into sessions", "Turns views into sessions by gaps in event time, each with the user's history as of its start.",
-			[]string{app.GroupSessionize, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunSessionize(ctx) }),
+			[]string{app.GroupStage, app.GroupGap, app.GroupSessionize, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunSessionize(ctx) }),
 		filter,
 		withOnce(service("snapshot", "Write sessions as Parquet", "Writes sessions.judged as Parquet files, each session exactly once.",
 			[]string{app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written"),
 		withOnce(service("train", "Train the decoder on good sessions", "Learns from sessions.good for ever and publishes candidates.",
-			[]string{app.GroupCheckpoints, app.GroupTrain}, func(ctx context.Context, a *app.App) error {
+			[]string{app.GroupModel, app.GroupCheckpoints, app.GroupTrain, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
 				showProgress(a)
 				return a.RunTrain(ctx, once)
 			}), "end, with a candidate, when what there is now is learned"),
 		reward,
 		service("serve", "Answer with recommendations", "Serves recommendations over HTTP from the newest released checkpoint.",
-			[]string{app.GroupCheckpoints, app.GroupServe, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunServe(ctx) }),
+			[]string{app.GroupModel, app.GroupCheckpoints, app.GroupServe, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunServe(ctx) }),
 	}
 }
 
 func (c *cli) config() *cobra.Command {
-	groups := []string{app.GroupCommon, app.GroupLog, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
+	groups := []string{app.GroupCommon, app.GroupLog, app.GroupService, app.GroupStage, app.GroupModel, app.GroupGap, app.GroupLearn, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
 	return c.command(&cobra.Command{
 		Use: "config", Short: "Print the effective settings", GroupID: "tools",
 		Long: "Prints all settings as a YAML file with comments, which --config reads back.",

@@ -282,10 +282,10 @@ func TestServices(t *testing.T) {
 	}
 
 	// Learning, as services, on what is there.
-	learn := []string{"--checkpoints", checkpoints, "--batch-tokens", "1024", "--train-history", "8", "--replay-ratio", "1", "--holdout-percent", "20"}
+	learn := []string{"--checkpoints", checkpoints, "--batch-tokens", "1024", "--holdout-percent", "20"}
 	address := freeAddress(t)
 	serve := start(t, common("serve", "--checkpoints", checkpoints, "--listen", address)...)
-	train := start(t, append(common("train", "--bootstrap-sessions", "50", "--publish-every", "1s"), learn...)...)
+	train := start(t, append(common("train", "--bootstrap-sessions", "50", "--publish-every", "1s", "--train-history", "8", "--replay-ratio", "1"), learn...)...)
 	reward := start(t, append(common("reward", "--reward-every", "1s", "--align-users", "10", "--candidates", "8", "--candidate-items", "3", "--reward-epochs", "1"), learn...)...)
 	var answer recommender.Answer
 	eventually(t, "a model answers", func() bool {

@@ -29,9 +29,12 @@ installed. Without --views the input comes from the simulator.
 
 --views reads KuaiRand's logs (comma or tab separated) and JSON lines of
 ViewEvents, gzipped or not. Everything is kept under --dir: the broker's log, the
-checkpoints, Parquet snapshots of the sessions, and report.json.`,
+checkpoints, Parquet snapshots of the sessions, and report.json.
+
+What only matters to a stream without end has no effect here: idle-timeout,
+bootstrap-sessions, publish-steps, publish-every, reward-every, listen.`,
 		Example: "  onerec demo\n  onerec demo --views views.tsv.gz --dir demo-kuairand --rounds 2",
-	}, []string{app.GroupLog, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+	}, []string{app.GroupLog, app.GroupModel, app.GroupIngest, app.GroupGap, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupTrain, app.GroupLearn, app.GroupReward, app.GroupServe, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, _ []string) error {
 		if c.set.IsDefault("log-level") { // the progress says enough
 			c.settings.LogLevel = "warn"
 			a = app.New(c.settings, os.Stderr, nil)
@@ -64,7 +67,7 @@ func (c *cli) replay() *cobra.Command {
 		Long: `Plays views into views.raw in the order of event time, as fast as the broker
 takes them. Without FILE they come from the simulator. FILE is one of KuaiRand's
 logs or JSON lines of ViewEvents, gzipped or not.`,
-	}, []string{app.GroupCommon, app.GroupLog, app.GroupSessionize, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, args []string) error {
+	}, []string{app.GroupCommon, app.GroupLog, app.GroupGap, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, args []string) error {
 		a.Progress = progress.New(os.Stderr)
 		path := ""
 		if len(args) > 0 {
@@ -138,7 +141,7 @@ func (c *cli) printTopics(w io.Writer, topics []app.TopicInfo) error {
 func (c *cli) checkpoints() *cobra.Command {
 	parent := &cobra.Command{Use: "checkpoints", Short: "List, show, verify, promote and roll back checkpoints", GroupID: "tools", Args: cobra.NoArgs, RunE: help}
 	local := []string{app.GroupCheckpoints}
-	remote := []string{app.GroupCommon, app.GroupLog, app.GroupCheckpoints}
+	remote := []string{app.GroupCommon, app.GroupLog, app.GroupModel, app.GroupCheckpoints}
 	list := c.command(&cobra.Command{Use: "list", Short: "List the versions, oldest first"}, local, func(cmd *cobra.Command, a *app.App, _ []string) error {
 		versions, err := a.Versions(cmd.Context())
 		if err != nil {

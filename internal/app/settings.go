@@ -26,6 +26,11 @@ import (
 // Groups of settings; a command has the flags of those that it needs.
 const (
 	GroupCommon      = "common"
+	GroupService     = "service" // of every process that runs until it is stopped
+	GroupStage       = "stage"   // of ingest, sessionize and filter
+	GroupModel       = "model"
+	GroupGap         = "gap"
+	GroupLearn       = "learn" // of train and reward
 	GroupLog         = "log"
 	GroupTopics      = "topics"
 	GroupCheckpoints = "checkpoints"
@@ -107,10 +112,10 @@ func Defaults() *Settings {
 func (s *Settings) Register(c *config.Set) {
 	const year = 365 * 24 * time.Hour
 	c.Strings(GroupCommon, "brokers", &s.Brokers, "Kafka brokers, host:port separated by commas")
-	c.String(GroupCommon, "http", &s.HTTP, "address of /healthz, /readyz and /metrics, e.g. :9464; empty: none")
-	c.String(GroupCommon, "instance", &s.Instance, "name of this process within its service; stable across restarts, it lets a restarted process fence its former self at once")
-	c.Bool(GroupCommon, "static-membership", &s.Static, "keep the partitions of ingest, sessionize and filter for a restarted process of the same --instance, instead of moving them")
-	c.String(GroupCommon, "model", &s.Model, "name of the model that checkpoints belong to")
+	c.String(GroupService, "http", &s.HTTP, "address of /healthz, /readyz and /metrics, e.g. :9464; empty: none")
+	c.String(GroupStage, "instance", &s.Instance, "name of this process within its service; stable across restarts, it lets a restarted process fence its former self at once")
+	c.Bool(GroupStage, "static-membership", &s.Static, "keep the partitions of ingest, sessionize and filter for a restarted process of the same --instance, instead of moving them")
+	c.String(GroupModel, "model", &s.Model, "name of the model that checkpoints belong to")
 	c.String(GroupLog, "log-level", &s.LogLevel, "least level that is logged", "debug", "info", "warn", "error")
 	c.String(GroupLog, "log-format", &s.LogFormat, "format of logs", "text", "json")
 
@@ -124,7 +129,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Duration(GroupIngest, "max-duration", &s.Bounds.MaxDuration, time.Second, 30*24*time.Hour, "longest video")
 	c.Duration(GroupIngest, "max-future", &s.Bounds.MaxFuture, 0, 24*time.Hour, "how far event time may lie ahead of the clock")
 
-	c.Duration(GroupSessionize, "session-gap", &s.Sessions.Gap, time.Second, 7*24*time.Hour, "views at most this far apart belong to one session")
+	c.Duration(GroupGap, "session-gap", &s.Sessions.Gap, time.Second, 7*24*time.Hour, "views at most this far apart belong to one session")
 	c.Duration(GroupSessionize, "session-lateness", &s.Sessions.Lateness, 0, 7*24*time.Hour, "how far the watermark trails the newest view")
 	c.Int(GroupSessionize, "session-max-views", &s.Sessions.MaxViews, 1, 100_000, "a session with so many views is closed")
 	c.Duration(GroupSessionize, "session-max-age", &s.Sessions.MaxAge, time.Minute, 30*24*time.Hour, "a session that lasts so long is closed")
@@ -150,7 +155,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Int(GroupTrain, "train-session", &t.Session, 1, 256, "items of a session in a row; longer sessions make several rows")
 	c.Int(GroupTrain, "embedding-dim", &t.EmbeddingDim, 2, 1024, "width of learned item embeddings")
 	c.Int(GroupTrain, "embedding-window", &t.EmbeddingWindow, 1, 100, "items at most so many places apart occur together")
-	c.Int(GroupTrain, "batch-tokens", &t.BatchTokens, 128, 1<<20, "tokens of a training step at most")
+	c.Int(GroupLearn, "batch-tokens", &t.BatchTokens, 128, 1<<20, "tokens of a training step at most")
 	c.Float(GroupTrain, "replay-ratio", &t.ReplayRatio, 1, 1000, "rows trained on for each row that arrives")
 	c.Float(GroupTrain, "learning-rate", &t.LearningRate, 1e-7, 1, "highest learning rate")
 	c.Int(GroupTrain, "warmup-steps", &t.WarmupSteps, 0, 1_000_000, "steps in which the learning rate rises")
@@ -159,12 +164,12 @@ func (s *Settings) Register(c *config.Set) {
 	c.Float(GroupTrain, "history-weight", &t.HistoryWeight, 0, 1, "weight of the history's codes in the loss, against 1 for the session's")
 	c.Float(GroupTrain, "average", &t.Average, 0, 0.99999, "decay, by step, of the moving average that is published")
 	c.Int(GroupTrain, "replay-buffer", &t.Buffer, 1, 10_000_000, "rows of the replay buffer")
-	c.Int(GroupTrain, "holdout-percent", &t.HoldoutPercent, 0, 50, "percent of users who are never trained on")
+	c.Int(GroupLearn, "holdout-percent", &t.HoldoutPercent, 0, 50, "percent of users who are never trained on")
 	c.Int(GroupTrain, "holdout-sessions", &t.MaxHoldout, 1, 1_000_000, "held-out rows that a candidate is measured on, the newest")
 	c.Int(GroupTrain, "bootstrap-sessions", &s.Bootstrap, 1, 10_000_000, "good sessions from which the codebook and the first weights are made")
 	c.Int(GroupTrain, "publish-steps", &s.PublishSteps, 1, 10_000_000, "steps after which a candidate is published")
 	c.Duration(GroupTrain, "publish-every", &s.PublishEvery, time.Second, year, "time after which a candidate is published")
-	c.Uint64(GroupTrain, "seed", &t.Seed, "seed of everything random in training and rounds")
+	c.Uint64(GroupLearn, "seed", &t.Seed, "seed of everything random in training and rounds")
 
 	a := &s.Align
 	c.Int(GroupReward, "reward-epochs", &s.ModelEpochs, 1, 1000, "passes of a new reward model over the sessions")

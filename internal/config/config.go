@@ -286,8 +286,16 @@ func (s *Set) IsDefault(name string) bool {
 // Write prints the effective settings as a YAML file with comments, which Load
 // reads back.
 func (s *Set) Write(w io.Writer) error {
+	first := make(map[string]int) // groups in the order in which they came up
+	for i, st := range s.settings {
+		if _, ok := first[st.group]; !ok {
+			first[st.group] = i
+		}
+	}
+	settings := slices.Clone(s.settings)
+	slices.SortStableFunc(settings, func(a, b *setting) int { return first[a.group] - first[b.group] })
 	group := ""
-	for _, st := range s.settings {
+	for _, st := range settings {
 		if st.group != group {
 			group = st.group
 			if _, err := fmt.Fprintf(w, "\n# ---- %s ----\n", group); err != nil {
