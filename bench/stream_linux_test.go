@@ -14,6 +14,7 @@ import (
 
 	"onerec/filters"
 	"onerec/ingest"
+	"onerec/internal/history"
 	"onerec/internal/stream"
 	"onerec/schemas"
 	"onerec/schemas/onerecv1"
@@ -31,12 +32,14 @@ func encodedViews(b *testing.B, users, n int) (keys, values [][]byte) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	slab := make([]byte, 0, 128*n) // one object, so that the garbage collector is not measured on the input
 	for e := range w.Events() {
-		value, err := proto.Marshal(e) // a View has the same fields
+		at := len(slab)
+		slab, err = proto.MarshalOptions{}.MarshalAppend(append(slab, e.UserId...), e) // a View has the same fields
 		if err != nil {
 			b.Fatal(err)
 		}
-		keys, values = append(keys, []byte(e.UserId)), append(values, value)
+		keys, values = append(keys, slab[at:at+len(e.UserId)]), append(values, slab[at+len(e.UserId):])
 		if len(values) == n {
 			break
 		}
@@ -55,14 +58,12 @@ func BenchmarkCore(b *testing.B) {
 	for b.Loop() {
 		core := sessionizer.New(sessionizer.DefaultConfig())
 		for i, value := range values {
-			v := new(onerecv1.View)
-			if err := proto.Unmarshal(value, v); err != nil {
+			if _, err := core.Add(value); err != nil {
 				b.Fatal(err)
 			}
-			core.Add(v)
 			if i%10_000 == 0 {
 				sessions += len(core.TakeClosed())
-				core.TakeDirty()
+				core.TakeChanges()
 			}
 		}
 		views += n
@@ -145,49 +146,115 @@ func BenchmarkPipeline(b *testing.B) {
 	b.ReportMetric(spent/float64(n*b.N)*1e6, "CPU-s/Mviews")
 }
 
-// BenchmarkGrowth opens a session for each of more and more users: memory a user
-// and speed should stay the same.
+// BenchmarkGrowth keeps more and more sessions open: the memory of each and the
+// speed should stay the same. Views come in waves ten minutes of event time apart;
+// a user watches ten videos in a row and pauses for an hour, so that sessions end
+// and begin all the time; who comes next is far away in memory. Each user has a full
+// history from the start, restored as after a restart. Run with -benchtime 1x.
 func BenchmarkGrowth(b *testing.B) {
 	for _, users := range []int{10_000, 100_000, 1_000_000} {
 		b.Run(fmt.Sprint(users), func(b *testing.B) {
 			for b.Loop() {
-				bytes, rate := grow(b, users)
-				b.ReportMetric(bytes, "B/session")
-				b.ReportMetric(rate, "views/s")
+				grow(b, users)
 			}
 		})
 	}
 }
 
-// grow opens a session of three views for each user and returns the heap that a
-// user takes and the speed.
-func grow(b *testing.B, users int) (bytesEach, viewsPerSecond float64) {
-	heap := func() uint64 {
+func grow(b *testing.B, users int) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	const (
+		wave     = 600_000 // ms
+		cycle    = 16      // waves
+		watching = 10      // waves of a cycle in which a user watches
+		measured = 3_000_000
+		step     = 7_654_321 // prime, and no user count is a multiple of it
+	)
+	heap := func() float64 {
 		runtime.GC()
 		runtime.GC() // what a finaliser or a pool held is gone after the second
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
+		return float64(m.HeapAlloc)
 	}
+	before := heap()
 	cfg := sessionizer.DefaultConfig()
 	cfg.MaxUsers = 0
-	before := heap()
 	core := sessionizer.New(cfg)
-	start := time.Now()
-	const each = 3
-	for round := range each {
-		for u := range users {
-			core.Add(&onerecv1.View{
-				EventId: fmt.Sprintf("e%d-%d", round, u), UserId: fmt.Sprintf("user-%07d", u), ItemId: fmt.Sprintf("item-%05d", u%20_000),
-				EventTimeMs: int64(round)*600_000 + int64(u)*600_000/int64(users), WatchMs: 20_000, DurationMs: 20_000,
-			})
+	changelog := make([]sessionizer.Keyed, users)
+	var items history.Items
+	for i := range cfg.History.MaxItems {
+		items = items.Append(fmt.Appendf(nil, "item-%05d", i), 1_699_000_000_000+int64(i)*60_000)
+	}
+	for u := range changelog {
+		changelog[u] = sessionizer.Keyed{Key: fmt.Appendf(nil, "user-%07d", u), Value: items}
+	}
+	restoring := time.Now()
+	if err := core.Restore(changelog); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(users)/time.Since(restoring).Seconds(), "restored-users/s")
+	changelog = nil
+	values := make([][]byte, 0, 10_000)
+	var slab []byte
+	var elapsed time.Duration
+	views, sessions, in, out := 0, 0, 0, 0
+	flush := func() {
+		start := time.Now()
+		for _, value := range values {
+			if _, err := core.Add(value); err != nil {
+				b.Fatal(err)
+			}
 		}
-		core.TakeDirty()
+		closed, changes := core.TakeClosed(), core.TakeChanges()
+		elapsed += time.Since(start)
+		sessions += len(closed)
+		for _, r := range changes {
+			out += len(r.Key) + len(r.Value)
+		}
+		in += len(slab)
+		views += len(values)
+		values, slab = values[:0], slab[:0]
 	}
-	elapsed := time.Since(start)
-	after := heap()
-	if core.OpenUsers() != users || len(core.TakeClosed()) != 0 {
-		b.Fatalf("%d users have an open session, want %d", core.OpenUsers(), users)
+	for w := 0; views < users*watching+measured; w++ {
+		if w == cycle { // everything is warm from here on
+			flush()
+			elapsed, sessions, views = 0, 0, users*watching
+		}
+		for i := range users {
+			u := i * step % users
+			if (w+u)%cycle >= watching {
+				continue
+			}
+			n := len(slab)
+			var err error
+			slab, err = proto.MarshalOptions{}.MarshalAppend(slab, &onerecv1.View{
+				EventId: fmt.Sprintf("event-%03d-%07d", w, u), UserId: fmt.Sprintf("user-%07d", u), ItemId: fmt.Sprintf("item-%05d", (u+w)%20_000),
+				EventTimeMs: 1_700_000_000_000 + int64(w)*wave + int64(i)*wave/int64(users), WatchMs: 20_000, DurationMs: int64(20_000 * (1 + (u+w)%2)),
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			values = append(values, slab[n:])
+			if len(values) == cap(values) {
+				flush()
+			}
+		}
 	}
-	return float64(after-before) / float64(users), float64(each*users) / elapsed.Seconds()
+	flush()
+	slab, values = nil, nil
+	if core.OpenUsers() != users || sessions == 0 {
+		b.Fatalf("%d users are in memory and %d sessions closed, want %d users", core.OpenUsers(), sessions, users)
+	}
+	open := heap()
+	b.ReportMetric((open-before)/float64(users), "B/user")
+	b.ReportMetric(float64(views-users*watching)/elapsed.Seconds(), "views/s")
+	b.ReportMetric(float64(out)/float64(in), "changelog-B/B")
+	core.Advance(core.SavePartition().WatermarkMs + 2*time.Hour.Milliseconds())
+	if n := len(core.TakeClosed()); n == 0 {
+		b.Fatal("no session was open")
+	}
+	core.TakeChanges()
+	b.ReportMetric((heap()-before)/float64(users), "B/user-without-session")
+	runtime.KeepAlive(core)
 }

@@ -28,7 +28,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/proto"
 
 	"onerec/decoder"
 	"onerec/internal/history"
@@ -183,11 +182,11 @@ func (s *Service) followViews(ctx context.Context) error {
 			if r.Attrs.IsControl() || len(r.Value) == 0 { // an empty value is a watermark
 				continue
 			}
-			v := new(onerecv1.View)
-			if err := proto.Unmarshal(r.Value, v); err != nil {
+			var v schemas.RawView
+			if err := v.Scan(r.Value); err != nil {
 				return fmt.Errorf("topic %s partition %d offset %d is no View (only ingest may write there): %w", r.Topic, r.Partition, r.Offset, err)
 			}
-			s.users.add(v)
+			s.users.add(&v)
 		}
 		s.Metrics.setUsers(s.users.len())
 	}

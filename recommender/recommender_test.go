@@ -256,9 +256,10 @@ func TestBadRequests(t *testing.T) {
 
 func TestUsersAreBounded(t *testing.T) {
 	u := newUsers(history.DefaultPolicy(), 10, 5)
+	like := schemas.Engagement{Like: true}
 	for i := range 100 {
-		u.add(&onerecv1.View{UserId: fmt.Sprint("u", i), ItemId: fmt.Sprint("i", i), EventTimeMs: int64(i), Like: true})
-		u.add(&onerecv1.View{UserId: "faithful", ItemId: "x", EventTimeMs: int64(i), Like: true})
+		u.add(&schemas.RawView{UserID: fmt.Append(nil, "u", i), ItemID: fmt.Append(nil, "i", i), EventTimeMs: int64(i), Engagement: like})
+		u.add(&schemas.RawView{UserID: []byte("faithful"), ItemID: []byte("x"), EventTimeMs: int64(i), Engagement: like})
 	}
 	if u.len() != 10 || len(u.counts) != 5 {
 		t.Errorf("%d users and %d items", u.len(), len(u.counts))

@@ -7,7 +7,7 @@ import (
 	"sync"
 
 	"onerec/internal/history"
-	"onerec/schemas/onerecv1"
+	"onerec/schemas"
 )
 
 // users keeps the histories of the users seen last, and how often each item was
@@ -26,7 +26,7 @@ type users struct {
 
 type entry struct {
 	id    string
-	items []*onerecv1.HistoryItem
+	items history.Items
 }
 
 func newUsers(policy history.Policy, maxUsers, maxItems int) *users {
@@ -34,16 +34,17 @@ func newUsers(policy history.Policy, maxUsers, maxItems int) *users {
 }
 
 // add takes a view.
-func (u *users) add(v *onerecv1.View) {
+func (u *users) add(v *schemas.RawView) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	e, ok := u.byID[v.UserId]
+	e, ok := u.byID[string(v.UserID)]
 	if !ok {
 		if !u.policy.Engaged(v) {
 			return
 		}
-		e = u.recent.PushFront(&entry{id: v.UserId})
-		u.byID[v.UserId] = e
+		id := string(v.UserID)
+		e = u.recent.PushFront(&entry{id: id})
+		u.byID[id] = e
 		if len(u.byID) > u.max {
 			oldest := u.recent.Back()
 			u.recent.Remove(oldest)
@@ -57,8 +58,8 @@ func (u *users) add(v *onerecv1.View) {
 		return
 	}
 	entry.items = items
-	if _, known := u.counts[v.ItemId]; known || len(u.counts) < u.items {
-		u.counts[v.ItemId]++
+	if _, known := u.counts[string(v.ItemID)]; known || len(u.counts) < u.items {
+		u.counts[string(v.ItemID)]++
 		u.top = nil
 	}
 }
@@ -72,8 +73,8 @@ func (u *users) history(id string) []string {
 		return nil
 	}
 	var out []string
-	for _, h := range e.Value.(*entry).items {
-		out = append(out, h.ItemId)
+	for item := range e.Value.(*entry).items.All() {
+		out = append(out, string(item))
 	}
 	return out
 }

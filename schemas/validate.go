@@ -3,6 +3,7 @@ package schemas
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -55,6 +56,8 @@ func ViewRules(b Bounds) []Rule {
 				return fmt.Sprintf("%s has %d bytes, at most %d are allowed", field, len(s), MaxIDBytes)
 			case !utf8.ValidString(s):
 				return field + " is not UTF-8"
+			case strings.IndexByte(s, 0) >= 0:
+				return field + " holds a zero byte"
 			}
 			return ""
 		}

@@ -1,8 +1,11 @@
 package sessionizer
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +14,51 @@ import (
 
 	"onerec/schemas/onerecv1"
 )
+
+// add gives the core a view as the topic has it.
+func add(t interface{ Fatal(...any) }, c *Core, v *onerecv1.View) Outcome {
+	value, err := proto.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outcome, err := c.Add(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return outcome
+}
+
+// takeClosed decodes the closed sessions, and holds each against its own numbers.
+func takeClosed(t interface{ Fatal(...any) }, c *Core) []*onerecv1.Session {
+	var out []*onerecv1.Session
+	for _, k := range c.TakeClosed() {
+		s := new(onerecv1.Session)
+		if err := proto.Unmarshal(k.Value, s); err != nil {
+			t.Fatal(err)
+		}
+		var watch int64
+		var likes int32
+		for _, v := range s.Views {
+			watch += v.WatchMs
+			if v.Like {
+				likes++
+			}
+			if v.UserId != "" {
+				t.Fatal("a view of a session has its user", v)
+			}
+		}
+		if string(k.Key) != s.UserId || s.TotalWatchMs != watch || s.Likes != likes ||
+			s.StartMs != s.Views[0].EventTimeMs || s.EndMs != s.Views[len(s.Views)-1].EventTimeMs {
+			t.Fatal("key ", string(k.Key), " and session ", s, " don't fit")
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func compareViews(a, b *onerecv1.View) int {
+	return cmp.Or(cmp.Compare(a.EventTimeMs, b.EventTimeMs), cmp.Compare(a.EventId, b.EventId))
+}
 
 const minute = int64(time.Minute / time.Millisecond)
 
@@ -92,32 +140,34 @@ func TestSessionsEqualOfflineDefinition(t *testing.T) {
 		got := map[string][][]string{}
 		var all []*onerecv1.Session
 		take := func() {
-			for _, s := range core.TakeClosed() {
+			for _, s := range takeClosed(t, core) {
 				got[s.UserId] = append(got[s.UserId], ids(s))
 				all = append(all, s)
 			}
 		}
 		crash := rapid.IntRange(0, len(views)).Draw(t, "crash")
-		log := map[string]*onerecv1.UserState{} // the changelog
+		log := map[string][]byte{} // the changelog
 		accepted := 0
 		for i, v := range views {
 			if i == crash {
 				state := core.SavePartition()
 				core = New(cfg)
 				core.RestorePartition(state)
-				for id, s := range log {
-					core.RestoreUser(id, s)
+				var records []Keyed
+				for key, value := range log {
+					records = append(records, Keyed{[]byte(key), value})
+				}
+				if err := core.Restore(records); err != nil {
+					t.Fatal(err)
 				}
 			}
-			if core.Add(proto.CloneOf(v)) == Accepted {
+			if add(t, core, v) == Accepted {
 				accepted++
 			}
 			take()
-			for _, id := range core.TakeDirty() {
-				if s := core.SaveUser(id); s != nil {
-					log[id] = proto.CloneOf(s)
-				} else {
-					delete(log, id)
+			for _, change := range core.TakeChanges() {
+				if log[string(change.Key)] = change.Value; change.Value == nil {
+					delete(log, string(change.Key))
 				}
 			}
 		}
@@ -166,13 +216,13 @@ func TestEdges(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			core := New(DefaultConfig())
 			for i, v := range tt.views {
-				if got := core.Add(v); got != tt.outcomes[i] {
+				if got := add(t, core, v); got != tt.outcomes[i] {
 					t.Errorf("view %d: outcome %v, want %v", i, got, tt.outcomes[i])
 				}
 			}
 			core.Advance(10_000 * minute)
 			var got [][]string
-			for _, s := range core.TakeClosed() {
+			for _, s := range takeClosed(t, core) {
 				got = append(got, ids(s))
 			}
 			if fmt.Sprint(got) != tt.want {
@@ -193,18 +243,18 @@ func TestManyViews(t *testing.T) {
 	}
 	const n = 5 * manyViews
 	for i := range n {
-		if got := core.Add(view(i)); got != Accepted {
+		if got := add(t, core, view(i)); got != Accepted {
 			t.Fatalf("view %d: %v", i, got)
 		}
 		for _, again := range []int{i, max(0, i-manyViews/2)} {
-			if got := core.Add(view(again)); got != Duplicate {
+			if got := add(t, core, view(again)); got != Duplicate {
 				t.Fatalf("view %d again after %d: %v", again, i, got)
 			}
 		}
 	}
 	core.Advance(10_000 * minute)
 	views := 0
-	for _, s := range core.TakeClosed() {
+	for _, s := range takeClosed(t, core) {
 		views += len(s.Views)
 	}
 	if views != n {
@@ -222,7 +272,7 @@ func TestUsersAreBounded(t *testing.T) {
 		log := map[string]bool{}
 		views, seen, limited := drawViews(t, cfg), map[string]int{}, 0
 		take := func() {
-			for _, s := range core.TakeClosed() {
+			for _, s := range takeClosed(t, core) {
 				for _, id := range ids(s) {
 					seen[id]++
 				}
@@ -230,20 +280,30 @@ func TestUsersAreBounded(t *testing.T) {
 					limited++
 				}
 			}
-			for _, id := range core.TakeDirty() {
-				if log[id] = true; core.SaveUser(id) == nil {
-					delete(log, id)
+			for _, change := range core.TakeChanges() {
+				if log[string(change.Key)] = true; change.Value == nil {
+					delete(log, string(change.Key))
 				}
+			}
+			users := map[string]bool{} // whom any key names
+			for key := range log {
+				if key[0] == 0 {
+					key = key[2:]
+				}
+				users[key] = true
+			}
+			if len(users) != core.OpenUsers() {
+				t.Fatalf("%d users, %d in the changelog", core.OpenUsers(), len(users))
 			}
 		}
 		accepted := map[string]bool{}
 		for _, v := range views {
-			if core.Add(proto.CloneOf(v)) == Accepted {
+			if add(t, core, v) == Accepted {
 				accepted[v.EventId] = true
 			}
 			take()
-			if core.OpenUsers() > cfg.MaxUsers || len(log) != core.OpenUsers() {
-				t.Fatalf("%d users of at most %d, %d in the changelog", core.OpenUsers(), cfg.MaxUsers, len(log))
+			if core.OpenUsers() > cfg.MaxUsers {
+				t.Fatalf("%d users of at most %d", core.OpenUsers(), cfg.MaxUsers)
 			}
 		}
 		core.Advance(views[len(views)-1].EventTimeMs + 1000*minute)
@@ -259,6 +319,92 @@ func TestUsersAreBounded(t *testing.T) {
 	})
 }
 
+// TestOpenViewsAreBounded: a user who sends more than the limit within the lateness
+// has sessions closed early; every accepted view is in one of them.
+func TestOpenViewsAreBounded(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxOpen, cfg.MaxViews = 20, 8
+	core := New(cfg)
+	accepted, seen, limited := 0, 0, 0
+	for i := range 500 {
+		// Out of order, all within the lateness: the watermark closes none of them.
+		v := &onerecv1.View{EventId: fmt.Sprint(i), UserId: "u", ItemId: "i", EventTimeMs: 100*minute + int64(i*7919%500)*1000}
+		if add(t, core, v) == Accepted {
+			accepted++
+		}
+		if n := len(core.users["u"].open); n > cfg.MaxOpen {
+			t.Fatalf("%d views open", n)
+		}
+		if i == 20 && accepted != 21 {
+			t.Fatalf("%d of 21 views accepted", accepted)
+		}
+	}
+	core.Advance(10_000 * minute)
+	for _, s := range takeClosed(t, core) {
+		seen += len(s.Views)
+		if s.ClosedBy == onerecv1.ClosedBy_CLOSED_BY_LIMIT {
+			limited++
+		}
+	}
+	if seen != accepted || limited == 0 {
+		t.Fatalf("%d views accepted, %d in sessions, %d sessions closed by the limit", accepted, seen, limited)
+	}
+}
+
+// TestChangelogIsExact: whatever happened, a core restored from the changelog goes on
+// like the first one, and the changelog grows by about what came: a view is written
+// as an addition and again, at most, with the whole state.
+func TestChangelogIsExact(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := smallConfig()
+		cfg.MaxViews = rapid.SampledFrom([]int{6, 1000}).Draw(t, "max views")
+		cfg.MaxUsers = rapid.SampledFrom([]int{0, 2}).Draw(t, "max users")
+		cfg.History.MaxAge = 3 * time.Hour // users are forgotten, and come back
+		first := New(cfg)
+		log := map[string][]byte{}
+		views := drawViews(t, cfg)
+		every := rapid.IntRange(1, 5).Draw(t, "transaction")
+		for i, v := range views {
+			add(t, first, v)
+			takeClosed(t, first)
+			if i%every != 0 && i != len(views)-1 {
+				continue
+			}
+			for _, change := range first.TakeChanges() {
+				if log[string(change.Key)] = change.Value; change.Value == nil {
+					delete(log, string(change.Key))
+				}
+			}
+			second := New(cfg)
+			var records []Keyed
+			for key, value := range log {
+				records = append(records, Keyed{[]byte(key), value})
+			}
+			if err := second.Restore(records); err != nil {
+				t.Fatal(err)
+			}
+			if a, b := memory(first), memory(second); a != b {
+				t.Fatalf("after %d views\n had %s\nrestored %s", i+1, a, b)
+			}
+		}
+	})
+}
+
+// memory writes down all that a core knows of its users.
+func memory(c *Core) string {
+	var b strings.Builder
+	for _, id := range slices.Sorted(maps.Keys(c.users)) {
+		u := c.users[id]
+		fmt.Fprintf(&b, "%s closed through %d, newest %d, epoch %d, saved %d of %d, %d additions, %d slots, %d %d %v, history %x:", id, u.closedThrough, u.newest, u.epoch, u.saved, len(u.buf), u.additions, u.slots, u.whole, u.added, u.rewrite, []byte(u.history))
+		for _, o := range u.open {
+			v := u.view(o)
+			fmt.Fprintf(&b, " %s at %d, %d %d %b", v.EventID, o.ms, o.watch, o.itemSize, o.flags)
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
 // TestFutureViewsDoNotMoveTheWatermark: a wrong clock costs its own user only.
 func TestFutureViewsDoNotMoveTheWatermark(t *testing.T) {
 	core := New(DefaultConfig())
@@ -266,50 +412,32 @@ func TestFutureViewsDoNotMoveTheWatermark(t *testing.T) {
 	view := func(user string, min int64) *onerecv1.View {
 		return &onerecv1.View{EventId: fmt.Sprint(user, min), UserId: user, ItemId: "i", EventTimeMs: min * minute}
 	}
-	core.Add(view("a", 100))
-	if core.Add(view("wrong", 10_000)) != Accepted || core.SavePartition().MaxEventTimeMs != 100*minute {
+	add(t, core, view("a", 100))
+	if add(t, core, view("wrong", 10_000)) != Accepted || core.SavePartition().MaxEventTimeMs != 100*minute {
 		t.Fatal("the view from the future moved the watermark")
 	}
-	if core.Add(view("a", 110)) != Accepted || len(core.TakeClosed()) != 0 {
+	if add(t, core, view("a", 110)) != Accepted || len(takeClosed(t, core)) != 0 {
 		t.Fatal("the session of another user was closed")
 	}
 	core.Advance(300 * minute)
-	if closed := core.TakeClosed(); len(closed) != 1 || closed[0].UserId != "a" || len(closed[0].Views) != 2 {
+	if closed := takeClosed(t, core); len(closed) != 1 || closed[0].UserId != "a" || len(closed[0].Views) != 2 {
 		t.Fatalf("closed %v", closed)
 	}
 }
 
 func TestUsersAreForgotten(t *testing.T) {
 	core := New(DefaultConfig())
-	core.Add(&onerecv1.View{EventId: "a", UserId: "u", ItemId: "i", EventTimeMs: 100 * minute, Like: true})
+	add(t, core, &onerecv1.View{EventId: "a", UserId: "u", ItemId: "i", EventTimeMs: 100 * minute, Like: true})
 	core.Advance(200 * minute)
 	if core.OpenUsers() != 1 {
 		t.Fatal("the history should be remembered")
 	}
-	core.TakeDirty()
+	core.TakeChanges()
 	core.Advance(200*minute + DefaultConfig().History.MaxAge.Milliseconds())
 	if core.OpenUsers() != 0 {
 		t.Fatal("an expired history should be forgotten")
 	}
-	if d := core.TakeDirty(); len(d) != 1 || core.SaveUser(d[0]) != nil {
-		t.Fatalf("dirty %v: want a tombstone for u", d)
-	}
-}
-
-func BenchmarkCore(b *testing.B) {
-	views := make([]*onerecv1.View, 0, 1<<16)
-	for i := range cap(views) {
-		views = append(views, &onerecv1.View{UserId: fmt.Sprint("u", i*7919%4096), ItemId: "i", EventTimeMs: int64(i) * 500})
-	}
-	core, n := New(DefaultConfig()), 0
-	b.ReportAllocs()
-	for b.Loop() {
-		v := proto.CloneOf(views[n%len(views)])
-		v.EventId, v.EventTimeMs = fmt.Sprint(n), int64(n)*500
-		core.Add(v)
-		core.TakeClosed()
-		if n++; n%1000 == 0 {
-			core.TakeDirty()
-		}
+	if d := core.TakeChanges(); len(d) != 1 || string(d[0].Key) != "u" || d[0].Value != nil {
+		t.Fatalf("changes %v: want a tombstone for u", d)
 	}
 }

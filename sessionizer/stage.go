@@ -15,8 +15,8 @@ import (
 	"onerec/schemas/onerecv1"
 )
 
-// PartitionKey is the changelog key of a partition's own state. No user id
-// starts with a zero byte: ingest's ids are text.
+// PartitionKey is the changelog key of a partition's own state. No user id holds a
+// zero byte (a rule of ingest), and no addition has a number as great as 'p'.
 const PartitionKey = "\x00partition"
 
 // Stage is the sessionizer as a stage of the stream: one [Core] a partition,
@@ -67,6 +67,7 @@ func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Recor
 	s.lastSeen[partition] = now
 	core.SetCeiling(now.Add(s.cfg.MaxSkew).UnixMilli())
 	evicted := core.Evicted()
+	var outcomes [Late + 1]int
 	for _, r := range records {
 		if watermark, ok, err := watermarkOf(r); err != nil {
 			return err
@@ -74,21 +75,17 @@ func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Recor
 			core.Advance(watermark)
 			continue
 		}
-		v := new(onerecv1.View)
-		if err := proto.Unmarshal(r.Value, v); err != nil {
+		outcome, err := core.Add(r.Value)
+		if err != nil {
 			return fmt.Errorf("%s partition %d offset %d is no View (only ingest may write there): %w", r.Topic, r.Partition, r.Offset, err)
 		}
-		switch core.Add(v) {
-		case Accepted:
-			s.views.WithLabelValues("accepted").Inc()
-		case Duplicate:
-			s.views.WithLabelValues("duplicate").Inc()
-		case Late:
-			s.views.WithLabelValues("late").Inc()
-			if err := out.EmitProto(schemas.TopicLateViews, partition, v.UserId, v); err != nil {
-				return err
-			}
+		outcomes[outcome]++
+		if outcome == Late {
+			out.Emit(&kgo.Record{Topic: schemas.TopicLateViews, Partition: partition, Key: r.Key, Value: r.Value})
 		}
+	}
+	for outcome, label := range [...]string{Accepted: "accepted", Duplicate: "duplicate", Late: "late"} {
+		s.views.WithLabelValues(label).Add(float64(outcomes[outcome]))
 	}
 	s.evicted.Add(float64(core.Evicted() - evicted))
 	return s.emit(partition, core, out)
@@ -102,7 +99,7 @@ func (s *Stage) Tick(partition int32, now time.Time, out *stream.Emitter) error 
 		return nil
 	}
 	core.Advance(core.state.MaxEventTimeMs + quiet.Milliseconds() - core.lateness)
-	if len(core.dirty) == 0 {
+	if !core.Changed() {
 		return nil
 	}
 	return s.emit(partition, core, out)
@@ -112,18 +109,10 @@ func (s *Stage) Tick(partition int32, now time.Time, out *stream.Emitter) error 
 func (s *Stage) emit(partition int32, core *Core, out *stream.Emitter) error {
 	for _, session := range core.TakeClosed() {
 		s.sessions.Inc()
-		if err := out.EmitProto(schemas.TopicSessions, partition, session.UserId, session); err != nil {
-			return err
-		}
+		out.Emit(&kgo.Record{Topic: schemas.TopicSessions, Partition: partition, Key: session.Key, Value: session.Value})
 	}
-	for _, id := range core.TakeDirty() {
-		var state proto.Message // nil, a tombstone, if the user is forgotten
-		if u := core.SaveUser(id); u != nil {
-			state = u
-		}
-		if err := out.EmitProto(schemas.TopicSessionState, partition, id, state); err != nil {
-			return err
-		}
+	for _, change := range core.TakeChanges() {
+		out.Emit(&kgo.Record{Topic: schemas.TopicSessionState, Partition: partition, Key: change.Key, Value: change.Value})
 	}
 	users := 0
 	for _, c := range s.cores {
@@ -136,6 +125,7 @@ func (s *Stage) emit(partition int32, core *Core, out *stream.Emitter) error {
 // Restore implements [stream.StatefulStage].
 func (s *Stage) Restore(partition int32, newest []*kgo.Record) error {
 	core := New(s.cfg)
+	users := make([]Keyed, 0, len(newest))
 	for _, r := range newest {
 		if string(r.Key) == PartitionKey {
 			state := new(onerecv1.PartitionState)
@@ -145,11 +135,10 @@ func (s *Stage) Restore(partition int32, newest []*kgo.Record) error {
 			core.RestorePartition(state)
 			continue
 		}
-		state := new(onerecv1.UserState)
-		if err := proto.Unmarshal(r.Value, state); err != nil {
-			return fmt.Errorf("offset %d is no UserState: %w", r.Offset, err)
-		}
-		core.RestoreUser(string(r.Key), state)
+		users = append(users, Keyed{r.Key, r.Value})
+	}
+	if err := core.Restore(users); err != nil {
+		return err
 	}
 	s.cores[partition] = core
 	s.lastSeen[partition] = s.now()

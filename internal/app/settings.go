@@ -134,6 +134,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Int(GroupSessionize, "session-max-views", &s.Sessions.MaxViews, 1, 100_000, "a session with so many views is closed")
 	c.Duration(GroupSessionize, "session-max-age", &s.Sessions.MaxAge, time.Minute, 30*24*time.Hour, "a session that lasts so long is closed")
 	c.Int(GroupSessionize, "session-max-users", &s.Sessions.MaxUsers, 1, 1_000_000_000, "users that a partition remembers; beyond it the one who is due first is closed and forgotten")
+	c.Int(GroupSessionize, "session-max-open-views", &s.Sessions.MaxOpen, 1, 10_000_000, "views of one user that wait for the watermark; beyond it the user's first session is closed at once")
 	c.Duration(GroupSessionize, "session-max-skew", &s.Sessions.MaxSkew, 0, 7*24*time.Hour, "how far ahead of the clock an event may be and still move the watermark")
 	c.Duration(GroupSessionize, "idle-timeout", &s.Idle, time.Second, 24*time.Hour, "a partition without views for so long moves its watermark by the clock")
 

@@ -4,10 +4,15 @@
 package history
 
 import (
+	"fmt"
+	"iter"
 	"slices"
 	"time"
+	"unicode/utf8"
 
-	"onerec/schemas/onerecv1"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"onerec/schemas"
 )
 
 // Policy bounds a history and says what belongs in it.
@@ -27,7 +32,7 @@ func DefaultPolicy() Policy {
 // Engaged reports whether a view is a positive engagement: an effective view,
 // like, follow, comment or share, without a dislike (PAPER: effective views,
 // likes, follows, shares).
-func (p Policy) Engaged(v *onerecv1.View) bool {
+func (p Policy) Engaged(v *schemas.RawView) bool {
 	if v.Dislike {
 		return false
 	}
@@ -41,54 +46,171 @@ func (p Policy) Engaged(v *onerecv1.View) bool {
 	return v.WatchMs >= max(need, 1)
 }
 
-// Append adds the engaged ones of views, which are in event-time order and none
-// older than the newest item, and forgets what the policy's bounds exclude.
-func (p Policy) Append(items []*onerecv1.HistoryItem, views []*onerecv1.View) []*onerecv1.HistoryItem {
-	for _, v := range views {
-		if p.Engaged(v) {
-			items = append(items, &onerecv1.HistoryItem{ItemId: v.ItemId, EventTimeMs: v.EventTimeMs})
+// Field numbers: of the history in Session and in UserState, and within HistoryItem.
+const (
+	Field      = 13
+	fieldItem  = 1
+	fieldTime  = 2
+	tagField   = Field<<3 | byte(protowire.BytesType)
+	tagItem    = fieldItem<<3 | byte(protowire.BytesType)
+	tagTime    = fieldTime<<3 | byte(protowire.VarintType)
+	mostExtra  = 32   // bytes that an item takes beside its name, at most
+	shortItems = 0x80 // lengths below this take one byte
+)
+
+// Items is a history, oldest first, packed as the field history of Session has it on
+// the wire: a session takes it over by a copy. The zero value is empty.
+type Items []byte
+
+// Append adds an item that the user engaged with at ms since the epoch, not before
+// the newest one. It may write into the room behind h, as append does.
+func (h Items) Append(item []byte, ms int64) Items {
+	inner := 1 + protowire.SizeBytes(len(item)) + 1 + protowire.SizeVarint(uint64(ms))
+	h = protowire.AppendVarint(append(h, tagField), uint64(inner))
+	h = protowire.AppendBytes(append(h, tagItem), item)
+	return protowire.AppendVarint(append(h, tagTime), uint64(ms))
+}
+
+// All yields each item and its time in ms since the epoch.
+func (h Items) All() iter.Seq2[[]byte, int64] {
+	return func(yield func([]byte, int64) bool) {
+		for len(h) > 0 {
+			item, ms, n := h.first()
+			if !yield(item, ms) {
+				return
+			}
+			h = h[n:]
 		}
 	}
-	if len(items) == 0 {
-		return items
+}
+
+// first returns the oldest item, its time and its encoded size.
+func (h Items) first() (item []byte, ms int64, size int) {
+	inner, n := protowire.ConsumeBytes(h[1:])
+	item, m := protowire.ConsumeBytes(inner[1:])
+	x, _ := protowire.ConsumeVarint(inner[1+m+1:])
+	return item, int64(x), 1 + n
+}
+
+// next returns the encoded size of the oldest item.
+func (h Items) next() int {
+	if h[1] < shortItems {
+		return 2 + int(h[1])
 	}
-	oldest := items[len(items)-1].EventTimeMs - p.MaxAge.Milliseconds()
-	first, _ := slices.BinarySearchFunc(items, oldest, func(h *onerecv1.HistoryItem, t int64) int {
-		if h.EventTimeMs < t {
-			return -1
-		}
-		return 1
-	})
-	first = max(first, len(items)-p.MaxItems)
-	return slices.Clone(items[first:])
+	inner, n := protowire.ConsumeVarint(h[1:])
+	return 1 + n + int(inner)
+}
+
+// Len returns the number of items.
+func (h Items) Len() int {
+	n := 0
+	for ; len(h) > 0; h = h[h.next():] {
+		n++
+	}
+	return n
+}
+
+// Newest returns the time of the newest item in ms since the epoch, 0 if there is none.
+func (h Items) Newest() int64 {
+	if len(h) == 0 {
+		return 0
+	}
+	for n := h.next(); n < len(h); n = h.next() {
+		h = h[n:]
+	}
+	_, ms, _ := h.first()
+	return ms
 }
 
 // Before returns the items older than t (ms since epoch). After a cut by size the
 // next session may begin in the very millisecond in which the last one ended.
-func Before(items []*onerecv1.HistoryItem, t int64) []*onerecv1.HistoryItem {
-	n := len(items)
-	for n > 0 && items[n-1].EventTimeMs >= t {
-		n--
+func (h Items) Before(t int64) Items {
+	for at := 0; at < len(h); {
+		_, ms, n := h[at:].first()
+		if ms >= t {
+			return h[:at:at]
+		}
+		at += n
 	}
-	return items[:n:n]
+	return h[:len(h):len(h)]
+}
+
+// Parse checks one encoded HistoryItem and appends it to h in the form that
+// Append gives.
+func (h Items) Parse(b []byte) (Items, error) {
+	if canonical(b) {
+		return append(protowire.AppendVarint(append(h, tagField), uint64(len(b))), b...), nil
+	}
+	var item []byte
+	var ms int64
+	err := schemas.EachField(b, func(num protowire.Number, kind protowire.Type, value []byte) error {
+		switch {
+		case num == fieldItem && kind == protowire.BytesType:
+			if item = value; !utf8.Valid(item) {
+				return fmt.Errorf("item_id %q is not UTF-8", item)
+			}
+		case num == fieldTime && kind == protowire.VarintType:
+			x, _ := protowire.ConsumeVarint(value)
+			ms = int64(x)
+		}
+		return nil
+	})
+	if err != nil {
+		return h, fmt.Errorf("decode history item: %w", err)
+	}
+	return h.Append(item, ms), nil
+}
+
+// canonical reports whether b is what Append writes behind the length.
+func canonical(b []byte) bool {
+	if len(b) < 4 || b[0] != tagItem {
+		return false
+	}
+	item, n := protowire.ConsumeBytes(b[1:])
+	if n < 0 || n != protowire.SizeBytes(len(item)) || 1+n >= len(b) || b[1+n] != tagTime || !utf8.Valid(item) {
+		return false
+	}
+	rest := b[1+n+1:]
+	ms, m := protowire.ConsumeVarint(rest)
+	return m == len(rest) && m == protowire.SizeVarint(ms)
+}
+
+// Trim forgets what the bounds exclude. It may move h within its memory.
+func (p Policy) Trim(h Items) Items {
+	oldest := h.Newest() - p.MaxAge.Milliseconds()
+	cut := 0
+	for n := h.Len(); cut < len(h); n-- {
+		_, ms, size := h[cut:].first()
+		if n <= p.MaxItems && ms >= oldest {
+			break
+		}
+		cut += size
+	}
+	if cut == 0 {
+		return h
+	}
+	return append(h[:0], h[cut:]...)
 }
 
 // Insert adds one view that may be out of order, as the recommender meets them;
 // it reports whether the history changed. A view that is there already, by item
-// and time, changes nothing.
-func (p Policy) Insert(items []*onerecv1.HistoryItem, v *onerecv1.View) ([]*onerecv1.HistoryItem, bool) {
+// and time, changes nothing. It may move h within its memory.
+func (p Policy) Insert(h Items, v *schemas.RawView) (Items, bool) {
 	if !p.Engaged(v) {
-		return items, false
+		return h, false
 	}
-	at := len(items)
-	for at > 0 && items[at-1].EventTimeMs > v.EventTimeMs {
-		at--
-	}
-	for i := at - 1; i >= 0 && items[i].EventTimeMs == v.EventTimeMs; i-- {
-		if items[i].ItemId == v.ItemId {
-			return items, false
+	at := 0 // behind the last item that is not newer
+	for i := 0; i < len(h); {
+		item, ms, n := h[i:].first()
+		if ms > v.EventTimeMs {
+			break
 		}
+		if ms == v.EventTimeMs && string(item) == string(v.ItemID) {
+			return h, false
+		}
+		i += n
+		at = i
 	}
-	items = slices.Insert(items, at, &onerecv1.HistoryItem{ItemId: v.ItemId, EventTimeMs: v.EventTimeMs})
-	return p.Append(items, nil), true
+	one := Items(make([]byte, 0, len(v.ItemID)+mostExtra)).Append(v.ItemID, v.EventTimeMs)
+	return p.Trim(slices.Insert(h, at, one...)), true
 }

@@ -36,8 +36,8 @@ const (
 	ClosedBy_CLOSED_BY_SIZE ClosedBy = 2
 	// It reached the greatest age.
 	ClosedBy_CLOSED_BY_AGE ClosedBy = 3
-	// The partition had more users in memory than its limit, and this one was the
-	// nearest to being closed.
+	// A limit of memory was reached: the partition had more users than allowed and this
+	// one was the nearest to being closed, or the user had more open views than allowed.
 	ClosedBy_CLOSED_BY_LIMIT ClosedBy = 4
 )
 
@@ -789,18 +789,26 @@ func (x *GoodSession) GetRulesVersion() string {
 	return ""
 }
 
-// UserState is the sessionizer's state of one user.
-// Topic: sessionizer.state (compacted), key: user_id.
+// UserState is the sessionizer's state of one user, or an addition to it. Views and
+// history have the field numbers that they have in Session, so that a session is
+// joined from the bytes of the state.
+// Topic: sessionizer.state (compacted). Key: user_id for the whole state; a zero byte,
+// the addition's number (one byte, from 1) and user_id for an addition. Additions
+// apply in the order of their numbers, those of the whole state's epoch only; others
+// are left over from before.
 type UserState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Views that no closed session holds yet, in order of event time.
-	Open []*View `protobuf:"bytes,1,rep,name=open,proto3" json:"open,omitempty"`
-	// Engaged items of closed sessions, oldest first.
-	History []*HistoryItem `protobuf:"bytes,2,rep,name=history,proto3" json:"history,omitempty"`
-	// The newest view that a closed session holds; 0 if none. Unit: ms since epoch.
-	ClosedThroughMs int64 `protobuf:"varint,3,opt,name=closed_through_ms,json=closedThroughMs,proto3" json:"closed_through_ms,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The newest view that a closed session holds; 0 if none, or in an addition if it is
+	// what it was. Open views up to it are no longer open. Unit: ms since epoch.
+	ClosedThroughMs int64 `protobuf:"varint,1,opt,name=closed_through_ms,json=closedThroughMs,proto3" json:"closed_through_ms,omitempty"`
+	// Counts how often the user's whole state was written.
+	Epoch uint32 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Views that no closed session holds yet; in an addition those that came.
+	Views []*View `protobuf:"bytes,5,rep,name=views,proto3" json:"views,omitempty"`
+	// Engaged items of closed sessions, oldest first; in an addition those that came.
+	History       []*HistoryItem `protobuf:"bytes,13,rep,name=history,proto3" json:"history,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UserState) Reset() {
@@ -833,9 +841,23 @@ func (*UserState) Descriptor() ([]byte, []int) {
 	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *UserState) GetOpen() []*View {
+func (x *UserState) GetClosedThroughMs() int64 {
 	if x != nil {
-		return x.Open
+		return x.ClosedThroughMs
+	}
+	return 0
+}
+
+func (x *UserState) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *UserState) GetViews() []*View {
+	if x != nil {
+		return x.Views
 	}
 	return nil
 }
@@ -845,13 +867,6 @@ func (x *UserState) GetHistory() []*HistoryItem {
 		return x.History
 	}
 	return nil
-}
-
-func (x *UserState) GetClosedThroughMs() int64 {
-	if x != nil {
-		return x.ClosedThroughMs
-	}
-	return 0
 }
 
 // PartitionState is the sessionizer's state of one partition of views, kept
@@ -1315,11 +1330,12 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\averdict\x18\x02 \x01(\v2\x12.onerec.v1.VerdictR\averdict\"`\n" +
 	"\vGoodSession\x12,\n" +
 	"\asession\x18\x01 \x01(\v2\x12.onerec.v1.SessionR\asession\x12#\n" +
-	"\rrules_version\x18\x02 \x01(\tR\frulesVersion\"\x8e\x01\n" +
-	"\tUserState\x12#\n" +
-	"\x04open\x18\x01 \x03(\v2\x0f.onerec.v1.ViewR\x04open\x120\n" +
-	"\ahistory\x18\x02 \x03(\v2\x16.onerec.v1.HistoryItemR\ahistory\x12*\n" +
-	"\x11closed_through_ms\x18\x03 \x01(\x03R\x0fclosedThroughMs\"\xc6\x01\n" +
+	"\rrules_version\x18\x02 \x01(\tR\frulesVersion\"\xa6\x01\n" +
+	"\tUserState\x12*\n" +
+	"\x11closed_through_ms\x18\x01 \x01(\x03R\x0fclosedThroughMs\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12%\n" +
+	"\x05views\x18\x05 \x03(\v2\x0f.onerec.v1.ViewR\x05views\x120\n" +
+	"\ahistory\x18\r \x03(\v2\x16.onerec.v1.HistoryItemR\ahistory\"\xc6\x01\n" +
 	"\x0ePartitionState\x12)\n" +
 	"\x11max_event_time_ms\x18\x01 \x01(\x03R\x0emaxEventTimeMs\x12!\n" +
 	"\fwatermark_ms\x18\x02 \x01(\x03R\vwatermarkMs\x12\x1a\n" +
@@ -1405,7 +1421,7 @@ var file_onerec_v1_onerec_proto_depIdxs = []int32{
 	4, // 3: onerec.v1.JudgedSession.session:type_name -> onerec.v1.Session
 	5, // 4: onerec.v1.JudgedSession.verdict:type_name -> onerec.v1.Verdict
 	4, // 5: onerec.v1.GoodSession.session:type_name -> onerec.v1.Session
-	2, // 6: onerec.v1.UserState.open:type_name -> onerec.v1.View
+	2, // 6: onerec.v1.UserState.views:type_name -> onerec.v1.View
 	3, // 7: onerec.v1.UserState.history:type_name -> onerec.v1.HistoryItem
 	8, // [8:8] is the sub-list for method output_type
 	8, // [8:8] is the sub-list for method input_type

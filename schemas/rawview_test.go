@@ -1,0 +1,95 @@
+package schemas
+
+import (
+	"bytes"
+	"reflect"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/schemas/onerecv1"
+)
+
+// FuzzRawView: Scan accepts what proto.Unmarshal accepts and finds the same
+// values; without the user the bytes are the same view without its user.
+func FuzzRawView(f *testing.F) {
+	full, err := proto.Marshal(&onerecv1.View{
+		EventId: "e", UserId: "u", ItemId: "i", EventTimeMs: 1_500_000_000_000, WatchMs: -1, DurationMs: 7, Like: true, Follow: true,
+		Comment: true, Share: true, Dislike: true, Surface: "feed", RecommendationId: "r", CheckpointVersion: "c",
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(full)
+	f.Add([]byte{})
+	f.Add(append(bytes.Clone(full), full...))                                                                      // the last of each field counts
+	f.Add(protowire.AppendString(protowire.AppendTag(bytes.Clone(full), 99, protowire.BytesType), "from later"))   // an unknown field
+	f.Add(protowire.AppendVarint(protowire.AppendTag(nil, fieldUserID, protowire.VarintType), 1))                  // the wrong kind
+	f.Add(protowire.AppendString(protowire.AppendTag(nil, 3, protowire.BytesType), "\xff"))                        // not UTF-8
+	f.Add(protowire.AppendTag(protowire.AppendTag(nil, 20, protowire.StartGroupType), 20, protowire.EndGroupType)) // a group
+	f.Add([]byte{0x8a, 0x00, 1, 'e'})                                                                              // a tag in two bytes
+	f.Add([]byte{0xf8, 0xff, 0xff, 0xff, 0x3f, 0})                                                                 // a field number too large
+	f.Add(full[:len(full)-1])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		want := new(onerecv1.View)
+		wantErr := proto.Unmarshal(b, want)
+		var got RawView
+		if err := got.Scan(b); (err == nil) != (wantErr == nil) {
+			t.Fatalf("Scan: %v, Unmarshal: %v", err, wantErr)
+		}
+		if wantErr != nil {
+			return
+		}
+		w := Raw(want)
+		if string(got.EventID) != want.EventId || string(got.UserID) != want.UserId || string(got.ItemID) != want.ItemId {
+			t.Fatalf("found %q %q %q in %v", got.EventID, got.UserID, got.ItemID, want)
+		}
+		rest := new(onerecv1.View)
+		encoded := got.AppendWithoutUser(nil)
+		if len(encoded) != got.SizeWithoutUser() {
+			t.Fatalf("%d bytes without the user, said %d", len(encoded), got.SizeWithoutUser())
+		}
+		if at := got.ItemWithoutUser(); at >= 0 && string(encoded[at:at+len(got.ItemID)]) != want.ItemId || at < 0 && got.users <= 1 && want.ItemId != "" {
+			t.Fatalf("item %q should be at %d of %q", want.ItemId, at, encoded)
+		}
+		got.EventID, got.UserID, got.ItemID = w.EventID, w.UserID, w.ItemID // nil or empty
+		got = RawView{EventID: got.EventID, UserID: got.UserID, ItemID: got.ItemID, EventTimeMs: got.EventTimeMs, WatchMs: got.WatchMs, DurationMs: got.DurationMs, Engagement: got.Engagement}
+		if !reflect.DeepEqual(&got, w) {
+			t.Fatalf("found %+v, want %+v", got, w)
+		}
+		if err := proto.Unmarshal(encoded, rest); err != nil {
+			t.Fatal(err)
+		}
+		want.UserId = ""
+		// A user_id of the wrong kind is an unknown field and stays.
+		if !proto.Equal(rest, want) {
+			t.Fatalf("without its user %v, want %v", rest, want)
+		}
+	})
+}
+
+func BenchmarkRawView(b *testing.B) {
+	value, err := proto.Marshal(&onerecv1.View{
+		EventId: "0123456789abcdef", UserId: "user-12345", ItemId: "item-12345", EventTimeMs: 1_500_000_000_000, WatchMs: 12_345, DurationMs: 23_456, Like: true, Surface: "feed",
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("Scan", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := new(RawView).Scan(value); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("Unmarshal", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := proto.Unmarshal(value, new(onerecv1.View)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
