@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,66 +86,123 @@ func cpu(b *testing.B) float64 {
 // BenchmarkPipeline is ingest, sessionize and filter, each exactly once, through
 // the embedded broker in one process.
 func BenchmarkPipeline(b *testing.B) {
-	const n, partitions = 300_000, 4
+	const n = 300_000
 	keys, values := encodedViews(b, 5000, n)
 	var seconds, spent float64
 	for b.Loop() {
 		b.StopTimer()
-		broker, err := stream.StartEmbedded("")
-		if err != nil {
-			b.Fatal(err)
-		}
-		c := stream.Cluster{Brokers: broker.Brokers()}
-		cl, err := c.Client(kgo.DefaultProduceTopic(schemas.TopicViewsRaw))
-		if err != nil {
-			b.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		if _, err := stream.CreateTopics(ctx, cl, partitions, 1); err != nil {
-			b.Fatal(err)
-		}
-		for i := range values {
-			cl.Produce(ctx, &kgo.Record{Key: keys[i], Value: values[i]}, nil)
-		}
-		if err := cl.Flush(ctx); err != nil {
-			b.Fatal(err)
-		}
-		bounds := schemas.DefaultBounds()
-		b.StartTimer()
-		start, before := time.Now(), cpu(b)
-		done := make(chan error, 3)
-		for group, s := range map[string]struct {
-			topic string
-			stage stream.Stage
-		}{
-			"ingest":     {schemas.TopicViewsRaw, ingest.NewStage(ingest.NewValidator(bounds, nil), nil)},
-			"sessionize": {schemas.TopicViews, sessionizer.NewStage(sessionizer.DefaultConfig(), time.Hour, nil)},
-			"filter":     {schemas.TopicSessions, filters.NewStage(filters.DefaultRules(), nil)},
-		} {
-			go func() {
-				done <- stream.NewLoop(stream.Config{Cluster: c, Group: group, Topic: s.topic, InstanceID: "b", Log: slog.New(slog.DiscardHandler)}, s.stage).Run(ctx)
-			}()
-		}
-		for _, w := range [][2]string{{"ingest", schemas.TopicViewsRaw}, {"sessionize", schemas.TopicViews}, {"filter", schemas.TopicSessions}} {
-			if err := stream.WaitCaughtUp(ctx, cl, w[0], w[1]); err != nil {
-				b.Fatal(err)
-			}
-		}
-		seconds += time.Since(start).Seconds()
-		spent += cpu(b) - before
-		b.StopTimer()
-		cancel()
-		for range 3 {
-			if err := <-done; err != nil {
-				b.Fatal(err)
-			}
-		}
-		cl.Close()
-		broker.Close()
+		s, c := pipeline(b, keys, values, stream.Config{CommitInterval: 100 * time.Millisecond})
+		seconds += s
+		spent += c
 		b.StartTimer()
 	}
 	b.ReportMetric(float64(n*b.N)/seconds, "views/s")
 	b.ReportMetric(spent/float64(n*b.N)*1e6, "CPU-s/Mviews")
+}
+
+// BenchmarkSettings is BenchmarkPipeline with one setting of the stages changed at a
+// time: what the loop's defaults were chosen by. Run with -benchtime 5x.
+func BenchmarkSettings(b *testing.B) {
+	const n = 300_000
+	keys, values := encodedViews(b, 5000, n)
+	for _, s := range []struct {
+		name   string
+		commit time.Duration
+		opts   []kgo.Opt
+	}{
+		{"default", 100 * time.Millisecond, nil},
+		{"compression=none", 100 * time.Millisecond, []kgo.Opt{kgo.ProducerBatchCompression(kgo.NoCompression())}},
+		{"compression=lz4", 100 * time.Millisecond, []kgo.Opt{kgo.ProducerBatchCompression(kgo.Lz4Compression())}},
+		{"compression=zstd", 100 * time.Millisecond, []kgo.Opt{kgo.ProducerBatchCompression(kgo.ZstdCompression())}},
+		{"linger=0", 100 * time.Millisecond, []kgo.Opt{kgo.ProducerLinger(0)}},
+		{"linger=50ms", 100 * time.Millisecond, []kgo.Opt{kgo.ProducerLinger(50 * time.Millisecond)}},
+		{"batch=128KiB", 100 * time.Millisecond, []kgo.Opt{kgo.ProducerBatchMaxBytes(128 << 10)}},
+		{"commit=0", 0, nil},
+		{"commit=1s", time.Second, nil},
+	} {
+		b.Run(s.name, func(b *testing.B) {
+			var rates, spent []float64
+			var sizes batchSizes
+			for b.Loop() {
+				b.StopTimer()
+				seconds, c := pipeline(b, keys, values, stream.Config{CommitInterval: s.commit, Cluster: stream.Cluster{Options: append(s.opts, kgo.WithHooks(&sizes))}})
+				rates, spent = append(rates, n/seconds), append(spent, c/n*1e6)
+				b.StartTimer()
+			}
+			slices.Sort(rates)
+			slices.Sort(spent)
+			b.ReportMetric(rates[len(rates)/2], "views/s")
+			b.ReportMetric(spent[len(spent)/2], "CPU-s/Mviews")
+			b.ReportMetric(float64(sizes.wire.Load())/float64(n*b.N), "B-written/view")
+			b.ReportMetric(float64(sizes.records.Load())/float64(sizes.batches.Load()), "records/batch")
+		})
+	}
+}
+
+// batchSizes adds up what a client has written.
+type batchSizes struct{ wire, records, batches atomic.Int64 }
+
+// OnProduceBatchWritten implements [kgo.HookProduceBatchWritten].
+func (s *batchSizes) OnProduceBatchWritten(_ kgo.BrokerMetadata, _ string, _ int32, m kgo.ProduceBatchMetrics) {
+	s.wire.Add(int64(m.CompressedBytes))
+	s.records.Add(int64(m.NumRecords))
+	s.batches.Add(1)
+}
+
+// pipeline runs the stages over views on a new embedded broker, and returns the
+// seconds and the CPU seconds that it took.
+func pipeline(b *testing.B, keys, values [][]byte, cfg stream.Config) (seconds, spent float64) {
+	b.Helper()
+	const partitions = 4
+	broker, err := stream.StartEmbedded("")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer broker.Close()
+	cl, err := stream.Cluster{Brokers: broker.Brokers()}.Client(kgo.DefaultProduceTopic(schemas.TopicViewsRaw))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if _, err := stream.CreateTopics(ctx, cl, partitions, 1); err != nil {
+		b.Fatal(err)
+	}
+	for i := range values {
+		cl.Produce(ctx, &kgo.Record{Key: keys[i], Value: values[i]}, nil)
+	}
+	if err := cl.Flush(ctx); err != nil {
+		b.Fatal(err)
+	}
+	cfg.Cluster.Brokers, cfg.InstanceID, cfg.Log = broker.Brokers(), "b", slog.New(slog.DiscardHandler)
+	start, before := time.Now(), cpu(b)
+	done := make(chan error, 3)
+	for group, s := range map[string]struct {
+		topic string
+		stage stream.Stage
+	}{
+		"ingest":     {schemas.TopicViewsRaw, ingest.NewStage(ingest.NewValidator(schemas.DefaultBounds(), nil), nil)},
+		"sessionize": {schemas.TopicViews, sessionizer.NewStage(sessionizer.DefaultConfig(), time.Hour, nil)},
+		"filter":     {schemas.TopicSessions, filters.NewStage(filters.DefaultRules(), nil)},
+	} {
+		cfg := cfg
+		cfg.Group, cfg.Topic = group, s.topic
+		go func() { done <- stream.NewLoop(cfg, s.stage).Run(ctx) }()
+	}
+	for _, w := range [][2]string{{"ingest", schemas.TopicViewsRaw}, {"sessionize", schemas.TopicViews}, {"filter", schemas.TopicSessions}} {
+		if err := stream.WaitCaughtUp(ctx, cl, w[0], w[1]); err != nil {
+			b.Fatal(err)
+		}
+	}
+	seconds, spent = time.Since(start).Seconds(), cpu(b)-before
+	cancel()
+	for range 3 {
+		if err := <-done; err != nil {
+			b.Fatal(err)
+		}
+	}
+	return seconds, spent
 }
 
 // BenchmarkGrowth keeps more and more sessions open: the memory of each and the
@@ -181,20 +240,7 @@ func grow(b *testing.B, users int) {
 	cfg := sessionizer.DefaultConfig()
 	cfg.MaxUsers = 0
 	core := sessionizer.New(cfg)
-	changelog := make([]sessionizer.Keyed, users)
-	var items history.Items
-	for i := range cfg.History.MaxItems {
-		items = items.Append(fmt.Appendf(nil, "item-%05d", i), 1_699_000_000_000+int64(i)*60_000)
-	}
-	for u := range changelog {
-		changelog[u] = sessionizer.Keyed{Key: fmt.Appendf(nil, "user-%07d", u), Value: items}
-	}
-	restoring := time.Now()
-	if err := core.Restore(changelog); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportMetric(float64(users)/time.Since(restoring).Seconds(), "restored-users/s")
-	changelog = nil
+	b.ReportMetric(float64(users)/restoreAll(b, core, users, cfg.History.MaxItems).Seconds(), "restored-users/s")
 	values := make([][]byte, 0, 10_000)
 	var slab []byte
 	var elapsed time.Duration
@@ -257,4 +303,21 @@ func grow(b *testing.B, users int) {
 	core.TakeChanges()
 	b.ReportMetric((heap()-before)/float64(users), "B/user-without-session")
 	runtime.KeepAlive(core)
+}
+
+// restoreAll lets a core come back with users who have full histories.
+func restoreAll(b *testing.B, core *sessionizer.Core, users, each int) time.Duration {
+	changelog := make([]sessionizer.Keyed, users)
+	var items history.Items
+	for i := range each {
+		items = items.Append(fmt.Appendf(nil, "item-%05d", i), 1_699_000_000_000+int64(i)*60_000)
+	}
+	for u := range changelog {
+		changelog[u] = sessionizer.Keyed{Key: fmt.Appendf(nil, "user-%07d", u), Value: items}
+	}
+	start := time.Now()
+	if err := core.Restore(changelog); err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(start)
 }

@@ -230,6 +230,7 @@ func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Recor
 			label = verdict.FailedRules[0]
 		}
 		s.judged.WithLabelValues(label).Inc()
+		out.Event(session.EndMs)
 		if err := out.EmitProto(schemas.TopicJudgedSessions, partition, session.UserId, &onerecv1.JudgedSession{Session: session, Verdict: verdict}); err != nil {
 			return err
 		}

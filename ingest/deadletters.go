@@ -66,10 +66,6 @@ func parseDeadLetter(r *kgo.Record) DeadLetter {
 	return d
 }
 
-// headerReplayed marks a record that came back from the dead-letter topic: where
-// it was there.
-const headerReplayed = "onerec-replayed-from"
-
 // Replay sends dead letters to views.raw again, as they were: key, value and
 // headers. One that is refused again becomes a new dead letter; one that is
 // accepted twice is a duplicate by its event id for as long as its session is
@@ -81,9 +77,9 @@ func Replay(ctx context.Context, c stream.Cluster, letters []DeadLetter) (int, e
 	}
 	defer cl.Close()
 	for i, d := range letters {
-		headers := slices.DeleteFunc(slices.Clone(d.Headers), func(h kgo.RecordHeader) bool { return h.Key == headerReplayed })
+		headers := slices.DeleteFunc(slices.Clone(d.Headers), func(h kgo.RecordHeader) bool { return h.Key == schemas.HeaderReplayed })
 		r := &kgo.Record{Key: d.Key, Value: d.Value, Headers: append(headers, kgo.RecordHeader{
-			Key: headerReplayed, Value: fmt.Appendf(nil, "%s/%d/%d", schemas.TopicDeadLetters, d.Partition, d.Offset),
+			Key: schemas.HeaderReplayed, Value: fmt.Appendf(nil, "%s/%d/%d", schemas.TopicDeadLetters, d.Partition, d.Offset),
 		})}
 		if err := cl.ProduceSync(ctx, r).FirstErr(); err != nil {
 			return i, fmt.Errorf("replay dead letter %d/%d to %s: %w", d.Partition, d.Offset, schemas.TopicViewsRaw, err)

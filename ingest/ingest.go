@@ -101,12 +101,20 @@ func (s *Stage) Process(_ context.Context, _ int32, records []*kgo.Record, out *
 	now := s.now()
 	partitions := out.Partitions(schemas.TopicViews)
 	for _, r := range records {
-		view, user, rejected := s.core.Check(header(r, schemas.HeaderContentType), r.Value, now)
+		var view *onerecv1.View
+		var user string
+		var rejected *Rejection
+		if err := stream.FrameError(r); err != nil {
+			rejected = &Rejection{schemas.ReasonUndecodable, err.Error()}
+		} else {
+			view, user, rejected = s.core.Check(header(r, schemas.HeaderContentType), r.Value, now)
+		}
 		if rejected != nil {
 			s.rejected.WithLabelValues(rejected.Reason, s.producerLabel(r)).Inc()
 			out.Emit(deadLetter(r, rejected, now))
 			continue
 		}
+		out.Event(view.EventTimeMs)
 		// By the producer's id, not the pseudonym: a well-keyed input keeps its
 		// partition and so its order; see the package comment of schemas.
 		if err := out.EmitProto(schemas.TopicViews, out.PartitionOf(user, partitions), view.UserId, view); err != nil {
@@ -134,7 +142,7 @@ func deadLetter(r *kgo.Record, why *Rejection, now time.Time) *kgo.Record {
 		schemas.HeaderOffset:    strconv.FormatInt(r.Offset, 10),
 		schemas.HeaderTime:      now.UTC().Format(time.RFC3339),
 	}
-	d := &kgo.Record{Topic: schemas.TopicDeadLetters, Partition: r.Partition, Key: r.Key, Value: r.Value, Headers: slices.Clone(r.Headers)}
+	d := &kgo.Record{Topic: schemas.TopicDeadLetters, Partition: r.Partition, Key: r.Key, Value: stream.Original(r), Headers: slices.Clone(r.Headers)}
 	for _, k := range slices.Sorted(maps.Keys(headers)) {
 		d.Headers = append(d.Headers, kgo.RecordHeader{Key: k, Value: []byte(headers[k])})
 	}

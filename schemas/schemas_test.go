@@ -88,3 +88,14 @@ func FuzzDecodeViewEvent(f *testing.F) {
 		}
 	})
 }
+
+// TestRights keeps the table in docs/rights.md what the rights say.
+func TestRights(t *testing.T) {
+	doc, err := os.ReadFile("../docs/rights.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(doc), RightsTable()) {
+		t.Errorf("docs/rights.md does not hold the table of RightsTable:\n%s", RightsTable())
+	}
+}

@@ -17,9 +17,33 @@ package schemas
 //go:generate sh -c "cd .. && go run github.com/bufbuild/buf/cmd/buf@v1.75.0 generate"
 
 import (
+	_ "embed"
 	"strconv"
+	"strings"
 	"time"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"onerec/schemas/onerecv1"
 )
+
+// Source is the Protobuf source of every contract.
+//
+//go:embed onerec/v1/onerec.proto
+var Source string
+
+// MessageIndex returns the place of a message, by its full name, in [Source].
+func MessageIndex(message string) (int, bool) {
+	name, ours := strings.CutPrefix(message, "onerec.v1.")
+	if !ours {
+		return 0, false
+	}
+	m := onerecv1.File_onerec_v1_onerec_proto.Messages().ByName(protoreflect.Name(name))
+	if m == nil {
+		return 0, false
+	}
+	return m.Index(), true
+}
 
 // Names of the topics.
 const (
@@ -47,6 +71,10 @@ const (
 	// milliseconds since the epoch, is a promise that no older view follows on
 	// this partition. A bounded input ends with one; see "onerec replay".
 	HeaderWatermark = "onerec-watermark"
+
+	// HeaderReplayed marks a record on views.raw that came back from the dead-letter
+	// topic: where it was there, as topic/partition/offset.
+	HeaderReplayed = "onerec-replayed-from"
 
 	// Headers of a dead letter; the value is the original's, byte for byte.
 	HeaderReason    = "onerec-reason"    // the rule that failed, e.g. "no_user"
@@ -88,7 +116,7 @@ func Topics() []Topic {
 		{Name: TopicJudgedSessions, Message: "onerec.v1.JudgedSession", Key: "user_id", ByUser: true, Retention: 30 * day, Owner: "filter", Producers: []string{"filter"}, Consumers: []string{"snapshot", "reward"}, Doc: "Every session with its verdict."},
 		{Name: TopicGoodSessions, Message: "onerec.v1.GoodSession", Key: "user_id", ByUser: true, Retention: 30 * day, Owner: "filter", Producers: []string{"filter"}, Consumers: []string{"train"}, Doc: "Sessions worth imitating."},
 		{Name: TopicCheckpoints, Message: "onerec.v1.CheckpointRef", Key: "model/channel", Compacted: true, Owner: "publisher", Producers: []string{"train", "reward", "checkpoints"}, Consumers: []string{"train", "reward", "serve"}, Doc: "The current version of each model and channel."},
-		{Name: TopicRounds, Message: "onerec.v1.AlignmentRound", Key: "model", Retention: 365 * day, Owner: "reward", Producers: []string{"reward"}, Doc: "Every DPO round, released or not, with its figures."},
+		{Name: TopicRounds, Message: "onerec.v1.AlignmentRound", Key: "model", Retention: 365 * day, Owner: "reward", Producers: []string{"reward"}, Consumers: []string{"reward"}, Doc: "Every DPO round, released or not, with its figures."},
 	}
 }
 

@@ -128,54 +128,58 @@ func ids(s *onerecv1.Session) []string {
 	return out
 }
 
-// TestSessionsEqualOfflineDefinition: any order within the lateness, any
-// doubles, any interleaving of users, and a save and restore at any point give
-// the sessions of the definition.
+// TestSessionsEqualOfflineDefinition: any order within the lateness, any doubles, any
+// interleaving of users, any split over partitions, and a save and restore of any
+// partition at any point, as when it moves to another instance, give the sessions of
+// the definition.
 func TestSessionsEqualOfflineDefinition(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := smallConfig()
 		views := drawViews(t, cfg)
 		want := offline(views, cfg)
-		core := New(cfg)
+		partitions := make([]*Core, rapid.IntRange(1, 3).Draw(t, "partitions"))
+		logs := make([]map[string][]byte, len(partitions)) // the changelogs
+		for p := range partitions {
+			partitions[p], logs[p] = New(cfg), map[string][]byte{}
+		}
 		got := map[string][][]string{}
 		var all []*onerecv1.Session
-		take := func() {
+		take := func(core *Core) {
 			for _, s := range takeClosed(t, core) {
 				got[s.UserId] = append(got[s.UserId], ids(s))
 				all = append(all, s)
 			}
 		}
-		crash := rapid.IntRange(0, len(views)).Draw(t, "crash")
-		log := map[string][]byte{} // the changelog
+		moves := rapid.SliceOfN(rapid.IntRange(0, len(views)-1), 0, 3).Draw(t, "moves")
 		accepted := 0
 		for i, v := range views {
-			if i == crash {
-				state := core.SavePartition()
-				core = New(cfg)
-				core.RestorePartition(state)
-				var records []Keyed
-				for key, value := range log {
-					records = append(records, Keyed{[]byte(key), value})
-				}
-				if err := core.Restore(records); err != nil {
+			p := int(v.UserId[0]) % len(partitions)
+			if slices.Contains(moves, i) {
+				state := partitions[p].SavePartition()
+				partitions[p] = New(cfg)
+				partitions[p].RestorePartition(state)
+				if err := partitions[p].Restore(keyed(logs[p])); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if add(t, core, v) == Accepted {
+			if add(t, partitions[p], v) == Accepted {
 				accepted++
 			}
-			take()
-			for _, change := range core.TakeChanges() {
-				if log[string(change.Key)] = change.Value; change.Value == nil {
-					delete(log, string(change.Key))
-				}
-			}
+			take(partitions[p])
+			keep(logs[p], partitions[p].TakeChanges())
 		}
-		core.Advance(views[len(views)-1].EventTimeMs + 1000*minute)
-		take()
+		sum := new(onerecv1.PartitionState)
+		for _, core := range partitions {
+			core.Advance(views[len(views)-1].EventTimeMs + 1000*minute)
+			take(core)
+			c := core.SavePartition()
+			sum.Accepted += c.Accepted
+			sum.Duplicates += c.Duplicates
+			sum.Late += c.Late
+		}
 		// A double of a view whose session has closed already counts as late.
-		if c := core.SavePartition(); int(c.Accepted) != accepted || int(c.Accepted+c.Duplicates+c.Late) != len(views) {
-			t.Fatalf("counts %v do not add up to %d views", c, len(views))
+		if int(sum.Accepted) != accepted || int(sum.Accepted+sum.Duplicates+sum.Late) != len(views) {
+			t.Fatalf("counts %v do not add up to %d views", sum, len(views))
 		}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Fatalf("sessions\n got %v\nwant %v", got, want)
@@ -193,6 +197,22 @@ func TestSessionsEqualOfflineDefinition(t *testing.T) {
 			last[s.UserId] = s.EndMs
 		}
 	})
+}
+
+// keep applies changes to a changelog.
+func keep(log map[string][]byte, changes []Keyed) {
+	for _, c := range changes {
+		if log[string(c.Key)] = c.Value; c.Value == nil {
+			delete(log, string(c.Key))
+		}
+	}
+}
+
+func keyed(log map[string][]byte) (records []Keyed) {
+	for key, value := range log {
+		records = append(records, Keyed{[]byte(key), value})
+	}
+	return records
 }
 
 func TestEdges(t *testing.T) {
@@ -269,7 +289,7 @@ func TestUsersAreBounded(t *testing.T) {
 		cfg := smallConfig()
 		cfg.MaxUsers = rapid.IntRange(1, 3).Draw(t, "limit")
 		core := New(cfg)
-		log := map[string]bool{}
+		log := map[string][]byte{}
 		views, seen, limited := drawViews(t, cfg), map[string]int{}, 0
 		take := func() {
 			for _, s := range takeClosed(t, core) {
@@ -280,11 +300,7 @@ func TestUsersAreBounded(t *testing.T) {
 					limited++
 				}
 			}
-			for _, change := range core.TakeChanges() {
-				if log[string(change.Key)] = true; change.Value == nil {
-					delete(log, string(change.Key))
-				}
-			}
+			keep(log, core.TakeChanges())
 			users := map[string]bool{} // whom any key names
 			for key := range log {
 				if key[0] == 0 {
@@ -370,17 +386,9 @@ func TestChangelogIsExact(t *testing.T) {
 			if i%every != 0 && i != len(views)-1 {
 				continue
 			}
-			for _, change := range first.TakeChanges() {
-				if log[string(change.Key)] = change.Value; change.Value == nil {
-					delete(log, string(change.Key))
-				}
-			}
+			keep(log, first.TakeChanges())
 			second := New(cfg)
-			var records []Keyed
-			for key, value := range log {
-				records = append(records, Keyed{[]byte(key), value})
-			}
-			if err := second.Restore(records); err != nil {
+			if err := second.Restore(keyed(log)); err != nil {
 				t.Fatal(err)
 			}
 			if a, b := memory(first), memory(second); a != b {
@@ -440,4 +448,35 @@ func TestUsersAreForgotten(t *testing.T) {
 	if d := core.TakeChanges(); len(d) != 1 || string(d[0].Key) != "u" || d[0].Value != nil {
 		t.Fatalf("changes %v: want a tombstone for u", d)
 	}
+}
+
+// FuzzRestore: whatever a changelog holds gives an error or a core that goes on, whose
+// own changelog restores to the same.
+func FuzzRestore(f *testing.F) {
+	first := New(smallConfig())
+	for i := range 3 {
+		add(f, first, &onerecv1.View{EventId: fmt.Sprint(i), UserId: "u", ItemId: "i", EventTimeMs: (100 + 50*int64(i)) * minute, Like: true})
+		for _, c := range first.TakeChanges() {
+			f.Add(c.Key, c.Value, []byte("\x00\x01u"), []byte{})
+		}
+	}
+	f.Add([]byte("u"), []byte("\x10\x01"), []byte("\x00\x01u"), []byte("\x10\x01\x2a\x07\x0a\x01e\x1a\x00\x20\x05"))
+	f.Add([]byte(PartitionKey), []byte{}, []byte{0, 200}, []byte{})
+	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 []byte) {
+		core := New(smallConfig())
+		if err := core.Restore([]Keyed{{key1, value1}, {key2, value2}}); err != nil {
+			return
+		}
+		if _, err := core.Add([]byte("\x0a\x01n\x12\x01u\x20\x64")); err != nil { // event n of user u at 100 ms
+			t.Fatal(err)
+		}
+		log := map[string][]byte{string(key1): value1, string(key2): value2}
+		keep(log, core.TakeChanges())
+		again := New(smallConfig())
+		if err := again.Restore(keyed(log)); err != nil {
+			t.Fatal(err)
+		}
+		core.Advance(1 << 40)
+		core.TakeClosed()
+	})
 }

@@ -153,6 +153,7 @@ type schedule struct {
 	seed    uint64
 	sum     *tally
 	cfg     Config
+	commit  time.Duration
 	broker  *kfake.Cluster
 	cluster stream.Cluster
 	running []*instance
@@ -173,6 +174,7 @@ type instance struct {
 
 func newSchedule(t *testing.T, seed uint64, sum *tally) *schedule {
 	s := &schedule{t: t, rng: rand.New(rand.NewPCG(seed, 77)), seed: seed, sum: sum, cfg: smallConfig()}
+	s.commit = time.Duration(s.rng.IntN(3)) * 50 * time.Millisecond
 	b, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.GroupMinSessionTimeout(100*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
@@ -199,7 +201,7 @@ func (s *schedule) start(name string) {
 	go func() {
 		for {
 			stage := NewStage(s.cfg, 1000*time.Hour, nil)
-			err := stream.NewLoop(stream.Config{Cluster: cluster, Group: "sessionize", Topic: schemas.TopicViews, InstanceID: name, TxnTimeout: time.Second, Log: slog.New(slog.NewTextHandler(&s.log, nil)).With("instance", name)}, stage).Run(ctx)
+			err := stream.NewLoop(stream.Config{Cluster: cluster, Group: "sessionize", Topic: schemas.TopicViews, InstanceID: name, TxnTimeout: time.Second, CommitInterval: s.commit, Log: slog.New(slog.NewTextHandler(&s.log, nil)).With("instance", name)}, stage).Run(ctx)
 			if ctx.Err() != nil || w.isCut() {
 				i.done <- err
 				return

@@ -87,6 +87,7 @@ func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Recor
 	for outcome, label := range [...]string{Accepted: "accepted", Duplicate: "duplicate", Late: "late"} {
 		s.views.WithLabelValues(label).Add(float64(outcomes[outcome]))
 	}
+	out.Event(core.state.MaxEventTimeMs)
 	s.evicted.Add(float64(core.Evicted() - evicted))
 	return s.emit(partition, core, out)
 }

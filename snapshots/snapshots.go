@@ -113,6 +113,7 @@ type Service struct {
 	Dir     string
 	MaxRows int           // a file has at most so many rows; also the limit of what waits in memory, by partition
 	MaxAge  time.Duration // a row waits at most this long for its file
+	Static  string        // name of a static member of the group (KIP-345); empty: a dynamic one
 	Once    bool          // end when the sessions that there are now are written
 	Log     *slog.Logger
 	Metrics *Metrics
@@ -148,7 +149,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return fmt.Errorf("snapshot: %w", err)
 		}
 	}
-	cl, err := s.Cluster.Client(
+	opts := []kgo.Opt{
 		kgo.ConsumerGroup(Group),
 		kgo.ConsumeTopics(schemas.TopicJudgedSessions),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
@@ -170,7 +171,11 @@ func (s *Service) Run(ctx context.Context) error {
 				delete(parts, p) // another owner may be writing them already
 			}
 		}),
-	)
+	}
+	if s.Static != "" {
+		opts = append(opts, kgo.InstanceID(s.Static))
+	}
+	cl, err := s.Cluster.Client(opts...)
 	if err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
@@ -182,7 +187,7 @@ func (s *Service) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return s.flushAll(parts)
 		}
-		if err := s.take(ctx, cl, fetches, poll.Err() != nil, parts); err != nil {
+		if err := s.take(ctx, cl, fetches, parts); err != nil {
 			return fmt.Errorf("snapshot: %w", err)
 		}
 		if s.Once && s.reached(parts, ends) {
@@ -219,9 +224,9 @@ func (s *Service) reached(parts map[int32]*part, ends map[int32]stream.Span) boo
 }
 
 // take adds what was fetched and writes the files that are due.
-func (s *Service) take(ctx context.Context, cl *kgo.Client, fetches kgo.Fetches, timedOut bool, parts map[int32]*part) error {
+func (s *Service) take(ctx context.Context, cl *kgo.Client, fetches kgo.Fetches, parts map[int32]*part) error {
 	for _, e := range fetches.Errors() {
-		if !timedOut {
+		if !errors.Is(e.Err, context.DeadlineExceeded) && !errors.Is(e.Err, context.Canceled) { // of the poll
 			return fmt.Errorf("read topic %s partition %d: %w", e.Topic, e.Partition, e.Err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -80,7 +81,13 @@ func (c *cli) command(cmd *cobra.Command, groups []string, run func(cmd *cobra.C
 		if err := c.set.Load(c.file, os.Environ()); err != nil {
 			return err
 		}
-		return run(cmd, app.New(c.settings, os.Stderr, nil), args)
+		a := app.New(c.settings, os.Stderr, nil)
+		if slices.Contains(groups, app.GroupCommon) {
+			if err := a.Open(cmd.Context()); err != nil {
+				return err
+			}
+		}
+		return run(cmd, a, args)
 	}
 	return cmd
 }
@@ -118,7 +125,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 	var explain string
 	var limit int
 	filter := service("filter", "Judge sessions", "Turns sessions into sessions.judged and, if every rule is met, sessions.good. A change of the --rules file takes effect without a restart.",
-		[]string{app.GroupStage, app.GroupFilter}, func(ctx context.Context, a *app.App) error { return a.RunFilter(ctx) })
+		[]string{app.GroupMember, app.GroupStage, app.GroupFilter}, func(ctx context.Context, a *app.App) error { return a.RunFilter(ctx) })
 	judge := filter.RunE
 	filter.RunE = func(cmd *cobra.Command, args []string) error {
 		if explain == "" {
@@ -128,19 +135,23 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 			return err
 		}
 		c.settings.RulesFile = explain
-		return c.explain(cmd, app.New(c.settings, os.Stderr, nil), limit)
+		a := app.New(c.settings, os.Stderr, nil)
+		if err := a.Open(cmd.Context()); err != nil {
+			return err
+		}
+		return c.explain(cmd, a, limit)
 	}
 	filter.Flags().StringVar(&explain, "explain", "", "try this file of rules on the sessions that are there, without judging any, and end")
 	filter.Flags().IntVar(&limit, "limit", 20, "sessions that --explain shows")
 	filter.Flags().BoolVar(&c.json, "json", false, "print what --explain finds as JSON")
 	return []*cobra.Command{
 		service("ingest", "Validate raw view events", "Turns views.raw into views; what breaks a rule goes to views.dlq with the reason.",
-			[]string{app.GroupStage, app.GroupIngest}, func(ctx context.Context, a *app.App) error { return a.RunIngest(ctx) }),
+			[]string{app.GroupMember, app.GroupStage, app.GroupIngest}, func(ctx context.Context, a *app.App) error { return a.RunIngest(ctx) }),
 		service("sessionize", "Cut views into sessions", "Turns views into sessions by gaps in event time, each with the user's history as of its start.",
-			[]string{app.GroupStage, app.GroupGap, app.GroupSessionize, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunSessionize(ctx) }),
+			[]string{app.GroupMember, app.GroupStage, app.GroupGap, app.GroupSessionize, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunSessionize(ctx) }),
 		filter,
 		withOnce(service("snapshot", "Write sessions as Parquet", "Writes sessions.judged as Parquet files, each session exactly once.",
-			[]string{app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written"),
+			[]string{app.GroupMember, app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written"),
 		withOnce(service("train", "Train the decoder on good sessions", "Learns from sessions.good for ever and publishes candidates.",
 			[]string{app.GroupModel, app.GroupCheckpoints, app.GroupTrain, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
 				showProgress(a)
@@ -153,7 +164,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 }
 
 func (c *cli) config() *cobra.Command {
-	groups := []string{app.GroupCommon, app.GroupLog, app.GroupService, app.GroupStage, app.GroupModel, app.GroupGap, app.GroupLearn, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
+	groups := []string{app.GroupCommon, app.GroupLog, app.GroupService, app.GroupMember, app.GroupStage, app.GroupModel, app.GroupGap, app.GroupLearn, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
 	return c.command(&cobra.Command{
 		Use: "config", Short: "Print the effective settings", GroupID: "tools",
 		Long: "Prints all settings as a YAML file with comments, which --config reads back.",

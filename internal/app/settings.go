@@ -13,9 +13,7 @@ import (
 	"onerec/ingest"
 	"onerec/internal/config"
 	"onerec/internal/history"
-	"onerec/internal/stream"
 	"onerec/publisher"
-	"onerec/recommender"
 	"onerec/rewarder"
 	"onerec/schemas"
 	"onerec/sessionizer"
@@ -27,6 +25,7 @@ import (
 const (
 	GroupCommon      = "common"
 	GroupService     = "service" // of every process that runs until it is stopped
+	GroupMember      = "member"  // of the stages whose partitions a consumer group shares out
 	GroupStage       = "stage"   // of ingest, sessionize and filter
 	GroupModel       = "model"
 	GroupGap         = "gap"
@@ -51,6 +50,10 @@ type Settings struct {
 	HTTP                string
 	Instance            string
 	Static              bool
+	Security            Security
+	SchemaRegistry      string
+	RegisterSchemas     bool
+	CommitInterval      time.Duration
 	Model               string
 	LogLevel, LogFormat string
 
@@ -99,7 +102,9 @@ func Defaults() *Settings {
 	return &Settings{
 		Brokers: []string{"127.0.0.1:9092"}, Instance: host, Model: "default", LogLevel: "info", LogFormat: "text",
 		Partitions: 8, Replication: 1, Bucket: "checkpoints", Bounds: schemas.DefaultBounds(),
-		Sessions: sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
+		Security: Security{SASL: saslNone}, RegisterSchemas: true,
+		CommitInterval: 100 * time.Millisecond,
+		Sessions:       sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
 		SnapshotDir: "snapshots", SnapshotRows: 20_000, SnapshotAge: time.Minute,
 		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: time.Minute,
 		Network: rewarder.DefaultModelConfig(), ModelEpochs: 4, ModelLearningRate: 2e-3, Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
@@ -112,9 +117,19 @@ func Defaults() *Settings {
 func (s *Settings) Register(c *config.Set) {
 	const year = 365 * 24 * time.Hour
 	c.Strings(GroupCommon, "brokers", &s.Brokers, "Kafka brokers, host:port separated by commas")
+	c.Bool(GroupCommon, "tls", &s.Security.TLS, "speak TLS with the brokers")
+	c.String(GroupCommon, "tls-ca", &s.Security.CAFile, "file with the brokers' CA certificates in PEM; empty: the system's")
+	c.String(GroupCommon, "tls-cert", &s.Security.CertFile, "file with this client's certificate in PEM; empty: none")
+	c.String(GroupCommon, "tls-key", &s.Security.KeyFile, "file with its key in PEM")
+	c.String(GroupCommon, "sasl", &s.Security.SASL, "how to sign in at the brokers", saslNone, scram512, scram256, saslPlain)
+	c.String(GroupCommon, "sasl-user", &s.Security.User, "user to sign in as")
+	c.String(GroupCommon, "sasl-password-file", &s.Security.PasswordFile, "file with the user's password")
+	c.String(GroupCommon, "schema-registry", &s.SchemaRegistry, "URL of a schema registry (Confluent's API); values are then written in its wire format, and read with it or without; empty: none")
+	c.Bool(GroupCommon, "register-schemas", &s.RegisterSchemas, "register our schemas with the schema registry; without it they must be there, as <topic>-value")
 	c.String(GroupService, "http", &s.HTTP, "address of /healthz, /readyz and /metrics, e.g. :9464; empty: none")
-	c.String(GroupStage, "instance", &s.Instance, "name of this process within its service; stable across restarts, it lets a restarted process fence its former self at once")
-	c.Bool(GroupStage, "static-membership", &s.Static, "keep the partitions of ingest, sessionize and filter for a restarted process of the same --instance, instead of moving them")
+	c.String(GroupMember, "instance", &s.Instance, "name of this process within its service; stable across restarts, it lets a restarted process fence its former self at once")
+	c.Bool(GroupMember, "static-membership", &s.Static, "keep the partitions for a restarted process of the same --instance, instead of moving them")
+	c.Duration(GroupStage, "commit-interval", &s.CommitInterval, 0, 30*time.Second, "how long a transaction takes up records before it is committed: longer for more records a second, shorter for readers who wait less")
 	c.String(GroupModel, "model", &s.Model, "name of the model that checkpoints belong to")
 	c.String(GroupLog, "log-level", &s.LogLevel, "least level that is logged", "debug", "info", "warn", "error")
 	c.String(GroupLog, "log-format", &s.LogFormat, "format of logs", "text", "json")
@@ -214,8 +229,6 @@ func (s *Settings) level() slog.Level {
 	return l
 }
 
-func (s *Settings) cluster() stream.Cluster { return stream.Cluster{Brokers: s.Brokers} }
-
 func (s *Settings) rules() (filters.RuleSet, error) {
 	if s.RulesFile == "" {
 		return filters.DefaultRules(), nil
@@ -244,11 +257,4 @@ func (s *Settings) pseudonymKeys() (ingest.Keys, error) {
 		return nil, fmt.Errorf("%s: %w", s.PseudonymKeyFile, err)
 	}
 	return keys, nil
-}
-
-func (s *Settings) recommender(store *publisher.Store) *recommender.Service {
-	return &recommender.Service{
-		Cluster: s.cluster(), Store: store, Model: s.Model, Channel: s.Channel, Policy: s.History,
-		Beams: s.Beams, MaxUsers: s.MaxUsers, MaxItems: s.MaxItems,
-	}
 }

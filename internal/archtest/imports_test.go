@@ -48,10 +48,12 @@ var allowed = map[string][]string{
 	"internal/safetensors": {},
 	"internal/holdout":     {},
 	"internal/gradcheck":   {"internal/safetensors"},
+	"internal/registry":    {"schemas", "internal/stream"},
 	"internal/config":      {},
 	"internal/telemetry":   {},
 	"internal/progress":    {},
 	"internal/archtest":    {},
+	"internal/kafkatest":   {},
 }
 
 func TestImports(t *testing.T) {

@@ -18,6 +18,7 @@ type Emitter struct {
 	keyed       kgo.Record
 	ctx         context.Context
 	count       int
+	newestEvent int64
 
 	mu  sync.Mutex
 	err error // the first failure of this transaction
@@ -26,7 +27,7 @@ type Emitter struct {
 func (e *Emitter) reset(ctx context.Context) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.ctx, e.err, e.count = ctx, nil, 0
+	e.ctx, e.err, e.count, e.newestEvent = ctx, nil, 0, 0
 }
 
 func (e *Emitter) failure() error {
@@ -49,6 +50,10 @@ func (e *Emitter) Emit(r *kgo.Record) {
 		}
 	})
 }
+
+// Event notes that what is emitted is about an event at ms since the epoch, for the
+// metric of latency from event time.
+func (e *Emitter) Event(ms int64) { e.newestEvent = max(e.newestEvent, ms) }
 
 // EmitProto writes a message; a nil message is a tombstone.
 func (e *Emitter) EmitProto(topic string, partition int32, key string, m proto.Message) error {

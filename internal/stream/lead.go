@@ -59,10 +59,28 @@ func Lead(ctx context.Context, c Cluster, group string, onReady func(), fn func(
 	}
 	defer cl.Close()
 	cl.PauseFetchTopics(schemas.TopicCheckpoints) // the partition is a token, its records are read elsewhere
+	failed := make(chan error, 1)
+	polling, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { // a poll is how a group says that it can't be joined
+		for polling.Err() == nil {
+			for _, e := range cl.PollFetches(polling).Errors() {
+				if polling.Err() == nil {
+					select {
+					case failed <- e.Err:
+					default:
+					}
+					return
+				}
+			}
+		}
+	}()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case err := <-failed:
+			return fmt.Errorf("group %q: %w", group, err)
 		case t := <-terms:
 			err := fn(t.ctx)
 			lost := t.ctx.Err() != nil

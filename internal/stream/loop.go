@@ -18,7 +18,8 @@ import (
 
 // Limits of a loop that no deployment has had a reason to change.
 const (
-	maxPollRecords = 10_000           // records a transaction holds at most
+	maxPollRecords = 10_000           // records that a stage is given at once, at most
+	maxTxnRecords  = 100_000          // records after which a transaction ends before its time
 	commitTimeout  = 30 * time.Second // for a commit while shutting down
 	txnTimeout     = 60 * time.Second // of Config.TxnTimeout
 )
@@ -60,6 +61,10 @@ type Config struct {
 	// session's timeout a restarted instance gets its partitions back at once and
 	// nobody else's move. It does not leave the group when it ends.
 	Static bool
+	// CommitInterval is how long a transaction takes up records before it is committed.
+	// A commit takes several round trips whatever it holds, so that a longer interval
+	// gives more records a second, and lets readers wait longer. 0: one poll, one commit.
+	CommitInterval time.Duration
 	// TxnTimeout is how long a dead instance's open transaction may hold readers up
 	// unless the instance comes back before; 0 means 60 s.
 	TxnTimeout time.Duration
@@ -113,10 +118,8 @@ func (l *Loop) Run(ctx context.Context) (err error) {
 		if ctx.Err() != nil || fetches.IsClientClosed() {
 			return nil // records polled but not processed are read again: their offsets are not committed
 		}
-		for _, e := range fetches.Errors() {
-			if !errors.Is(e.Err, context.DeadlineExceeded) && !errors.Is(e.Err, context.Canceled) {
-				return fmt.Errorf("%s: read %s partition %d: %w", l.cfg.Group, e.Topic, e.Partition, e.Err)
-			}
+		if err := l.readError(fetches); err != nil {
+			return fmt.Errorf("%s: %w", l.cfg.Group, err)
 		}
 		if err := l.reconcile(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -138,23 +141,35 @@ func (l *Loop) Run(ctx context.Context) (err error) {
 	}
 }
 
-// transaction processes one poll. It returns nil for an abort that a later poll
-// will make good.
+// transaction processes a poll, and what more comes within the commit interval. It
+// returns nil for an abort that a later poll will make good.
 func (l *Loop) transaction(ctx context.Context, sess *kgo.GroupTransactSession, fetches kgo.Fetches, tick bool, now time.Time, out *Emitter) error {
 	if err := sess.Begin(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
 	out.reset(ctx)
 	var stageErr error
-	records := 0
-	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+	var seen progress
+	complete := true // everything polled was processed, so that its offsets may be committed
+	process := func(p kgo.FetchTopicPartition) {
+		seen.note(p)
 		// Control records are kept (see join) only so that offsets move past them.
 		data := slices.DeleteFunc(slices.Clone(p.Records), func(r *kgo.Record) bool { return r.Attrs.IsControl() })
-		records += len(data)
-		if stageErr == nil && len(data) > 0 {
-			stageErr = l.stage.Process(ctx, p.Partition, data, out)
+		if len(data) == 0 || stageErr != nil {
+			return
 		}
-	})
+		if l.state != nil && !l.restored[p.Partition] {
+			complete = false // assigned while the transaction was under way
+			return
+		}
+		if slices.ContainsFunc(data, func(r *kgo.Record) bool { return errors.Is(FrameError(r), ErrInterrupted) }) {
+			complete = false
+			return
+		}
+		seen.records += len(data)
+		stageErr = l.stage.Process(ctx, p.Partition, data, out)
+	}
+	fetches.EachPartition(process)
 	if tick && stageErr == nil {
 		for _, p := range slices.Sorted(maps.Keys(l.restored)) {
 			if stageErr = l.state.Tick(p, now, out); stageErr != nil {
@@ -162,28 +177,66 @@ func (l *Loop) transaction(ctx context.Context, sess *kgo.GroupTransactSession, 
 			}
 		}
 	}
+	var readErr error
+	for end := now.Add(l.cfg.CommitInterval); ; {
+		if stageErr != nil || readErr != nil || !complete || seen.records >= maxTxnRecords || l.moved() || ctx.Err() != nil || !time.Now().Before(end) {
+			break
+		}
+		pollCtx, cancel := context.WithDeadline(ctx, end)
+		more := sess.PollRecords(pollCtx, maxPollRecords)
+		cancel()
+		more.EachPartition(process) // what was polled must be processed or not committed, whatever else happened
+		readErr = l.readError(more)
+	}
 	// Ending must not be cut short by a shutdown: the outcome would be unknown.
 	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	flushErr := sess.Client().Flush(endCtx)
 	produceErr := errors.Join(out.failure(), flushErr)
-	committed, err := sess.End(endCtx, kgo.TransactionEndTry(stageErr == nil && produceErr == nil))
-	l.cfg.Metrics.transaction(committed, records, out.count)
+	committed, err := sess.End(endCtx, kgo.TransactionEndTry(stageErr == nil && readErr == nil && produceErr == nil && complete))
+	l.cfg.Metrics.transaction(committed, seen.records, out.count)
 	if committed {
-		l.cfg.Metrics.progress(fetches, time.Now())
+		l.cfg.Metrics.progress(&seen, out.newestEvent, time.Now())
 	}
 	switch {
 	case stageErr != nil:
 		return stageErr
+	case readErr != nil:
+		return readErr
 	case produceErr != nil && ctx.Err() == nil:
 		return fmt.Errorf("produce: %w", produceErr)
 	case err != nil:
 		return fmt.Errorf("end transaction: %w", err)
 	case !committed:
-		l.cfg.Log.Info("transaction aborted, reading again", "records", records)
+		l.cfg.Log.Info("transaction aborted, reading again", "records", seen.records)
 		l.forget()
 	}
 	return nil
+}
+
+// readError returns why a poll failed, nil if it only ran out of time.
+func (l *Loop) readError(fetches kgo.Fetches) error {
+	for _, e := range fetches.Errors() {
+		if !errors.Is(e.Err, context.DeadlineExceeded) && !errors.Is(e.Err, context.Canceled) {
+			return fmt.Errorf("read %s partition %d: %w", e.Topic, e.Partition, e.Err)
+		}
+	}
+	return nil
+}
+
+// moved reports whether the group has changed the assignment since reconcile.
+func (l *Loop) moved() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.revoked) > 0 {
+		return true
+	}
+	for p := range l.owned {
+		if l.state != nil && !l.restored[p] {
+			return true
+		}
+	}
+	return false
 }
 
 // forget throws the memory of every partition away; reconcile restores it.
@@ -258,6 +311,8 @@ func (l *Loop) join() (*kgo.GroupTransactSession, error) {
 		// Without control records the committed offset would stay before a
 		// trailing transaction marker and lag would never be zero.
 		kgo.KeepControlRecords(),
+		// More buffers more and gains nothing: docs/benchmarks.md.
+		kgo.FetchMaxBytes(2<<20),
 		kgo.TransactionalID(l.cfg.Group+"-"+l.cfg.InstanceID),
 		kgo.TransactionTimeout(cmp.Or(l.cfg.TxnTimeout, txnTimeout)),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),

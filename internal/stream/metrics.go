@@ -14,7 +14,7 @@ type Metrics struct {
 	in, out      prometheus.Counter
 	restoreTime  prometheus.Histogram
 	lag          *prometheus.GaugeVec
-	age          prometheus.Histogram
+	age, latency prometheus.Histogram
 }
 
 // NewMetrics registers the metrics of the loop of one service.
@@ -42,7 +42,11 @@ func NewMetrics(reg prometheus.Registerer, service string) *Metrics {
 			Buckets: prometheus.ExponentialBuckets(0.01, 3, 12),
 		}),
 	}
-	reg.MustRegister(m.transactions, m.in, m.out, m.restoreTime, m.lag, m.age)
+	m.latency = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "onerec_stream_event_latency_seconds", Help: "From the newest event time that a transaction is about to its commit, end to end: the producer's clock, every stage before and this one.", ConstLabels: labels,
+		Buckets: prometheus.ExponentialBuckets(0.01, 3, 14),
+	})
+	reg.MustRegister(m.latency, m.transactions, m.in, m.out, m.restoreTime, m.lag, m.age)
 	return m
 }
 
@@ -59,19 +63,41 @@ func (m *Metrics) transaction(committed bool, in, out int) {
 	m.out.Add(float64(out))
 }
 
-// progress notes how far the partitions of a committed poll are.
-func (m *Metrics) progress(fetches kgo.Fetches, now time.Time) {
+// progress is what a transaction has read.
+type progress struct {
+	records int
+	newest  map[int32]newest // by partition
+}
+
+type newest struct {
+	left      int64 // records behind it
+	timestamp time.Time
+}
+
+func (p *progress) note(f kgo.FetchTopicPartition) {
+	if len(f.Records) == 0 {
+		return
+	}
+	if p.newest == nil {
+		p.newest = make(map[int32]newest)
+	}
+	last := f.Records[len(f.Records)-1]
+	p.newest[f.Partition] = newest{max(0, f.HighWatermark-last.Offset-1), last.Timestamp}
+}
+
+// progress notes how far the partitions of a committed transaction are; newestEvent
+// is the newest event time that it is about, in ms since the epoch, or 0.
+func (m *Metrics) progress(p *progress, newestEvent int64, now time.Time) {
 	if m == nil {
 		return
 	}
-	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-		if len(p.Records) == 0 {
-			return
-		}
-		last := p.Records[len(p.Records)-1]
-		m.lag.WithLabelValues(strconv.Itoa(int(p.Partition))).Set(float64(max(0, p.HighWatermark-last.Offset-1)))
-		m.age.Observe(max(0, now.Sub(last.Timestamp).Seconds()))
-	})
+	for partition, n := range p.newest {
+		m.lag.WithLabelValues(strconv.Itoa(int(partition))).Set(float64(n.left))
+		m.age.Observe(max(0, now.Sub(n.timestamp).Seconds()))
+	}
+	if newestEvent != 0 {
+		m.latency.Observe(max(0, now.Sub(time.UnixMilli(newestEvent)).Seconds()))
+	}
 }
 
 // forget ends the series of a partition that another instance owns now.

@@ -24,6 +24,12 @@ type Probe struct{ ready atomic.Bool }
 // Ready says that the service does its work from now on.
 func (p *Probe) Ready() { p.ready.Store(true) }
 
+// NotReady says that it does not, for now.
+func (p *Probe) NotReady() { p.ready.Store(false) }
+
+// IsReady reports which was said last.
+func (p *Probe) IsReady() bool { return p.ready.Load() }
+
 // NewRegistry returns a registry with the process's own metrics.
 func NewRegistry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
@@ -33,7 +39,7 @@ func NewRegistry() *prometheus.Registry {
 
 // Handler serves /healthz (the process answers), /readyz (503 until the probe is
 // ready) and /metrics.
-func Handler(reg *prometheus.Registry, probe *Probe) http.Handler {
+func Handler(reg prometheus.Gatherer, probe *Probe) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {

@@ -1,0 +1,271 @@
+package integration
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/recommender"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+	"onerec/snapshots"
+)
+
+// realViews is where the real views are, if they are anywhere.
+const realViews = "../../shared/data/kuairand/views.tsv.gz"
+
+// TestFromViewsToRecommendations runs every service in its container: raw views in,
+// checkpoints out, recommendations over HTTP; then clients that are not ours read what
+// is there.
+func TestFromViewsToRecommendations(t *testing.T) {
+	c := start(t, 1)
+	c.tool("topics", "create", "--partitions", "4")
+	if out := c.tool("topics", "check"); !strings.Contains(out, "as the contract says") {
+		t.Errorf("topics check: %s", out)
+	}
+	checkpoints, files := filepath.Join(c.mount, "checkpoints"), filepath.Join(c.mount, "snapshots")
+	learn := []string{"--checkpoints", checkpoints, "--batch-tokens", "1024", "--holdout-percent", "20"}
+	with := func(args ...string) []string { return append(args, learn...) }
+	all := []*service{
+		c.launch("ingest"), c.launch("sessionize", "--idle-timeout", "24h"), c.launch("filter"),
+		c.launch("snapshot", "--snapshots", files, "--snapshot-age", "500ms"),
+	}
+	replay := []string{"replay", "--finish", "--sim-users", "80", "--sim-items", "150", "--sim-days", "2"}
+	if _, err := os.Stat(realViews); err == nil {
+		replay = []string{"replay", "--finish", realViews}
+	} else {
+		t.Logf("the real views are not at %s: the simulator's instead", realViews)
+	}
+	for _, s := range all {
+		s.ready()
+	}
+	t.Log(strings.TrimSpace(c.tool(replay...)))
+
+	serve := c.launch("serve", "--checkpoints", checkpoints)
+	train := c.launch(with("train", "--bootstrap-sessions", "50", "--publish-every", "1s", "--train-history", "8", "--replay-ratio", "1")...)
+	reward := c.launch(with("reward", "--reward-every", "1s", "--align-users", "10", "--candidates", "8", "--candidate-items", "3", "--reward-epochs", "1")...)
+	var answer recommender.Answer
+	eventually(t, "a model answers", func() error {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+serve.api+"/v1/recommendations", strings.NewReader(`{"user_id":"u1","history":[],"n":3}`))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(text, &answer); err != nil || answer.Source != "model" {
+			return fmt.Errorf("%v: %.200s", err, text)
+		}
+		return nil
+	})
+	if len(answer.Items) != 3 || answer.CheckpointVersion == "" {
+		t.Errorf("answer %+v", answer)
+	}
+	eventually(t, "a round is recorded", func() error {
+		n := 0
+		if err := c.stream().ReadTopic(t.Context(), schemas.TopicRounds, func(*kgo.Record) error { n++; return nil }); err != nil {
+			return err
+		}
+		if n == 0 {
+			return errors.New("none yet")
+		}
+		return nil
+	})
+	for _, s := range append(all, train, reward, serve) {
+		s.stop()
+	}
+	if out, err := command(t.Context(), t, "checkpoints", "verify", "--checkpoints", checkpoints).CombinedOutput(); err != nil {
+		t.Errorf("checkpoints verify: %v\n%s", err, out)
+	}
+	rows, views := 0, 0
+	if err := snapshots.ReadAll(files, func(s snapshots.Session) error {
+		rows++
+		views += len(s.Views)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	committed := 0
+	if err := c.stream().ReadTopic(t.Context(), schemas.TopicJudgedSessions, func(*kgo.Record) error { committed++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if rows != committed || rows == 0 {
+		t.Errorf("%d sessions in the snapshots, %d on the topic", rows, committed)
+	}
+	t.Run("DuckDB", func(t *testing.T) {
+		python(t, "duckdb")
+		out := runPython(t, `import duckdb, sys
+print(*duckdb.sql(f"select count(*), sum(len(views)) from read_parquet('{sys.argv[1]}/sessions/**/*.parquet')").fetchall()[0])`, files)
+		if want := fmt.Sprint(rows, " ", views); out != want {
+			t.Errorf("DuckDB counts %q, want %q", out, want)
+		}
+	})
+	t.Run("PyArrow", func(t *testing.T) {
+		python(t, "pyarrow")
+		out := runPython(t, `import pyarrow.dataset as ds, sys
+t = ds.dataset(sys.argv[1] + "/sessions", partitioning="hive").to_table()
+print(t.num_rows, sum(len(v) for v in t["views"].to_pylist()))`, files)
+		if want := fmt.Sprint(rows, " ", views); out != want {
+			t.Errorf("PyArrow counts %q, want %q", out, want)
+		}
+	})
+	t.Run("safetensors", func(t *testing.T) {
+		python(t, "safetensors", "numpy")
+		out := runPython(t, `import glob, sys
+from safetensors import safe_open
+n = 0
+for path in glob.glob(sys.argv[1] + "/**/decoder.safetensors", recursive=True):
+    with safe_open(path, "np") as f:
+        n += sum(f.get_tensor(k).size for k in f.keys())
+print(n > 0)`, checkpoints)
+		if out != "True" {
+			t.Errorf("safetensors reads %q", out)
+		}
+	})
+	t.Run("console consumer", func(t *testing.T) {
+		if c.network == nil {
+			t.Skip("it is in the broker's image")
+		}
+		code, r, err := c.brokers[0].Exec(t.Context(), []string{
+			"/opt/kafka/bin/kafka-console-consumer.sh", "--bootstrap-server", "kafka-1:9092", "--topic", schemas.TopicJudgedSessions,
+			"--isolation-level", "read_committed", "--from-beginning", "--timeout-ms", "15000", "--property", "print.value=false", "--property", "print.key=true",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprintf("Processed a total of %d messages", committed); !strings.Contains(string(out), want) {
+			t.Errorf("code %d: want %q: %s", code, want, out[max(0, len(out)-300):])
+		}
+	})
+}
+
+// TestKcat: kcat writes JSON views and reads sessions.
+func TestKcat(t *testing.T) {
+	path, err := exec.LookPath("kcat")
+	if err != nil {
+		t.Skipf("kcat is not installed (on Debian: apt-get install kcat): %v", err)
+	}
+	c := start(t, 1)
+	f := newFlow(c, 8, 0)
+	var lines strings.Builder
+	for i := range 20 {
+		e := &onerecv1.ViewEvent{EventId: fmt.Sprint("k", i), UserId: fmt.Sprint("u", i%3), ItemId: "i", EventTimeMs: 1_700_000_000_000 + int64(i)*60_000, WatchMs: 1000}
+		value, err := protojson.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&lines, "%s\t%s\n", e.UserId, strings.ReplaceAll(string(value), "\t", " "))
+		f.events = append(f.events, e)
+	}
+	f.fed = len(f.events)
+	produce := exec.CommandContext(t.Context(), path, "-b", c.outside, "-P", "-t", schemas.TopicViewsRaw, "-K", "\t", "-H", "content-type=application/json")
+	produce.Stdin = strings.NewReader(lines.String())
+	if out, err := produce.CombinedOutput(); err != nil {
+		t.Fatalf("kcat: %v\n%s", err, out)
+	}
+	f.check()
+	consume := exec.CommandContext(t.Context(), path, "-b", c.outside, "-C", "-t", schemas.TopicSessions, "-e", "-q", "-X", "isolation.level=read_committed", "-f", "%k\n")
+	out, err := consume.Output()
+	if err != nil {
+		t.Fatalf("kcat: %v\n%s", err, out)
+	}
+	keys := strings.Fields(string(out))
+	slices.Sort(keys)
+	if fmt.Sprint(keys) != "[u0 u1 u2]" {
+		t.Errorf("kcat reads the sessions of %v", keys)
+	}
+}
+
+// TestContracts: topics have the declared settings, a drifted one is found, and a
+// consumer that was built for the first version of a message still reads.
+func TestContracts(t *testing.T) {
+	c := start(t, 1)
+	c.tool("topics", "create", "--partitions", "3")
+	adm := kadm.NewClient(c.client())
+	for _, topic := range schemas.Topics() {
+		configs, err := adm.DescribeTopicConfigs(t.Context(), topic.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have := map[string]string{}
+		for _, kv := range configs[0].Configs {
+			have[kv.Key] = kv.MaybeValue()
+		}
+		for key, want := range topic.Settings() {
+			if have[key] != want {
+				t.Errorf("%s: %s is %q, want %q", topic.Name, key, have[key], want)
+			}
+		}
+	}
+	drifted := "60000"
+	if _, err := adm.AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "retention.ms", Value: &drifted}}, schemas.TopicSessions); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.tryTool("topics", "check"); err == nil || !strings.Contains(out, `sessions: retention.ms is "60000"`) {
+		t.Errorf("topics check of a drifted topic: %v\n%s", err, out)
+	}
+	// What a later producer adds, an earlier consumer passes over.
+	cl := c.client()
+	value, err := proto.Marshal(&onerecv1.Session{SessionId: "s", UserId: "u"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	value = append(value, 0xfa, 0x01, 3, 'n', 'e', 'w') // field 31
+	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: schemas.TopicSessions, Value: value}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	var got *onerecv1.Session
+	if err := c.stream().ReadTopic(t.Context(), schemas.TopicSessions, func(r *kgo.Record) error {
+		got = new(onerecv1.Session)
+		return proto.Unmarshal(r.Value, got)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got.GetSessionId() != "s" || len(got.ProtoReflect().GetUnknown()) == 0 {
+		t.Errorf("read %v", got)
+	}
+}
+
+// python skips the test where a module is missing.
+func python(t *testing.T, modules ...string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), "python3", "-c", "import "+strings.Join(modules, ", ")).CombinedOutput(); err != nil {
+		if os.Getenv("ONEREC_NEED_PYTHON") != "" {
+			t.Fatalf("python3 with %v is needed: %s", modules, out)
+		}
+		t.Skipf("needs python3 with %v (pip install %s)", modules, strings.Join(modules, " "))
+	}
+}
+
+func runPython(t *testing.T, program string, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "python3", append([]string{"-c", program}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
