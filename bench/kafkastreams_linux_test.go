@@ -48,8 +48,8 @@ type system struct {
 func systems(b *testing.B) []system {
 	b.Helper()
 	root := kafkatest.Root(b)
-	binary_ := filepath.Join(b.TempDir(), "onerec")
-	build := exec.Command("go", "build", "-o", binary_, "./cmd/onerec")
+	program := filepath.Join(b.TempDir(), "onerec")
+	build := exec.Command("go", "build", "-o", program, "./cmd/onerec")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
@@ -71,7 +71,7 @@ func systems(b *testing.B) []system {
 		{
 			"onerec", "sessionize", schemas.TopicSessions,
 			func(brokers string, gap, lateness time.Duration) *exec.Cmd {
-				cmd := exec.Command("taskset", "-c", "1", binary_, "sessionize", "--brokers", brokers, "--instance", "bench", "--http", "",
+				cmd := exec.Command("taskset", "-c", "1", program, "sessionize", "--brokers", brokers, "--instance", "bench", "--http", "",
 					"--session-gap", gap.String(), "--session-lateness", lateness.String(), "--session-max-views", "100000", "--session-max-age", "720h",
 					"--idle-timeout", "24h", "--commit-interval", commitInterval.String(), "--log-level", "error")
 				cmd.Env = append(os.Environ(), "GOMAXPROCS=1")

@@ -3,14 +3,12 @@ package integration
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"onerec/schemas"
@@ -56,7 +54,7 @@ func TestBrokerStops(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.feed(0.2)
-	t.Logf("stopped for 30 s: the sessionizer goes on %.1f s after the broker's start", f.moves(sessions).Seconds())
+	t.Logf("stopped for 30 s: the sessionizer has caught up %.1f s after the broker's start", f.recovers(sessions).Seconds())
 
 	killContainer(t, c.brokers[0].DockerContainer)
 	f.feed(0.1)
@@ -64,27 +62,7 @@ func TestBrokerStops(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.feed(0.1)
-	t.Logf("killed: the sessionizer goes on %.1f s after the broker's start", f.moves(sessions).Seconds())
-	f.check()
-}
-
-// TestLeaderIsLost: of three brokers one is killed and comes back, each in turn, so that
-// leaders, coordinators and the controller are among them.
-func TestLeaderIsLost(t *testing.T) {
-	c := start(t, 3, "default.replication.factor=3", "min.insync.replicas=2", "broker.session.timeout.ms=6000")
-	needBroker(t, c)
-	f := newFlow(c, 3, 20_000)
-	for i, b := range c.brokers {
-		f.feed(0.2)
-		f.reaches(sessions, 0.1*float64(i))
-		killContainer(t, b.DockerContainer)
-		f.feed(0.1)
-		t.Logf("broker %d was killed: the sessionizer goes on after %.1f s", i+1, f.moves(sessions).Seconds())
-		if err := b.Start(context.Background()); err != nil {
-			t.Fatal(err)
-		}
-		c.inSync()
-	}
+	t.Logf("killed: the sessionizer has caught up %.1f s after the broker's start", f.recovers(sessions).Seconds())
 	f.check()
 }
 
@@ -112,7 +90,7 @@ func TestNetworkIsCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.feed(0.1)
-	f.moves(sessions)
+	f.recovers(sessions)
 	if state, err := first.State(context.Background()); err != nil {
 		t.Fatal(err)
 	} else if !state.Running { // it may end with an error, as a fenced producer must; a process manager starts it again
@@ -129,7 +107,7 @@ func TestJoinsAndLeaves(t *testing.T) {
 		f.feed(0.08)
 		more := f.launch(sessions, fmt.Sprint("more-", i))
 		more.ready()
-		f.moves(sessions)
+		f.recovers(sessions)
 		more.stop()
 	}
 	f.check()
@@ -185,37 +163,4 @@ func needBroker(t *testing.T, c *cluster) {
 	if c.network == nil {
 		t.Skip("breaks a broker or a network: only on a cluster of its own, in Docker")
 	}
-}
-
-// inSync waits until every partition has all its replicas again.
-func (c *cluster) inSync() {
-	c.t.Helper()
-	cl := c.client()
-	eventually(c.t, "all replicas are in sync", func() error {
-		ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
-		defer cancel()
-		return underReplicated(ctx, cl)
-	})
-}
-
-// have reports whether a program is installed.
-func have(name string) bool {
-	_, err := exec.LookPath(name)
-	return err == nil
-}
-
-// underReplicated says which partition has fewer replicas in sync than it should.
-func underReplicated(ctx context.Context, cl *kgo.Client) error {
-	topics, err := kadm.NewClient(cl).ListTopicsWithInternal(ctx)
-	if err != nil {
-		return err
-	}
-	for _, topic := range topics {
-		for _, p := range topic.Partitions {
-			if len(p.ISR) < len(p.Replicas) {
-				return fmt.Errorf("%s partition %d has %d of %d replicas in sync", p.Topic, p.Partition, len(p.ISR), len(p.Replicas))
-			}
-		}
-	}
-	return nil
 }

@@ -73,8 +73,11 @@ func TestFromViewsToRecommendations(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := json.Unmarshal(text, &answer); err != nil || answer.Source != "model" {
-			return fmt.Errorf("%v: %.200s", err, text)
+		if err := json.Unmarshal(text, &answer); err != nil {
+			return err
+		}
+		if answer.Source != "model" {
+			return fmt.Errorf("not a model's answer: %.200s", text)
 		}
 		return nil
 	})

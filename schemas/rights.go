@@ -70,7 +70,7 @@ func RightsTable() string {
 	b.WriteString("| service | resource | name | operations | why |\n|---|---|---|---|---|\n")
 	for _, service := range Services() {
 		for _, r := range Rights() {
-			if r.Service == service && !(r.Resource == ResourceTopic && len(r.Operations) == 1) {
+			if r.Service == service && (r.Resource != ResourceTopic || len(r.Operations) > 1) {
 				fmt.Fprintf(&b, "| %s | %s | `%s` | %s | %s |\n", r.Service, r.Resource, r.Name, strings.Join(r.Operations, ", "), r.Why)
 			}
 		}

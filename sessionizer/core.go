@@ -157,13 +157,8 @@ const (
 // index returns the openView of a view that starts at at and takes size bytes.
 func (c *Core) index(v *schemas.RawView, id uint32, at, size int) openView {
 	o := openView{ms: v.EventTimeMs, id: id, at: uint32(at), size: uint32(size), watch: uint32(v.WatchMs)}
-	for _, f := range [...]struct {
-		on   bool
-		flag uint8
-	}{{v.Like, liked}, {v.Follow, followed}, {v.Comment, commented}, {v.Share, shared}, {v.Dislike, disliked}} {
-		if f.on {
-			o.flags |= f.flag
-		}
+	if v.Engagement != (schemas.Engagement{}) { // few views have any
+		o.flags = flags(v.Engagement)
 	}
 	if c.policy.Engaged(v) {
 		o.flags |= engaged
@@ -238,6 +233,15 @@ func (c *Core) Add(value []byte) (Outcome, error) {
 		c.evict()
 	}
 	return outcome, nil
+}
+
+func flags(e schemas.Engagement) (f uint8) {
+	for i, on := range [...]bool{e.Like, e.Follow, e.Comment, e.Share, e.Dislike} { // in the order of the flags
+		if on {
+			f |= 1 << i
+		}
+	}
+	return f
 }
 
 // insert puts a view among the open ones of a user.

@@ -4,11 +4,13 @@ package kafkatest
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,8 +92,8 @@ func Start(t testing.TB, jars string, properties []string, wrap ...string) strin
 	if out, err := format.CombinedOutput(); err != nil {
 		t.Fatalf("format the broker's storage: %v\n%s", err, out)
 	}
-	args := append(wrap, "java", "-Xmx1g", "-Xms256m", "-cp", classpath, "kafka.Kafka", config)
-	broker := exec.Command(args[0], args[1:]...) //nolint:gosec // the caller's own command
+	args := append(slices.Clone(wrap), "java", "-Xmx1g", "-Xms256m", "-cp", classpath, "kafka.Kafka", config)
+	broker := exec.CommandContext(context.WithoutCancel(t.Context()), args[0], args[1:]...) // it outlives the test's context, until Cleanup
 	log := new(bytes.Buffer)
 	broker.Stdout, broker.Stderr = log, log
 	if err := broker.Start(); err != nil {
@@ -102,7 +104,7 @@ func Start(t testing.TB, jars string, properties []string, wrap ...string) strin
 		_ = broker.Wait()
 	})
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		c, err := net.DialTimeout("tcp", address, time.Second)
+		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", address)
 		if err == nil {
 			_ = c.Close()
 			return address
@@ -118,7 +120,7 @@ func Start(t testing.TB, jars string, properties []string, wrap ...string) strin
 // FreeAddress returns a loopback address on which nobody listens.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

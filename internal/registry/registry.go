@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"sync"
 	"time"
@@ -218,7 +219,7 @@ func (r *Registry) kind(id int) (sr.SchemaType, error) {
 		s, err := r.cl.SchemaByID(ctx, id)
 		cancel()
 		var answer *sr.ResponseError
-		notThere := errors.As(err, &answer) && answer.StatusCode == 404
+		notThere := errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound
 		r.mu.Lock()
 		if len(r.kinds)+len(r.absent) >= maxKnown { // someone sends ids at random
 			clear(r.kinds)
