@@ -24,6 +24,7 @@ var allowed = map[string][]string{
 	"bench":        {everything},
 	"cmd/onerec":   {everything},
 	"internal/app": {everything},
+	"integration":  {everything},
 
 	"schemas":          {"schemas/onerecv1"},
 	"schemas/onerecv1": {},
