@@ -168,7 +168,7 @@ func startWith(t *testing.T, n int, with setup) *cluster {
 	for id := range n {
 		voters = append(voters, fmt.Sprintf("%d@kafka-%d:9093", id+1, id+1))
 		inside = append(inside, fmt.Sprintf("kafka-%d:9092", id+1))
-		outside = append(outside, freeAddress(t))
+		outside = append(outside, kafkatest.FreeAddress(t))
 	}
 	var wg sync.WaitGroup
 	c.brokers = make([]*broker, n)
@@ -351,7 +351,7 @@ func (c *cluster) service(args ...string) *service {
 // launch starts a service.
 func (c *cluster) launch(args ...string) *service {
 	c.t.Helper()
-	s := &service{t: c.t, name: args[0], http: freeAddress(c.t), api: freeAddress(c.t)}
+	s := &service{t: c.t, name: args[0], http: kafkatest.FreeAddress(c.t), api: kafkatest.FreeAddress(c.t)}
 	args = append(args, "--brokers", c.inside)
 	if s.name == "serve" {
 		listen := s.api
@@ -528,9 +528,4 @@ func eventually(t *testing.T, what string, ok func() error) {
 		}
 		<-tick.C
 	}
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	return kafkatest.FreeAddress(t)
 }

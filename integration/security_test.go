@@ -26,6 +26,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
+	"onerec/internal/kafkatest"
 	"onerec/schemas"
 )
 
@@ -212,7 +213,7 @@ func (s *secure) fails(t *testing.T, name string) string {
 		args = append(args, "--checkpoints", t.TempDir())
 	}
 	if name == "serve" {
-		args = append(args, "--listen", freeAddress(t))
+		args = append(args, "--listen", kafkatest.FreeAddress(t))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience/4)
 	defer cancel()

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"onerec/internal/kafkatest"
 	"onerec/internal/stream"
 	"onerec/recommender"
 	"onerec/schemas"
@@ -85,20 +85,9 @@ type process struct {
 	done chan struct{}
 }
 
-// freeAddress returns an address on which nothing listens now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := &process{http: freeAddress(t), done: make(chan struct{})}
+	p := &process{http: kafkatest.FreeAddress(t), done: make(chan struct{})}
 	p.cmd = onerec(t, append(args, "--http", p.http)...)
 	pipe, err := p.cmd.StderrPipe()
 	if err != nil {
@@ -283,7 +272,7 @@ func TestServices(t *testing.T) {
 
 	// Learning, as services, on what is there.
 	learn := []string{"--checkpoints", checkpoints, "--batch-tokens", "1024", "--holdout-percent", "20"}
-	address := freeAddress(t)
+	address := kafkatest.FreeAddress(t)
 	serve := start(t, common("serve", "--checkpoints", checkpoints, "--listen", address)...)
 	train := start(t, append(common("train", "--bootstrap-sessions", "50", "--publish-every", "1s", "--train-history", "8", "--replay-ratio", "1"), learn...)...)
 	reward := start(t, append(common("reward", "--reward-every", "1s", "--align-users", "10", "--candidates", "8", "--candidate-items", "3", "--reward-epochs", "1"), learn...)...)

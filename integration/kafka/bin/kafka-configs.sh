@@ -1,2 +1,0 @@
-#!/bin/sh
-exec java ${KAFKA_HEAP_OPTS:--Xmx512m} -cp "/opt/kafka/libs/*" kafka.admin.ConfigCommand "$@"
