@@ -54,18 +54,22 @@ func encodedViews(b *testing.B, users, n int) (keys, values [][]byte) {
 func BenchmarkCore(b *testing.B) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	const n = 300_000
-	_, values := encodedViews(b, 5000, n)
+	keys, values := encodedViews(b, 5000, n)
 	b.ReportAllocs()
 	sessions, views := 0, 0
 	for b.Loop() {
 		core := sessionizer.New(sessionizer.DefaultConfig())
 		for i, value := range values {
+			if i%sessionizer.LookAhead == 0 {
+				core.Preload(keys[i:])
+			}
 			if _, err := core.Add(value); err != nil {
 				b.Fatal(err)
 			}
 			if i%10_000 == 0 {
 				sessions += len(core.TakeClosed())
 				core.TakeChanges()
+				core.Recycle()
 			}
 		}
 		views += n
@@ -206,7 +210,8 @@ func pipeline(b *testing.B, keys, values [][]byte, cfg stream.Config) (seconds, 
 }
 
 // BenchmarkGrowth keeps more and more sessions open: the memory of each and the
-// speed should stay the same. Views come in waves ten minutes of event time apart;
+// speed should stay the same, as far as the machine's memory does, whose latency over as
+// many bytes is printed beside. Views come in waves ten minutes of event time apart;
 // a user watches ten videos in a row and pauses for an hour, so that sessions end
 // and begin all the time; who comes next is far away in memory. Each user has a full
 // history from the start, restored as after a restart. Run with -benchtime 1x.
@@ -242,25 +247,30 @@ func grow(b *testing.B, users int) {
 	core := sessionizer.New(cfg)
 	b.ReportMetric(float64(users)/restoreAll(b, core, users, cfg.History.MaxItems).Seconds(), "restored-users/s")
 	values := make([][]byte, 0, 10_000)
+	var ids [][]byte
 	var slab []byte
 	var elapsed time.Duration
 	views, sessions, in, out := 0, 0, 0, 0
 	flush := func() {
 		start := time.Now()
-		for _, value := range values {
+		for i, value := range values {
+			if i%sessionizer.LookAhead == 0 {
+				core.Preload(ids[i:])
+			}
 			if _, err := core.Add(value); err != nil {
 				b.Fatal(err)
 			}
 		}
 		closed, changes := core.TakeClosed(), core.TakeChanges()
 		elapsed += time.Since(start)
+		defer core.Recycle()
 		sessions += len(closed)
 		for _, r := range changes {
 			out += len(r.Key) + len(r.Value)
 		}
 		in += len(slab)
 		views += len(values)
-		values, slab = values[:0], slab[:0]
+		values, ids, slab = values[:0], ids[:0], slab[:0]
 	}
 	for w := 0; views < users*watching+measured; w++ {
 		if w == cycle { // everything is warm from here on
@@ -282,6 +292,7 @@ func grow(b *testing.B, users int) {
 				b.Fatal(err)
 			}
 			values = append(values, slab[n:])
+			ids = append(ids, fmt.Appendf(nil, "user-%07d", u))
 			if len(values) == cap(values) {
 				flush()
 			}
@@ -294,6 +305,7 @@ func grow(b *testing.B, users int) {
 	}
 	open := heap()
 	b.ReportMetric((open-before)/float64(users), "B/user")
+	b.ReportMetric(randomRead(int(open-before)), "ns/random-read")
 	b.ReportMetric(float64(views-users*watching)/elapsed.Seconds(), "views/s")
 	b.ReportMetric(float64(out)/float64(in), "changelog-B/B")
 	core.Advance(core.SavePartition().WatermarkMs + 2*time.Hour.Milliseconds())
@@ -303,6 +315,24 @@ func grow(b *testing.B, users int) {
 	core.TakeChanges()
 	b.ReportMetric((heap()-before)/float64(users), "B/user-without-session")
 	runtime.KeepAlive(core)
+}
+
+// randomRead returns the ns that a read takes which depends on the one before, in n
+// bytes of memory: what a look at a user who is in no cache costs on this machine,
+// whatever the program.
+func randomRead(n int) float64 {
+	const reads = 2_000_000
+	const page = 4096
+	memory := make([]byte, n)
+	for at := 0; at < n; at += page {
+		memory[at] = 1
+	}
+	start, x := time.Now(), uint64(1)
+	for range reads {
+		x = (x + uint64(memory[(x>>20)%uint64(n)])) * 6364136223846793005
+	}
+	runtime.KeepAlive(x)
+	return float64(time.Since(start).Nanoseconds()) / reads
 }
 
 // restoreAll lets a core come back with users who have full histories.

@@ -1,6 +1,7 @@
 package sessionizer
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"maps"
@@ -28,7 +29,8 @@ func add(t interface{ Fatal(...any) }, c *Core, v *onerecv1.View) Outcome {
 	return outcome
 }
 
-// takeClosed decodes the closed sessions, and holds each against its own numbers.
+// takeClosed decodes the closed sessions, and holds each against its own numbers. What
+// it was handed it wipes, as memory that is used again would be.
 func takeClosed(t interface{ Fatal(...any) }, c *Core) []*onerecv1.Session {
 	var out []*onerecv1.Session
 	for _, k := range c.TakeClosed() {
@@ -52,7 +54,10 @@ func takeClosed(t interface{ Fatal(...any) }, c *Core) []*onerecv1.Session {
 			t.Fatal("key ", string(k.Key), " and session ", s, " don't fit")
 		}
 		out = append(out, s)
+		clear(k.Key)
+		clear(k.Value)
 	}
+	c.Recycle()
 	return out
 }
 
@@ -162,11 +167,12 @@ func TestSessionsEqualOfflineDefinition(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			partitions[p].Preload([][]byte{[]byte(v.UserId), []byte("nobody")})
 			if add(t, partitions[p], v) == Accepted {
 				accepted++
 			}
 			take(partitions[p])
-			keep(logs[p], partitions[p].TakeChanges())
+			keep(logs[p], partitions[p])
 		}
 		sum := new(onerecv1.PartitionState)
 		for _, core := range partitions {
@@ -200,12 +206,16 @@ func TestSessionsEqualOfflineDefinition(t *testing.T) {
 }
 
 // keep applies changes to a changelog.
-func keep(log map[string][]byte, changes []Keyed) {
-	for _, c := range changes {
-		if log[string(c.Key)] = c.Value; c.Value == nil {
-			delete(log, string(c.Key))
+// keep takes a core's changes up into its changelog. What it was handed it wipes.
+func keep(log map[string][]byte, c *Core) {
+	for _, change := range c.TakeChanges() {
+		if log[string(change.Key)] = bytes.Clone(change.Value); change.Value == nil {
+			delete(log, string(change.Key))
 		}
+		clear(change.Key)
+		clear(change.Value)
 	}
+	c.Recycle()
 }
 
 func keyed(log map[string][]byte) (records []Keyed) {
@@ -300,7 +310,7 @@ func TestUsersAreBounded(t *testing.T) {
 					limited++
 				}
 			}
-			keep(log, core.TakeChanges())
+			keep(log, core)
 			users := map[string]bool{} // whom any key names
 			for key := range log {
 				if key[0] == 0 {
@@ -386,7 +396,7 @@ func TestChangelogIsExact(t *testing.T) {
 			if i%every != 0 && i != len(views)-1 {
 				continue
 			}
-			keep(log, first.TakeChanges())
+			keep(log, first)
 			second := New(cfg)
 			if err := second.Restore(keyed(log)); err != nil {
 				t.Fatal(err)
@@ -471,7 +481,7 @@ func FuzzRestore(f *testing.F) {
 			t.Fatal(err)
 		}
 		log := map[string][]byte{string(key1): value1, string(key2): value2}
-		keep(log, core.TakeChanges())
+		keep(log, core)
 		again := New(smallConfig())
 		if err := again.Restore(keyed(log)); err != nil {
 			t.Fatal(err)

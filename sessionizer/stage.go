@@ -28,6 +28,7 @@ type Stage struct {
 
 	cores    map[int32]*Core
 	lastSeen map[int32]time.Time // wall clock of the partition's newest record
+	ahead    [][]byte            // scratch of Process
 
 	views    *prometheus.CounterVec
 	sessions prometheus.Counter
@@ -68,7 +69,14 @@ func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Recor
 	core.SetCeiling(now.Add(s.cfg.MaxSkew).UnixMilli())
 	evicted := core.Evicted()
 	var outcomes [Late + 1]int
-	for _, r := range records {
+	for i, r := range records {
+		if i%LookAhead == 0 {
+			s.ahead = s.ahead[:0]
+			for _, next := range records[i:min(i+LookAhead, len(records))] {
+				s.ahead = append(s.ahead, next.Key)
+			}
+			core.Preload(s.ahead)
+		}
 		if watermark, ok, err := watermarkOf(r); err != nil {
 			return err
 		} else if ok {
@@ -144,6 +152,13 @@ func (s *Stage) Restore(partition int32, newest []*kgo.Record) error {
 	s.cores[partition] = core
 	s.lastSeen[partition] = s.now()
 	return nil
+}
+
+// Recycle implements [stream.Recycler].
+func (s *Stage) Recycle() {
+	for _, core := range s.cores {
+		core.Recycle()
+	}
 }
 
 // Drop implements [stream.StatefulStage].

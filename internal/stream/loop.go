@@ -48,6 +48,14 @@ type StatefulStage interface {
 	Tick(partition int32, now time.Time, out *Emitter) error
 }
 
+// Recycler is a Stage that writes the records it emits into memory of its own.
+type Recycler interface {
+	Stage
+	// Recycle says that nobody reads what was emitted so far any more: its
+	// transaction is committed.
+	Recycle()
+}
+
 // Config says where a loop reads and who it is.
 type Config struct {
 	Cluster    Cluster
@@ -196,6 +204,9 @@ func (l *Loop) transaction(ctx context.Context, sess *kgo.GroupTransactSession, 
 	committed, err := sess.End(endCtx, kgo.TransactionEndTry(stageErr == nil && readErr == nil && produceErr == nil && complete))
 	l.cfg.Metrics.transaction(committed, seen.records, out.count)
 	if committed {
+		if r, ok := l.stage.(Recycler); ok {
+			r.Recycle()
+		}
 		l.cfg.Metrics.progress(&seen, out.newestEvent, time.Now())
 	}
 	switch {
