@@ -41,6 +41,7 @@ type flow struct {
 	fed      int
 	producer *kgo.Client
 	adm      *kadm.Client
+	fetch    func() error // brings the snapshots to where this process sees them; nil: they are there
 }
 
 // newFlow starts the stages on a cluster, with n events to come. Five of a hundred are
@@ -203,6 +204,11 @@ func (f *flow) check() {
 		t.Errorf("%d sessions were judged, want %d", len(judged), len(want))
 	}
 	eventually(t, "the snapshots hold every session", func() error {
+		if f.fetch != nil {
+			if err := f.fetch(); err != nil {
+				return err
+			}
+		}
 		rows, ids := 0, map[string]bool{}
 		if err := snapshots.ReadAll(f.snapshots(), func(s snapshots.Session) error {
 			rows++

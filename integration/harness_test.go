@@ -129,6 +129,7 @@ type setup struct {
 	client     []kgo.Opt                      // options of this process's clients
 	tool       []string                       // settings of this process's onerec commands
 	mount      string                         // the folder shared with the services; empty: a new one
+	volume     string                         // a volume that brokers and services see as /small; empty: none
 }
 
 func startWith(t *testing.T, n int, with setup) *cluster {
@@ -234,6 +235,12 @@ func (c *cluster) startBroker(id, n int, voters []string, outside string, proper
 		testcontainers.WithFiles(append(slices.Clone(c.setup.files), testcontainers.ContainerFile{Reader: strings.NewReader(strings.Join(config, "\n") + "\n"), ContainerFilePath: file, FileMode: 0o644})...),
 		testcontainers.WithExposedPorts(externalPort),
 		bindPort(c.t, externalPort, outside),
+		testcontainers.WithHostConfigModifier(func(h *container.HostConfig) {
+			h.Binds = append(h.Binds, c.binds()...)
+			// The name of a broker that is down must be unknown at once: without a network
+			// beyond the engine's, its resolver would wait for one.
+			h.DNS, h.DNSOptions = []netip.Addr{netip.MustParseAddr("127.0.0.1")}, []string{"timeout:1", "attempts:1"}
+		}),
 	)
 	if b != nil {
 		c.t.Cleanup(func() { c.terminate(fmt.Sprintf("broker %d", id+1), b) })
@@ -243,6 +250,53 @@ func (c *cluster) startBroker(id, n int, voters []string, outside string, proper
 		return nil
 	}
 	return &broker{b, outside}
+}
+
+// binds are the folders that containers share with this process and each other.
+func (c *cluster) binds() []string {
+	binds := []string{c.mount + ":" + c.mount}
+	if c.setup.volume != "" {
+		binds = append(binds, c.setup.volume+":"+small)
+	}
+	return binds
+}
+
+// small is where services see the volume of a setup.
+const small = "/small"
+
+// hostName is this process's machine for a container.
+const hostName = "host.docker.internal"
+
+// smallVolume makes a volume of so many bytes, in memory, that is gone after the test.
+func smallVolume(t *testing.T, bytes int) string {
+	t.Helper()
+	needDocker(t)
+	engine, name := docker(t), fmt.Sprintf("onerec-integration-%d", time.Now().UnixNano())
+	if _, err := engine.VolumeCreate(t.Context(), client.VolumeCreateOptions{Name: name, Driver: "local", DriverOpts: map[string]string{
+		"type": "tmpfs", "device": "tmpfs", "o": fmt.Sprintf("size=%d,mode=1777", bytes),
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := engine.VolumeRemove(context.Background(), name, client.VolumeRemoveOptions{}); err != nil {
+			t.Errorf("remove the volume: %v", err)
+		}
+	})
+	return name
+}
+
+// shell runs a command in the first broker's container.
+func (c *cluster) shell(command string) (string, error) {
+	c.t.Helper()
+	code, r, err := c.brokers[0].Exec(context.Background(), []string{"sh", "-c", command})
+	if err != nil {
+		return "", err
+	}
+	out, err := io.ReadAll(r)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("%s: code %d: %s", command, code, out)
+	}
+	return string(out), err
 }
 
 // bindPort binds a container's port to an address that is known before it starts, and
@@ -337,7 +391,25 @@ type service struct {
 	*testcontainers.DockerContainer // nil: a process
 	cmd                             *exec.Cmd
 	done                            chan struct{}
-	log                             bytes.Buffer
+	log                             lockedBuffer
+}
+
+// lockedBuffer is a buffer for several goroutines.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // service starts a service and waits until it is ready.
@@ -374,7 +446,10 @@ func (c *cluster) launch(args ...string) *service {
 		testcontainers.WithExposedPorts(adminPort, apiPort),
 		bindPort(c.t, adminPort, s.http),
 		bindPort(c.t, apiPort, s.api),
-		testcontainers.WithHostConfigModifier(func(h *container.HostConfig) { h.Binds = append(h.Binds, c.mount+":"+c.mount) }),
+		testcontainers.WithHostConfigModifier(func(h *container.HostConfig) {
+			h.Binds = append(h.Binds, c.binds()...)
+			h.ExtraHosts = append(h.ExtraHosts, hostName+":host-gateway")
+		}),
 		testcontainers.WithConfigModifier(func(cfg *container.Config) { cfg.User = fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()) }),
 	)
 	if s.DockerContainer != nil {
@@ -467,6 +542,48 @@ func (s *service) again() {
 		s.t.Fatal(err)
 	}
 	s.ready()
+}
+
+// logs says whether the service has logged something.
+func (s *service) logs(what string) error {
+	s.t.Helper()
+	text, err := s.output()
+	if err == nil && !strings.Contains(text, what) {
+		err = fmt.Errorf("%q is not in its log", what)
+	}
+	return err
+}
+
+// ended says whether the service has ended with an error that holds some words.
+func (s *service) ended(why string) error {
+	s.t.Helper()
+	if s.DockerContainer == nil {
+		select {
+		case <-s.done:
+		default:
+			return errors.New("it runs")
+		}
+	} else if state, err := s.State(context.Background()); err != nil {
+		return err
+	} else if state.Running || state.ExitCode == 0 {
+		return fmt.Errorf("it runs, or ended well: %+v", state)
+	}
+	return s.logs(why)
+}
+
+// output returns what the service has logged.
+func (s *service) output() (string, error) {
+	s.t.Helper()
+	if s.DockerContainer == nil {
+		return s.log.String(), nil
+	}
+	r, err := s.Logs(context.Background())
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	text, err := io.ReadAll(r)
+	return string(text), err
 }
 
 // docker returns the engine's client.

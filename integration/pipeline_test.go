@@ -17,6 +17,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/dynamicpb"
 
 	"onerec/recommender"
 	"onerec/schemas"
@@ -231,25 +235,82 @@ func TestContracts(t *testing.T) {
 	if out, err := c.tryTool("topics", "check"); err == nil || !strings.Contains(out, `sessions: retention.ms is "60000"`) {
 		t.Errorf("topics check of a drifted topic: %v\n%s", err, out)
 	}
-	// What a later producer adds, an earlier consumer passes over.
-	cl := c.client()
-	value, err := proto.Marshal(&onerecv1.Session{SessionId: "s", UserId: "u"})
+	previousVersions(t, c)
+}
+
+// previousVersions reads what the present code writes as consumers do that were built
+// from earlier versions of the schema: the checked-in baseline, and one in which no
+// message had its last field yet. A field that a later producer adds they pass over.
+func previousVersions(t *testing.T, c *cluster) {
+	t.Helper()
+	written := &onerecv1.Session{
+		SessionId: "s", UserId: "u", StartMs: 1, EndMs: 2, TotalWatchMs: 3, Likes: 1, ClosedBy: onerecv1.ClosedBy_CLOSED_BY_SIZE,
+		Views:   []*onerecv1.View{{EventId: "e", ItemId: "i", EventTimeMs: 1, WatchMs: 3, Like: true, CheckpointVersion: "000001-aa"}},
+		History: []*onerecv1.HistoryItem{{ItemId: "h", EventTimeMs: 1}},
+	}
+	value, err := proto.Marshal(written)
 	if err != nil {
 		t.Fatal(err)
 	}
 	value = append(value, 0xfa, 0x01, 3, 'n', 'e', 'w') // field 31
-	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: schemas.TopicSessions, Value: value}).FirstErr(); err != nil {
+	if err := c.client().ProduceSync(t.Context(), &kgo.Record{Topic: schemas.TopicSessions, Value: value}).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
-	var got *onerecv1.Session
-	if err := c.stream().ReadTopic(t.Context(), schemas.TopicSessions, func(r *kgo.Record) error {
-		got = new(onerecv1.Session)
-		return proto.Unmarshal(r.Value, got)
-	}); err != nil {
+	image, err := os.ReadFile("../schemas/baseline.binpb")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got.GetSessionId() != "s" || len(got.ProtoReflect().GetUnknown()) == 0 {
-		t.Errorf("read %v", got)
+	for _, dropped := range []int{0, 1} {
+		var set descriptorpb.FileDescriptorSet // a buf image is one
+		if err := proto.Unmarshal(image, &set); err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range set.File {
+			for _, m := range file.MessageType {
+				m.Field = m.Field[:max(1, len(m.Field)-dropped)]
+			}
+		}
+		files, err := protodesc.NewFiles(&set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := files.FindDescriptorByName("onerec.v1.Session")
+		if err != nil {
+			t.Fatal(err)
+		}
+		session := d.(protoreflect.MessageDescriptor)
+		got := dynamicpb.NewMessage(session)
+		n := 0
+		if err := c.stream().ReadTopic(t.Context(), schemas.TopicSessions, func(r *kgo.Record) error {
+			n++
+			return proto.Unmarshal(r.Value, got)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if n != 1 || len(got.GetUnknown()) == 0 {
+			t.Errorf("%d fields fewer: %d sessions, unknown %q", dropped, n, got.GetUnknown())
+		}
+		for i := range session.Fields().Len() {
+			old := session.Fields().Get(i)
+			now := written.ProtoReflect().Descriptor().Fields().ByNumber(old.Number())
+			if now == nil || now.Name() != old.Name() {
+				t.Errorf("field %d, %s, is not there any more", old.Number(), old.Name())
+				continue
+			}
+			if old.IsList() || old.Kind() == protoreflect.MessageKind { // of which the view is looked at below
+				if a, b := got.Get(old).List().Len(), written.ProtoReflect().Get(now).List().Len(); a != b {
+					t.Errorf("%s has %d entries, want %d", old.Name(), a, b)
+				}
+				continue
+			}
+			if a, b := got.Get(old), written.ProtoReflect().Get(now); !a.Equal(b) {
+				t.Errorf("%s is %v, want %v", old.Name(), a, b)
+			}
+		}
+		view := got.Get(session.Fields().ByName("views")).List().Get(0).Message()
+		if item := view.Get(view.Descriptor().Fields().ByName("item_id")).String(); item != "i" {
+			t.Errorf("the view's item is %q", item)
+		}
 	}
 }
 

@@ -124,8 +124,8 @@ func key(version, file string) string { return "versions/" + version + "/" + fil
 
 // Publish writes a version: the files, then the manifest, which makes it exist.
 // It fills in m's Schema, Version, CreatedAt and Files and returns the
-// manifest's hash.
-func (s *Store) Publish(ctx context.Context, m *Manifest, files map[string][]byte) (string, error) {
+// manifest's hash. A publish that fails takes back what it wrote, as well as it can.
+func (s *Store) Publish(ctx context.Context, m *Manifest, files map[string][]byte) (hash string, err error) {
 	all := sha256.New()
 	m.Files = nil
 	for _, name := range slices.Sorted(maps.Keys(files)) {
@@ -147,7 +147,23 @@ func (s *Store) Publish(ctx context.Context, m *Manifest, files map[string][]byt
 	}
 	m.Schema, m.CreatedAt = SchemaVersion, time.Now().UTC().Truncate(time.Millisecond)
 	m.Version = fmt.Sprintf("%06d-%s", next, hex.EncodeToString(all.Sum(nil)[:4]))
+	var written []string
+	defer func() {
+		if err == nil || len(written) == 0 {
+			return
+		}
+		// A full disk would only get fuller. What stays is no version, for want of a
+		// manifest; if there is one, another writer has made the same version.
+		ctx := context.WithoutCancel(ctx)
+		if exists, lookErr := s.bucket.Exists(ctx, key(m.Version, "manifest.json")); exists || lookErr != nil {
+			return
+		}
+		for _, k := range written {
+			_ = s.bucket.Delete(ctx, k)
+		}
+	}()
 	for _, f := range m.Files {
+		written = append(written, key(m.Version, f.Name))
 		if err := s.bucket.WriteAll(ctx, key(m.Version, f.Name), files[f.Name], nil); err != nil {
 			return "", fmt.Errorf("publish %s: write %s to %s: %w", m.Version, f.Name, s.url, err)
 		}
@@ -160,7 +176,7 @@ func (s *Store) Publish(ctx context.Context, m *Manifest, files map[string][]byt
 	if err := s.bucket.WriteAll(ctx, key(m.Version, "manifest.json"), text, &blob.WriterOptions{IfNotExist: true, ContentType: "application/json"}); err != nil {
 		return "", fmt.Errorf("publish %s: write the manifest to %s: %w", m.Version, s.url, err)
 	}
-	hash := hashOf(text)
+	hash = hashOf(text)
 	if _, _, err := s.Load(ctx, m.Version, hash); err != nil { // read back before anyone hears of it
 		return "", fmt.Errorf("publish %s: %w", m.Version, err)
 	}

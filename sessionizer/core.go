@@ -187,7 +187,7 @@ const (
 	maxAdditions = 64
 	maxSpare     = 1024    // buffers kept at most
 	slabSize     = 1 << 16 // bytes
-	maxSlabs     = 512     // kept at most
+	maxSlabs     = 128     // kept at most
 	// maxBuffer bounds the encoded open views of one user, which openView counts in 32 bits.
 	maxBuffer = 1 << 30
 )

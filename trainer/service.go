@@ -198,6 +198,7 @@ func (r *run) follow(ctx context.Context) error {
 		return err
 	}
 	defer cl.Close()
+	var retryAt time.Time // a checkpoint could not be written before
 	for {
 		poll, cancel := context.WithTimeout(ctx, time.Second)
 		fetches := cl.PollRecords(poll, 500)
@@ -221,8 +222,16 @@ func (r *run) follow(ctx context.Context) error {
 			r.offsets[rec.Partition] = rec.Offset + 1
 		}
 		steps := r.learner.Stats().Steps - r.published.Steps
-		if r.learner.Ready() && steps > 0 && (steps >= r.PublishSteps || time.Since(r.publishedAt) >= r.PublishEvery) {
-			if err := r.publish(ctx); err != nil {
+		if r.learner.Ready() && steps > 0 && time.Now().After(retryAt) && (steps >= r.PublishSteps || time.Since(r.publishedAt) >= r.PublishEvery) {
+			if err := r.publish(ctx); errors.Is(err, errNotStored) && ctx.Err() == nil {
+				// The last checkpoint stands and says where to read on from, so that nothing
+				// is lost by going on; the next one will have all of it.
+				pause := min(r.PublishEvery, storeRetry)
+				retryAt = time.Now().Add(pause)
+				r.Log.Error("no checkpoint could be written; training goes on and tries again", "in", pause, "error", err)
+				r.Metrics.notStored()
+				continue
+			} else if err != nil {
 				return err
 			}
 			if err := r.rebase(ctx); err != nil {
@@ -284,6 +293,13 @@ func (r *run) steps(ctx context.Context) error {
 	}
 }
 
+// storeRetry is how long a checkpoint that could not be written waits for the next try
+// at most.
+const storeRetry = 30 * time.Second
+
+// errNotStored says that a checkpoint is not in the store.
+var errNotStored = errors.New("the checkpoint was not stored")
+
 // publish evaluates the averaged weights and announces them as the candidate.
 func (r *run) publish(ctx context.Context) error {
 	var progress func(done, total int)
@@ -310,7 +326,7 @@ func (r *run) publish(ctx context.Context) error {
 	}
 	hash, err := r.Store.Publish(ctx, m, files)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errNotStored, err)
 	}
 	if err := r.announce(ctx, m.Version, hash); err != nil {
 		return err
@@ -378,6 +394,7 @@ func endOf(s *onerecv1.Session) int64 { return s.EndMs }
 // Metrics are the trainer's Prometheus metrics. A nil *Metrics counts nothing.
 type Metrics struct {
 	steps, tokens, loss, norm, speed prometheus.Gauge
+	failed                           prometheus.Counter
 	hitRate                          *prometheus.GaugeVec
 }
 
@@ -394,11 +411,14 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		loss:   gauge("onerec_train_loss_nats", "Running mean of the next-token loss, nats a token."),
 		norm:   gauge("onerec_train_gradient_norm", "Gradient norm of the last step, before clipping."),
 		speed:  gauge("onerec_train_tokens_per_second", "Speed of training steps."),
+		failed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "onerec_train_checkpoints_failed_total", Help: "Checkpoints that could not be written; the one before stands.",
+		}),
 		hitRate: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "onerec_train_holdout_hit_rate_10", Help: "Hit rate at 10 on held-out users, of the newest candidate and of the most popular items.",
 		}, []string{"model"}),
 	}
-	reg.MustRegister(m.hitRate)
+	reg.MustRegister(m.hitRate, m.failed)
 	return m
 }
 
@@ -411,6 +431,12 @@ func (m *Metrics) step(s Stats) {
 	m.loss.Set(s.LastLoss)
 	m.norm.Set(s.GradNorm)
 	m.speed.Set(s.TokensPerSecond())
+}
+
+func (m *Metrics) notStored() {
+	if m != nil {
+		m.failed.Inc()
+	}
 }
 
 func (m *Metrics) candidate(h Holdout) {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -154,7 +155,8 @@ func (a *App) RunServe(ctx context.Context) error {
 }
 
 // serve runs one service as a process does: topics checked first, admin endpoint
-// beside it. When brokers fail for a while it starts over until they are back.
+// beside it. When brokers fail for a while, or a disk is full, it starts over until
+// that is mended.
 func (a *App) serve(ctx context.Context, run service) error {
 	if err := a.checkTopics(ctx); err != nil {
 		return err
@@ -180,13 +182,13 @@ func (a *App) serve(ctx context.Context, run service) error {
 		for {
 			err := run(ctx, host{reg.Load(), probe.Ready})
 			// What fails before the service was ever ready, an operator should see.
-			if ctx.Err() != nil || !probe.IsReady() && pause == firstPause || !stream.Transient(err) {
+			if ctx.Err() != nil || !probe.IsReady() && pause == firstPause || !stream.Transient(err) && !noRoom(err) {
 				return err
 			}
 			if probe.IsReady() {
 				pause = firstPause
 			}
-			a.Log.Warn("the brokers fail; starting over", "in", pause, "error", err)
+			a.Log.Warn("starting over", "why", reason(err), "in", pause, "error", err)
 			probe.NotReady()
 			select {
 			case <-ctx.Done():
@@ -200,7 +202,19 @@ func (a *App) serve(ctx context.Context, run service) error {
 	return g.Wait()
 }
 
-// Pauses before a service starts over after its brokers failed; each is twice as long as
+// noRoom reports whether a write failed because a disk or a quota is full.
+func noRoom(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+func reason(err error) string {
+	if noRoom(err) {
+		return "no room is left where it writes; free some"
+	}
+	return "the brokers fail"
+}
+
+// Pauses before a service starts over after a failure; each is twice as long as
 // the one before.
 const (
 	firstPause = 500 * time.Millisecond

@@ -1,2 +1,2 @@
 #!/bin/sh
-exec java ${KAFKA_HEAP_OPTS:--Xmx512m} -cp "/opt/kafka/libs/*" kafka.Kafka "$@"
+exec java ${KAFKA_HEAP_OPTS:--Xmx512m} -Dlog4j2.level=${KAFKA_LOG_LEVEL:-WARN} -cp "/opt/kafka/libs/*" kafka.Kafka "$@"
