@@ -191,7 +191,7 @@ func TestLeadersDie(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "every replica is in sync", func() error {
-			topics, err := f.adm.ListTopics(t.Context())
+			topics, err := f.adm.ListTopicsWithInternal(t.Context())
 			if err != nil {
 				return err
 			}

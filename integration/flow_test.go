@@ -121,10 +121,13 @@ func (f *flow) feed(share float64) {
 
 // committed returns how many records of its input a group has processed.
 func (f *flow) committed(group string) (n int64, err error) {
-	ctx, cancel := context.WithTimeout(f.c.t.Context(), patience/4)
+	ctx, cancel := context.WithTimeout(f.c.t.Context(), 5*time.Second)
 	defer cancel()
 	offsets, err := f.adm.FetchOffsets(ctx, group)
 	if err != nil {
+		// The client asks a coordinator that is dead again and again, for this request
+		// alone; a new one looks for the present coordinator.
+		f.adm = kadm.NewClient(f.c.client())
 		return 0, err
 	}
 	offsets.Each(func(o kadm.OffsetResponse) {

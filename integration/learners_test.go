@@ -47,8 +47,8 @@ func newLearners(c *cluster, checkpoints string) *learners {
 	with := func(args ...string) []string { return append(args, learn...) }
 	c.launch("filter").ready()
 	l.feed(300)
-	l.train = c.launch(with("train", "--bootstrap-sessions", "100", "--publish-every", "1s", "--train-history", "8", "--replay-ratio", "1")...)
-	l.reward = c.launch(with("reward", "--reward-every", "1s", "--align-users", "10", "--candidates", "8", "--candidate-items", "3", "--reward-epochs", "1")...)
+	l.train = c.launch(with("train", "--instance", "one", "--static-membership", "--bootstrap-sessions", "100", "--publish-every", "1s", "--train-history", "8", "--replay-ratio", "1")...)
+	l.reward = c.launch(with("reward", "--instance", "one", "--static-membership", "--reward-every", "1s", "--align-users", "10", "--candidates", "8", "--candidate-items", "3", "--reward-epochs", "1")...)
 	l.serve = c.launch("serve", "--checkpoints", checkpoints)
 	eventually(c.t, "a round is recorded", func() error { return l.roundsAfter(0) })
 	eventually(c.t, "a model answers", l.answers)
@@ -239,16 +239,22 @@ func TestKillTheLearners(t *testing.T) {
 	c := start(t, 1)
 	l := newLearners(c, filepath.Join(c.mount, "checkpoints"))
 	here := func() error { return nil }
+	moment := time.NewTimer(0)
+	kill := func(svc *service) time.Time {
+		l.feed(70)
+		moment.Reset(time.Duration(l.rng.IntN(1500)) * time.Millisecond)
+		<-moment.C // where in a step, a publish or a round it is, is up to chance
+		svc.kill()
+		l.feed(30) // so that there is something to learn in any case
+		return time.Now()
+	}
+	<-moment.C
 	for round := range 3 {
+		killed := kill(l.train)
 		before, err := l.candidate()
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.feed(100)
-		moment := time.NewTimer(time.Duration(l.rng.IntN(1500)) * time.Millisecond)
-		<-moment.C // where in a step or a publish it is, is up to chance
-		l.train.kill()
-		killed := time.Now()
 		l.train.again()
 		eventually(t, "a newer candidate is announced", func() error {
 			ref, err := l.candidate()
@@ -259,15 +265,11 @@ func TestKillTheLearners(t *testing.T) {
 		})
 		t.Logf("round %d: train was killed; a newer candidate came after %.1f s", round+1, time.Since(killed).Seconds())
 
+		killed = kill(l.reward)
 		rounds, err := l.rounds()
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.feed(50)
-		moment.Reset(time.Duration(l.rng.IntN(1500)) * time.Millisecond)
-		<-moment.C
-		l.reward.kill()
-		killed = time.Now()
 		l.reward.again()
 		eventually(t, "another round is recorded", func() error { return l.roundsAfter(len(rounds)) })
 		t.Logf("round %d: reward was killed; the next round was recorded after %.1f s", round+1, time.Since(killed).Seconds())

@@ -67,6 +67,9 @@ type Service struct {
 	// Rounds is how many rounds a run with Once makes.
 	Rounds int
 
+	// Static is the name of a static member of the group, see [stream.Lead]; empty: a
+	// dynamic one.
+	Static   string
 	Log      *slog.Logger
 	Metrics  *Metrics
 	OnReady  func()
@@ -91,7 +94,7 @@ type Quality struct {
 // Run works until ctx ends or, with Once, until its rounds are done.
 func (s *Service) Run(ctx context.Context) (*Report, error) {
 	var last *Report
-	err := stream.Lead(ctx, s.Cluster, Group, s.OnReady, func(ctx context.Context) error {
+	err := stream.Lead(ctx, s.Cluster, Group, s.Static, s.OnReady, func(ctx context.Context) error {
 		r := &run{Service: s, data: newDataset(s.HoldoutPercent), offsets: make(map[int32]int64), report: new(Report)}
 		err := r.run(ctx)
 		if r.model != nil {

@@ -35,6 +35,9 @@ type Service struct {
 	PublishEvery time.Duration // ... or this long after the last one, if there were any
 	Once         bool          // end, with a candidate, when the sessions that there are now have been learned
 
+	// Static is the name of a static member of the group, see [stream.Lead]; empty: a
+	// dynamic one.
+	Static   string
 	Log      *slog.Logger
 	Metrics  *Metrics
 	OnReady  func()
@@ -53,7 +56,7 @@ type Candidate struct {
 // candidate, nil if there was none.
 func (s *Service) Run(ctx context.Context) (*Candidate, error) {
 	var last *Candidate
-	err := stream.Lead(ctx, s.Cluster, Group, s.OnReady, func(ctx context.Context) error {
+	err := stream.Lead(ctx, s.Cluster, Group, s.Static, s.OnReady, func(ctx context.Context) error {
 		r := &run{Service: s, learner: NewLearner(s.Learner), offsets: make(map[int32]int64)}
 		err := r.run(ctx)
 		if r.last != nil {

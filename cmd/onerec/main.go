@@ -113,7 +113,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 		}
 	}
 	reward := withOnce(service("reward", "Align the decoder: reward model, DPO rounds", "Learns a reward model from sessions.judged, aligns the newest checkpoint by DPO, and releases what passes the gates.",
-		[]string{app.GroupModel, app.GroupCheckpoints, app.GroupReward, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
+		[]string{app.GroupMember, app.GroupModel, app.GroupCheckpoints, app.GroupReward, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
 			showProgress(a)
 			report, err := a.RunReward(ctx, once)
 			if err != nil || !once || report == nil {
@@ -153,7 +153,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 		withOnce(service("snapshot", "Write sessions as Parquet", "Writes sessions.judged as Parquet files, each session exactly once.",
 			[]string{app.GroupMember, app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written"),
 		withOnce(service("train", "Train the decoder on good sessions", "Learns from sessions.good for ever and publishes candidates.",
-			[]string{app.GroupModel, app.GroupCheckpoints, app.GroupTrain, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
+			[]string{app.GroupMember, app.GroupModel, app.GroupCheckpoints, app.GroupTrain, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
 				showProgress(a)
 				return a.RunTrain(ctx, once)
 			}), "end, with a candidate, when what there is now is learned"),

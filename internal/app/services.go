@@ -278,10 +278,17 @@ func (a *App) snapshot(ctx context.Context, h host, once bool) error {
 		Cluster: a.cluster(), Dir: a.SnapshotDir, MaxRows: a.SnapshotRows, MaxAge: a.SnapshotAge, Once: once,
 		Log: a.Log.With("service", "snapshot"), Metrics: snapshots.NewMetrics(h.reg), OnReady: h.ready,
 	}
-	if a.Static {
-		s.Static = snapshots.Group + "-" + a.Instance
-	}
+	s.Static = a.static(snapshots.Group)
 	return s.Run(ctx)
+}
+
+// static names this process as a static member of a group; empty if it is to be a dynamic
+// one.
+func (a *App) static(group string) string {
+	if !a.Static {
+		return ""
+	}
+	return group + "-" + a.Instance
 }
 
 // withStore opens the checkpoints for the time of fn.
@@ -299,7 +306,7 @@ func (a *App) train(ctx context.Context, h host, once bool) (c *trainer.Candidat
 		s := &trainer.Service{
 			Cluster: a.cluster(), Store: store, Model: a.Model, Learner: a.Train,
 			Bootstrap: a.Bootstrap, PublishSteps: a.PublishSteps, PublishEvery: a.PublishEvery, Once: once,
-			Log: a.Log.With("service", "train"), Metrics: trainer.NewMetrics(h.reg), OnReady: h.ready,
+			Static: a.static(trainer.Group), Log: a.Log.With("service", "train"), Metrics: trainer.NewMetrics(h.reg), OnReady: h.ready,
 			Progress: a.Progress.Update,
 		}
 		c, err = s.Run(ctx)
@@ -317,7 +324,7 @@ func (a *App) reward(ctx context.Context, h host, once bool) (report *rewarder.R
 			Cluster: a.cluster(), Store: store, Model: a.Model, Network: a.Network,
 			ModelEpochs: a.ModelEpochs, ModelLearningRate: a.ModelLearningRate, HoldoutPercent: a.Train.HoldoutPercent,
 			Align: align, Every: a.RewardEvery, Once: once, Rounds: a.Rounds,
-			Log: a.Log.With("service", "reward"), Metrics: rewarder.NewMetrics(h.reg), OnReady: h.ready,
+			Static: a.static(rewarder.Group), Log: a.Log.With("service", "reward"), Metrics: rewarder.NewMetrics(h.reg), OnReady: h.ready,
 			Progress: a.Progress.Update,
 		}
 		report, err = s.Run(ctx)

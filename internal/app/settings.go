@@ -25,7 +25,7 @@ import (
 const (
 	GroupCommon      = "common"
 	GroupService     = "service" // of every process that runs until it is stopped
-	GroupMember      = "member"  // of the stages whose partitions a consumer group shares out
+	GroupMember      = "member"  // of services that a consumer group shares work out to, or lets one lead
 	GroupStage       = "stage"   // of ingest, sessionize and filter
 	GroupModel       = "model"
 	GroupGap         = "gap"
@@ -128,7 +128,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Bool(GroupCommon, "register-schemas", &s.RegisterSchemas, "register our schemas with the schema registry; without it they must be there, as <topic>-value")
 	c.String(GroupService, "http", &s.HTTP, "address of /healthz, /readyz and /metrics, e.g. :9464; empty: none")
 	c.String(GroupMember, "instance", &s.Instance, "name of this process within its service; stable across restarts, it lets a restarted process fence its former self at once")
-	c.Bool(GroupMember, "static-membership", &s.Static, "keep the partitions for a restarted process of the same --instance, instead of moving them")
+	c.Bool(GroupMember, "static-membership", &s.Static, "keep the partitions, or the lead, for a restarted process of the same --instance, instead of moving them")
 	c.Duration(GroupStage, "commit-interval", &s.CommitInterval, 0, 30*time.Second, "how long a transaction takes up records before it is committed: longer for more records a second, shorter for readers who wait less")
 	c.String(GroupModel, "model", &s.Model, "name of the model that checkpoints belong to")
 	c.String(GroupLog, "log-level", &s.LogLevel, "least level that is logged", "debug", "info", "warn", "error")

@@ -16,9 +16,13 @@ import (
 // off for longer than its session's timeout. What they publish must therefore
 // still be conditional.
 //
+// With a name, static, the process is a static member of the group (KIP-345): within the
+// session's timeout a restarted process of that name has the token at once. It does not
+// give it up when it ends.
+//
 // Lead returns when fn does with ctx still alive, or when ctx ends. It commits
 // nothing.
-func Lead(ctx context.Context, c Cluster, group string, onReady func(), fn func(context.Context) error) error {
+func Lead(ctx context.Context, c Cluster, group, static string, onReady func(), fn func(context.Context) error) error {
 	type term struct {
 		ctx    context.Context
 		cancel context.CancelFunc
@@ -33,7 +37,7 @@ func Lead(ctx context.Context, c Cluster, group string, onReady func(), fn func(
 			current = nil
 		}
 	}
-	cl, err := c.Client(
+	opts := []kgo.Opt{
 		kgo.ConsumerGroup(group),
 		kgo.ConsumeTopics(schemas.TopicCheckpoints),
 		kgo.DisableAutoCommit(),
@@ -53,7 +57,11 @@ func Lead(ctx context.Context, c Cluster, group string, onReady func(), fn func(
 		}),
 		kgo.OnPartitionsRevoked(lose),
 		kgo.OnPartitionsLost(lose),
-	)
+	}
+	if static != "" {
+		opts = append(opts, kgo.InstanceID(static))
+	}
+	cl, err := c.Client(opts...)
 	if err != nil {
 		return fmt.Errorf("join group %q: %w", group, err)
 	}

@@ -272,7 +272,7 @@ func TestLead(t *testing.T) {
 	var leading, terms atomic.Int32
 	took := make(chan int, 10)
 	run := func(ctx context.Context, id int) error {
-		return stream.Lead(ctx, c, "leaders", func() {}, func(ctx context.Context) error {
+		return stream.Lead(ctx, c, "leaders", "", func() {}, func(ctx context.Context) error {
 			if n := leading.Add(1); n != 1 {
 				t.Errorf("%d lead at once", n)
 			}
@@ -309,7 +309,7 @@ func TestLead(t *testing.T) {
 	}
 	// A leader whose work ends by itself ends Lead.
 	want := errors.New("done")
-	if err := stream.Lead(ctx, c, "leaders", func() {}, func(context.Context) error { return want }); !errors.Is(err, want) {
+	if err := stream.Lead(ctx, c, "leaders", "", func() {}, func(context.Context) error { return want }); !errors.Is(err, want) {
 		t.Fatalf("error %v, want %v", err, want)
 	}
 }
