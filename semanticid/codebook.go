@@ -8,12 +8,12 @@
 //
 // # One ID, one item
 //
-// Every item has one ID and every ID one item, by construction. The first L-1
-// levels are clustered freely; at the last, items that share all codes before it
-// get different codes. With at most K*K items no first-level cluster has more
-// than K members, so there are always enough codes, and cluster sizes still
-// differ by at most one (see makeUnique). The cost: where several items of one
-// prefix are near the same last centroid, all but one get another.
+// Every item has one ID and every ID one item, by construction. At the last level, items
+// that share all codes before it get different codes; at the levels before, no more items
+// share a prefix than half of the IDs below it, so that there are always codes enough.
+// Cluster sizes still differ by at most one (see spread). The cost: where more items of
+// one prefix are near the same centroid than may be, the farthest get another;
+// [Quality] counts them.
 //
 // # New items
 //
@@ -46,7 +46,18 @@ type Config struct {
 	Levels int // L; 3 in the paper
 	Codes  int // K; 0 chooses the least multiple of 8 with which the catalogue can double
 	Seed   uint64
+
+	// Progress is told of every iteration within a level; nil: nobody is.
+	Progress func(level, iteration int, distortion float64)
+	// OnLevel gets what is finished after each level, so that a build that is cancelled
+	// can go on from there with Resume, on the same input; its error ends the build.
+	OnLevel func(*Partial) error
+	Resume  *Partial
 }
+
+// rounding is what float32 may make of a squared distance, as a share of the squared
+// length of the vectors.
+const rounding = 1e-6
 
 // Limits of a codebook.
 const (
@@ -63,6 +74,7 @@ type Codebook struct {
 	ids                []uint16 // len(items) x levels
 	index              map[string]int32
 	taken              map[string]bool // ids as bytes
+	moved              int             // items that had to leave their last cluster for a unique ID, in Build
 }
 
 // Build makes a codebook for items with embeddings x (len(items) x dim).
@@ -76,34 +88,118 @@ func Build(ctx context.Context, items []string, x []float32, dim int, cfg Config
 		for k = 8; k*k < 2*n; k += 8 {
 		}
 	}
-	if n > k*k {
-		return nil, fmt.Errorf("build codebook: %d codes a level hold at most %d items with unique IDs, there are %d; use at least %d codes", k, k*k, n, int(math.Ceil(math.Sqrt(float64(n)))))
+	if room := capacity(cfg.Levels, k); n > room {
+		return nil, fmt.Errorf("build codebook: %d levels of %d codes hold at most %d items with unique IDs, there are %d; use at least %d codes", cfg.Levels, k, room, n, leastCodes(cfg.Levels, n))
 	}
 	cb := &Codebook{levels: cfg.Levels, codes: k, dim: dim, items: slices.Clone(items), ids: make([]uint16, n*cfg.Levels)}
 	residual := slices.Clone(x)
-	prefix := make([]string, n) // codes so far
+	var group []int32 // of each item: the codes so far
+	groups := 1
+	noise := max(rounding*squaresOf(x, n, dim), math.SmallestNonzeroFloat32)
 	for level := range cfg.Levels {
-		rng := rand.New(rand.NewPCG(cfg.Seed, uint64(level)))
-		assign, centroids, dist, err := balancedKMeans(ctx, residual, n, dim, k, rng)
-		if err != nil {
-			return nil, fmt.Errorf("build codebook: level %d: %w", level, err)
-		}
-		if level == cfg.Levels-1 {
-			groups := groupBy(prefix)
-			makeUnique(assign, dist, n, k, groups)
-			swap(assign, dist, n, k, groups)
+		var assign []int32
+		var centroids []float32
+		if cfg.Resume != nil && level < cfg.Resume.levels() {
+			assign, centroids = cfg.Resume.level(level)
+			if len(assign) != n || len(centroids) != k*dim {
+				return nil, fmt.Errorf("build codebook: the level to resume after has %d items and %d floats of centroids, want %d and %d", len(assign), len(centroids), n, k*dim)
+			}
+		} else {
+			var err error
+			rng := rand.New(rand.NewPCG(cfg.Seed, uint64(level)))
+			assign, centroids, err = balancedKMeans(ctx, residual, n, dim, k, noise, rng, func(iteration int, distortion float64) {
+				if cfg.Progress != nil {
+					cfg.Progress(level, iteration, distortion)
+				}
+			})
+			if err != nil {
+				return nil, fmt.Errorf("build codebook: level %d: %w", level, err)
+			}
+			if level > 0 {
+				moved := spreadOut(assign, residual, centroids, n, dim, k, limitAt(level, cfg.Levels, k), group, groups)
+				if level < cfg.Levels-1 && moved > 0 {
+					meansOf(centroids, residual, assign, n, dim, k)
+				}
+				cb.moved += moved
+			}
+			if cfg.OnLevel != nil {
+				cfg.Resume = cfg.Resume.with(assign, centroids)
+				if err := cfg.OnLevel(cfg.Resume); err != nil {
+					return nil, fmt.Errorf("build codebook: level %d: %w", level, err)
+				}
+			}
 		}
 		cb.centroids = append(cb.centroids, centroids...)
 		for i, c := range assign {
 			cb.ids[i*cfg.Levels+level] = uint16(c)
-			prefix[i] = string(binary.BigEndian.AppendUint16([]byte(prefix[i]), uint16(c)))
 			row, centroid := residual[i*dim:(i+1)*dim], centroids[int(c)*dim:]
 			for j := range row {
 				row[j] -= centroid[j]
 			}
 		}
+		group, groups = refine(group, assign)
 	}
 	return cb, cb.reindex()
+}
+
+// limitAt is how many items that share all codes before a level may share its code too:
+// one at the last level, before it half of the IDs that are left below the code. With
+// half the room to spare, balanced clusters can always keep to it.
+func limitAt(level, levels, k int) int {
+	if level == levels-1 {
+		return 1
+	}
+	below := 1
+	for range levels - 1 - level {
+		if below *= k; below > math.MaxInt32 {
+			return math.MaxInt32
+		}
+	}
+	return below/2 + 1
+}
+
+// capacity is how many items a build takes: k*k with two levels, beyond that half of all
+// IDs, or k*k if that is more.
+func capacity(levels, k int) int {
+	all := k * k
+	for range levels - 2 {
+		if all *= k; all > math.MaxInt32 {
+			return math.MaxInt32
+		}
+	}
+	return max(k*k, all/2)
+}
+
+func leastCodes(levels, n int) int {
+	k := 1
+	for capacity(levels, k) < n {
+		k++
+	}
+	return k
+}
+
+// Partial holds the levels that a build has finished.
+type Partial struct {
+	Assign    [][]int32   // by level: each item's code
+	Centroids [][]float32 // by level: codes x dim
+}
+
+func (p *Partial) levels() int {
+	if p == nil {
+		return 0
+	}
+	return min(len(p.Assign), len(p.Centroids))
+}
+
+func (p *Partial) level(l int) ([]int32, []float32) { return p.Assign[l], p.Centroids[l] }
+
+func (p *Partial) with(assign []int32, centroids []float32) *Partial {
+	q := new(Partial)
+	if p != nil {
+		*q = *p
+	}
+	q.Assign, q.Centroids = append(q.Assign, assign), append(q.Centroids, centroids)
+	return q
 }
 
 func check(items []string, x []float32, dim int, cfg Config) error {
@@ -123,21 +219,6 @@ func check(items []string, x []float32, dim int, cfg Config) error {
 		}
 	}
 	return nil
-}
-
-func groupBy(prefix []string) *grouping {
-	g := &grouping{of: make([]int32, len(prefix))}
-	byPrefix := make(map[string]int32)
-	for i, p := range prefix {
-		id, ok := byPrefix[p]
-		if !ok {
-			id = int32(len(byPrefix))
-			byPrefix[p] = id
-			g.uses = append(g.uses, make(map[int32]bool))
-		}
-		g.of[i] = id
-	}
-	return g
 }
 
 // reindex builds the maps and checks that items and IDs are unique.
@@ -262,8 +343,6 @@ func nearestFirst(i int32, dist []float32, k int, ok func(int32) bool) []int32 {
 	})
 	return order
 }
-
-func sorted(set map[int32]bool) []int32 { return slices.Sorted(maps.Keys(set)) }
 
 // Version is a hash of the content: two codebooks with the same version give
 // every item the same ID.

@@ -2,9 +2,14 @@ package semanticid
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,8 +28,13 @@ func items(n int) []string {
 // identical embeddings included.
 func TestBuild(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.IntRange(1, 200).Draw(t, "n")
-		k := rapid.SampledFrom([]int{0, 15, 16, 20}).Draw(t, "k")
+		levels := rapid.IntRange(2, 4).Draw(t, "levels")
+		k := rapid.SampledFrom([]int{0, 1, 2, 3, 4, 5, 7, 16}).Draw(t, "k")
+		most := 200
+		if k > 0 {
+			most = min(most, capacity(levels, k))
+		}
+		n := rapid.OneOf(rapid.IntRange(1, most), rapid.Just(most)).Draw(t, "n")
 		distinct := rapid.IntRange(1, n).Draw(t, "distinct embeddings")
 		const dim = 4
 		r := rand.New(rand.NewPCG(uint64(n), uint64(distinct)))
@@ -36,11 +46,11 @@ func TestBuild(t *testing.T) {
 				x[i] = x[i%(distinct*dim)]
 			}
 		}
-		cb, err := Build(context.Background(), items(n), x, dim, Config{Levels: 3, Codes: k, Seed: 7})
+		cb, err := Build(context.Background(), items(n), x, dim, Config{Levels: levels, Codes: k, Seed: 7})
 		if err != nil {
 			t.Fatal(err)
 		}
-		for l := range 3 {
+		for l := range levels {
 			sizes := make([]int, cb.Codes())
 			for i := range n {
 				sizes[cb.ID(int32(i))[l]]++
@@ -62,7 +72,7 @@ func TestBuild(t *testing.T) {
 		walk = func(l int, lo, hi int32, prefix []uint16) {
 			for i := lo; i < hi; i++ {
 				id := append(prefix[:l:l], trie.Code(l, i))
-				if l == 2 {
+				if l == levels-1 {
 					if got := cb.ID(trie.Item(i)); fmt.Sprint(got) != fmt.Sprint(id) {
 						t.Fatalf("leaf %v is item with ID %v", id, got)
 					}
@@ -152,55 +162,223 @@ func TestBuildRefuses(t *testing.T) {
 	}
 }
 
-// paperAssign is the assignment of the paper: each cluster in turn takes the
-// nearest rows that are left.
-func paperAssign(dist []float32, n, k int) []int32 {
-	assign := make([]int32, n)
-	left := map[int32]bool{}
-	for i := range n {
-		left[int32(i)] = true
-	}
-	for c := range k {
-		size := n / k
-		if c < n%k {
-			size++
+// paperKMeans is the paper's algorithm 1, from k-means++ starts as ours: each cluster
+// in turn takes the nearest rows that are left, until assignments stay.
+func paperKMeans(x []float32, n, dim, k int, rng *rand.Rand) (assign []int32, centroids []float32) {
+	centroids = seedPlusPlus(x, n, dim, k, rng)
+	for range maxIterations {
+		next := make([]int32, n)
+		left := make([]int32, n)
+		for i := range left {
+			left[i] = int32(i)
 		}
-		for range size {
-			best := int32(-1)
-			for _, i := range sorted(left) {
-				if best < 0 || dist[int(i)*k+c] < dist[int(best)*k+c] {
-					best = i
-				}
+		for c := range k {
+			size := n / k
+			if c < n%k {
+				size++
 			}
-			assign[best] = int32(c)
-			delete(left, best)
+			distance := func(i int32) float64 {
+				return squaredDistance(x[int(i)*dim:(int(i)+1)*dim], centroids[c*dim:(c+1)*dim])
+			}
+			slices.SortStableFunc(left, func(a, b int32) int { return cmp.Compare(distance(a), distance(b)) })
+			for _, i := range left[:size] {
+				next[i] = int32(c)
+			}
+			left = left[size:]
 		}
+		meansOf(centroids, x, next, n, dim, k)
+		if slices.Equal(next, assign) {
+			break
+		}
+		assign = next
 	}
-	return assign
+	return assign, centroids
 }
 
-// TestBeatsThePapersAssignment: at the same balance, less distortion.
-func TestBeatsThePapersAssignment(t *testing.T) {
-	const n, dim, k = 300, 8, 10
-	for seed := range uint64(5) {
+// TestBeatsThePapersGreedy: from the same input, at most the distortion of the paper's
+// greedy at every level, at the same balance.
+func TestBeatsThePapersGreedy(t *testing.T) {
+	const n, dim, k, levels = 1000, 16, 16, 3
+	for seed := range uint64(3) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		x := make([]float32, n*dim)
-		for i := range x {
-			x[i] = float32(r.NormFloat64())
-		}
-		c := seedPlusPlus(x, n, dim, k, r)
-		dist := make([]float32, n*k)
-		distances(dist, x, c, n, dim, k)
-		total := func(assign []int32) (s float32) {
-			for i, a := range assign {
-				s += dist[i*k+int(a)]
+		x := clustered(r, n, dim, 40)
+		for level := range levels {
+			ours, _, err := balancedKMeans(t.Context(), x, n, dim, k, 1e-6, rand.New(rand.NewPCG(seed, 1)), nil)
+			if err != nil {
+				t.Fatal(err)
 			}
-			return s
+			paper, theirs := paperKMeans(x, n, dim, k, rand.New(rand.NewPCG(seed, 1)))
+			means := make([]float32, k*dim)
+			meansOf(means, x, ours, n, dim, k)
+			a, b := distortion(x, means, ours, n, dim), distortion(x, theirs, paper, n, dim)
+			t.Logf("seed %d level %d: %.4f, the paper's greedy %.4f", seed, level+1, a, b)
+			if a > b {
+				t.Errorf("seed %d level %d: distortion %v, the paper's greedy has %v", seed, level+1, a, b)
+			}
+			for i, c := range ours { // the next level's input, the same for both
+				row := x[i*dim : (i+1)*dim]
+				for j := range row {
+					row[j] -= means[int(c)*dim+j]
+				}
+			}
 		}
-		ours := assignBalanced(dist, n, k)
-		swap(ours, dist, n, k, nil)
-		if paper := paperAssign(dist, n, k); total(ours) > total(paper) {
-			t.Errorf("seed %d: distortion %v, the paper's greedy has %v", seed, total(ours), total(paper))
+	}
+}
+
+// clustered draws rows around some centres.
+func clustered(r *rand.Rand, n, dim, centres int) []float32 {
+	c := make([]float32, centres*dim)
+	for i := range c {
+		c[i] = float32(r.NormFloat64())
+	}
+	x := make([]float32, n*dim)
+	for i := range n {
+		at := r.IntN(centres) * dim
+		for j := range dim {
+			x[i*dim+j] = c[at+j] + 0.5*float32(r.NormFloat64())
+		}
+	}
+	return x
+}
+
+// TestAuctionIsNearlyOptimal: sizes differ by at most one, and the mean distance is
+// within epsilon of the least that any assignment with these sizes has, which is found
+// by cancelling negative cycles.
+func TestAuctionIsNearlyOptimal(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n, k := rapid.IntRange(1, 60).Draw(t, "n"), rapid.IntRange(1, 24).Draw(t, "k")
+		const dim = 2
+		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		x, c := make([]float32, n*dim), make([]float32, k*dim)
+		for i := range x {
+			x[i] = float32(r.IntN(5)) // many ties
+		}
+		for i := range c {
+			c[i] = float32(r.IntN(5))
+		}
+		epsilon := rapid.SampledFrom([]float64{1, 0.1, 0.001}).Draw(t, "epsilon")
+		a, ended := newAuction(x, n, dim, k), 0.0
+		for range rapid.IntRange(1, 2).Draw(t, "runs") { // the second from the prices of the first
+			ended = a.run(c, epsilon)
+		}
+		cost := func(i, c2 int) float64 { return squaredDistance(x[i*dim:(i+1)*dim], c[c2*dim:(c2+1)*dim]) }
+		sizes := make([]int, k)
+		var total float64
+		for i, cl := range a.assign {
+			sizes[cl]++
+			total += cost(i, int(cl))
+		}
+		if slices.Max(sizes)-slices.Min(sizes) > 1 {
+			t.Fatalf("sizes %v", sizes)
+		}
+		if best := leastCost(a.assign, n, k, cost); total > best+float64(n)*ended+1e-3 {
+			t.Fatalf("cost %v, the least is %v; %d rows, epsilon %v", total, best, n, epsilon)
+		}
+	})
+}
+
+// leastCost improves an assignment until no cyclic exchange of rows lowers its cost
+// (Klein 1967): then it is the best with its sizes.
+func leastCost(assign []int32, n, k int, cost func(i, c int) float64) (total float64) {
+	assign = slices.Clone(assign)
+	for {
+		// The cheapest move of a row from cluster a to b, and Bellman-Ford over clusters.
+		move, mover := make([][]float64, k), make([][]int, k)
+		for a := range k {
+			move[a], mover[a] = make([]float64, k), make([]int, k)
+			for b := range k {
+				move[a][b] = math.Inf(1)
+			}
+		}
+		for i, a := range assign {
+			for b := range k {
+				if d := cost(i, b) - cost(i, int(a)); d < move[a][b] {
+					move[a][b], mover[a][b] = d, i
+				}
+			}
+		}
+		dist, from := make([]float64, k), make([]int, k)
+		at := -1
+		for range k + 1 {
+			at = -1
+			for a := range k {
+				for b := range k {
+					if a != b && dist[a]+move[a][b] < dist[b]-1e-9 {
+						dist[b], from[b], at = dist[a]+move[a][b], a, b
+					}
+				}
+			}
+		}
+		if at < 0 {
+			break
+		}
+		for range k { // into the cycle
+			at = from[at]
+		}
+		for b, start := at, at; ; {
+			a := from[b]
+			assign[mover[a][b]] = int32(b)
+			if b = a; b == start {
+				break
+			}
+		}
+	}
+	for i, c := range assign {
+		total += cost(i, int(c))
+	}
+	return total
+}
+
+// TestSameOnAnyNumberOfThreads: the codebook depends on the seed and the input alone.
+func TestSameOnAnyNumberOfThreads(t *testing.T) {
+	const n, dim = 3000, 24
+	x := clustered(rand.New(rand.NewPCG(3, 3)), n, dim, 50)
+	build := func(threads int) string {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(threads))
+		cb, err := Build(t.Context(), items(n), x, dim, Config{Levels: 3, Codes: 64, Seed: 5})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cb.Version()
+	}
+	if one, many := build(1), build(7); one != many {
+		t.Errorf("version %s on one thread, %s on seven", one, many)
+	}
+}
+
+// TestResume: a build that is cancelled after any level goes on from there to the same
+// codebook.
+func TestResume(t *testing.T) {
+	const n, dim = 400, 8
+	x := clustered(rand.New(rand.NewPCG(3, 3)), n, dim, 20)
+	cfg := Config{Levels: 3, Codes: 24, Seed: 5}
+	want, err := Build(t.Context(), items(n), x, dim, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for stop := range 3 {
+		ctx, cancel := context.WithCancel(t.Context())
+		cfg := cfg
+		var done *Partial
+		level := 0
+		cfg.OnLevel = func(p *Partial) error {
+			if done = p; level == stop {
+				cancel()
+			}
+			level++
+			return nil
+		}
+		if _, err := Build(ctx, items(n), x, dim, cfg); stop < 2 && !errors.Is(err, context.Canceled) {
+			t.Fatalf("cancelled after level %d: %v", stop, err)
+		}
+		cancel()
+		cfg.OnLevel, cfg.Resume = nil, done
+		got, err := Build(t.Context(), items(n), x, dim, cfg)
+		if err != nil || got.Version() != want.Version() {
+			t.Errorf("resumed after level %d: %v, version %v, want %v", stop, err, got.Version(), want.Version())
+		}
+		if _, err := Build(t.Context(), items(n-1), x[:(n-1)*dim], dim, cfg); err == nil {
+			t.Error("resumed on another input")
 		}
 	}
 }

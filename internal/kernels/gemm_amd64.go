@@ -7,6 +7,9 @@ import "golang.org/x/sys/cpu"
 //go:noescape
 func gemm6x16AVX2(k int, a, b, c *float32, ldc int)
 
+//go:noescape
+func dotAVX2(n int, x, y *float32) float32
+
 var useAVX2 = cpu.X86.HasAVX2 && cpu.X86.HasFMA
 
 func gemm6x16(k int, a, b, c []float32, ldc int) {
@@ -16,4 +19,15 @@ func gemm6x16(k int, a, b, c []float32, ldc int) {
 		return
 	}
 	gemm6x16Go(k, a, b, c, ldc)
+}
+
+// dotBlocks returns the inner product of the first floats of x and y, and how many it
+// took.
+func dotBlocks(x, y []float32) (sum float32, n int) {
+	n = len(x) &^ 31
+	if n == 0 || !useAVX2 {
+		return 0, 0
+	}
+	_ = y[n-1] // the assembly checks no bounds
+	return dotAVX2(n, &x[0], &y[0]), n
 }

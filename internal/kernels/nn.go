@@ -344,8 +344,8 @@ func Add(y, x []float32) {
 // Dot returns the inner product.
 func Dot(x, y []float32) float32 {
 	y = y[:len(x)]
-	var s0, s1, s2, s3 float32
-	i := 0
+	var s1, s2, s3 float32
+	s0, i := dotBlocks(x, y)
 	for ; i+4 <= len(x); i += 4 {
 		s0 += x[i] * y[i]
 		s1 += x[i+1] * y[i+1]

@@ -133,3 +133,19 @@ func TestAdamW(t *testing.T) {
 		}
 	}
 }
+
+// TestDot: every length around the blocks of the assembly, against a sum in float64.
+func TestDot(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 9))
+	for n := range 140 {
+		x, y := make([]float32, n), make([]float32, n)
+		var want float64
+		for i := range x {
+			x[i], y[i] = float32(r.NormFloat64()), float32(r.NormFloat64())
+			want += float64(x[i]) * float64(y[i])
+		}
+		if got := float64(Dot(x, y)); math.Abs(got-want) > 1e-5*float64(n+1) {
+			t.Errorf("%d floats: %v, want %v", n, got, want)
+		}
+	}
+}

@@ -1,4 +1,4 @@
-// Command avo writes the AVX2/FMA micro-kernel of the kernels package:
+// Command avo writes the AVX2/FMA kernels of the kernels package:
 //
 //	cd internal/kernels/avo && go run . -out ../gemm_amd64.s -pkg kernels
 package main
@@ -68,5 +68,43 @@ func main() {
 	}
 	VZEROUPPER()
 	RET()
+	dot()
 	Generate()
+}
+
+func dot() {
+	TEXT("dotAVX2", NOSPLIT, "func(n int, x, y *float32) float32")
+	Doc("dotAVX2 returns the inner product of n floats, a multiple of 32.")
+	n := Load(Param("n"), GP64())
+	x := Load(Param("x"), GP64())
+	y := Load(Param("y"), GP64())
+	var acc [4]reg.VecVirtual
+	for i := range acc {
+		acc[i] = YMM()
+		VXORPS(acc[i], acc[i], acc[i])
+	}
+	Label("dot")
+	CMPQ(n, Imm(32))
+	JLT(LabelRef("sum"))
+	for i := range acc {
+		v := YMM()
+		VMOVUPS(Mem{Base: x, Disp: 32 * i}, v)
+		VFMADD231PS(Mem{Base: y, Disp: 32 * i}, v, acc[i])
+	}
+	ADDQ(U32(128), x)
+	ADDQ(U32(128), y)
+	SUBQ(Imm(32), n)
+	JMP(LabelRef("dot"))
+	Label("sum")
+	VADDPS(acc[1], acc[0], acc[0])
+	VADDPS(acc[3], acc[2], acc[2])
+	VADDPS(acc[2], acc[0], acc[0])
+	low, high := acc[0].AsX(), XMM()
+	VEXTRACTF128(Imm(1), acc[0], high)
+	VADDPS(high, low, low)
+	VHADDPS(low, low, low)
+	VHADDPS(low, low, low)
+	Store(low, ReturnIndex(0))
+	VZEROUPPER()
+	RET()
 }
