@@ -1,9 +1,19 @@
 package bench
 
 import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
 	"context"
+	"encoding/binary"
+	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,4 +68,89 @@ func BenchmarkSemanticIDs(b *testing.B) {
 			b.ReportMetric(float64(size.n)*float64(b.N)/b.Elapsed().Seconds(), "items/s")
 		})
 	}
+}
+
+// peersPython is a Python with k-means-constrained, faiss-cpu and numpy.
+var peersPython = flag.String("peers-python", "python3", "the Python of BenchmarkSemanticIDsPeers: pip install k-means-constrained faiss-cpu numpy")
+
+// BenchmarkSemanticIDsPeers builds 3 levels of 256 codes of the same embeddings with ours,
+// with k-means-constrained (balanced, an exact minimum-cost flow in each iteration) and
+// with faiss (not balanced: a bound), one after the other. Run with -benchtime 1x.
+func BenchmarkSemanticIDsPeers(b *testing.B) {
+	const dim, codes, levels = 128, 256, 3
+	beauty := beautyEmbeddings(b, dim)
+	for _, set := range []struct {
+		name  string
+		x     []float32
+		peers []string
+	}{
+		{"beauty", beauty, []string{"constrained", "faiss"}},
+		{"synthetic", embeddings(100_000, dim, 2000, 7), []string{"faiss", "constrained"}},
+	} {
+		if set.x == nil {
+			b.Log("the Amazon Beauty data are not there")
+			continue
+		}
+		n := len(set.x) / dim
+		names := make([]string, n)
+		for i := range names {
+			names[i] = strconv.Itoa(i)
+		}
+		file := filepath.Join(b.TempDir(), "x.f32")
+		var raw bytes.Buffer
+		if err := binary.Write(&raw, binary.LittleEndian, set.x); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.WriteFile(file, raw.Bytes(), 0o600); err != nil {
+			b.Fatal(err)
+		}
+		b.Run(set.name+"/onerec", func(b *testing.B) {
+			for b.Loop() {
+				cb, err := semanticid.Build(b.Context(), names, set.x, dim, semanticid.Config{Levels: levels, Codes: codes, Seed: 1})
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				for _, q := range cb.Quality(set.x) {
+					b.Logf("onerec, level %d: distortion %.6f", q.Level, q.Distortion)
+				}
+				b.StartTimer()
+			}
+		})
+		for _, peer := range set.peers {
+			b.Run(set.name+"/"+peer, func(b *testing.B) {
+				for b.Loop() {
+					out, err := exec.CommandContext(b.Context(), *peersPython, "semanticid/peers.py", peer, file, strconv.Itoa(n), strconv.Itoa(dim), strconv.Itoa(codes), strconv.Itoa(levels)).CombinedOutput()
+					if err != nil {
+						b.Fatalf("%v: %s", err, out)
+					}
+					b.Logf("%s, by level, seconds and distortion:\n%s", peer, out)
+				}
+			})
+		}
+	}
+}
+
+// beautyEmbeddings learns embeddings of the Amazon Beauty items from the training part
+// of the sequences; nil if the data are not there.
+func beautyEmbeddings(b *testing.B, dim int) []float32 {
+	f, err := os.Open("../../shared/data/amazon-beauty/sequences.txt.gz")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	gz, err := gzip.NewReader(f)
+	if err != nil {
+		b.Fatal(err)
+	}
+	e := semanticid.NewEmbedder(dim, 5, 1)
+	for lines := bufio.NewScanner(gz); lines.Scan(); {
+		items := strings.Fields(lines.Text())[1:]
+		e.Add(items[:len(items)-2])
+	}
+	x, err := e.Embed()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return x
 }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"gonum.org/v1/gonum/floats"
 	"gonum.org/v1/gonum/mat"
 
 	"onerec/internal/kernels"
@@ -176,11 +177,31 @@ func multiply(entries []entry, x *mat.Dense) *mat.Dense {
 	return y
 }
 
+// orthonormal returns an orthonormal basis of y's columns (n x width): Gram and Schmidt,
+// modified, twice, which is as good as rounding allows. Columns that depend on those
+// before them become zero.
 func orthonormal(y *mat.Dense) *mat.Dense {
 	n, width := y.Dims()
-	var qr mat.QR
-	qr.Factorize(y)
-	var q mat.Dense
-	qr.QTo(&q)
-	return mat.DenseCopyOf(q.Slice(0, n, 0, width))
+	columns := make([][]float64, width)
+	for j := range columns {
+		columns[j] = mat.Col(nil, j, y)
+	}
+	for range 2 {
+		for j, c := range columns {
+			before := floats.Norm(c, 2)
+			for _, earlier := range columns[:j] {
+				floats.AddScaled(c, -floats.Dot(earlier, c), earlier)
+			}
+			if after := floats.Norm(c, 2); after > 1e-12*before {
+				floats.Scale(1/after, c)
+			} else {
+				clear(c)
+			}
+		}
+	}
+	q := mat.NewDense(n, width, nil)
+	for j, c := range columns {
+		q.SetCol(j, c)
+	}
+	return q
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"gonum.org/v1/gonum/mat"
 	"pgregory.net/rapid"
 )
 
@@ -381,6 +382,41 @@ func TestResume(t *testing.T) {
 			t.Error("resumed on another input")
 		}
 	}
+}
+
+// TestOrthonormal: the columns are orthonormal and span what they were; one that depends
+// on others becomes zero.
+func TestOrthonormal(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n, width := rapid.IntRange(3, 20).Draw(t, "n"), rapid.IntRange(1, 3).Draw(t, "width")
+		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		y := mat.NewDense(n, width+1, nil)
+		for i := range n {
+			for j := range width {
+				y.Set(i, j, r.NormFloat64())
+			}
+			y.Set(i, width, 3*y.At(i, 0))
+		}
+		q := orthonormal(y)
+		var gram, inside, back mat.Dense
+		gram.Mul(q.T(), q)
+		for i := range width + 1 {
+			for j := range width + 1 {
+				want := 0.
+				if i == j && i < width {
+					want = 1
+				}
+				if math.Abs(gram.At(i, j)-want) > 1e-9 {
+					t.Fatalf("column %d times %d is %v", i, j, gram.At(i, j))
+				}
+			}
+		}
+		inside.Mul(q.T(), y)
+		back.Mul(q, &inside)
+		if !mat.EqualApprox(&back, y, 1e-9) {
+			t.Fatal("the basis does not span the columns")
+		}
+	})
 }
 
 // TestEmbedderFindsGroups: items watched together end up near each other.
