@@ -8,7 +8,7 @@ import (
 )
 
 // listed is how many clusters a row looks at before it looks at all of them.
-const listed = 16
+const listed = 48
 
 // patience is how many bids a row makes, in the mean, before epsilon doubles.
 const patience = 8
@@ -188,39 +188,91 @@ func (a *auction) list() {
 // look fills row i's list again, at the present prices.
 func (a *auction) look(i int32) {
 	x := a.x[int(i)*a.dim : (int(i)+1)*a.dim]
-	for c := range a.row {
-		a.row[c] = a.norms[c] - 2*kernels.Dot(x, a.centroid(int32(c))) + float32(a.prices[c])
+	kernels.MatVec(a.row, a.centroids, a.k, a.dim, a.dim, x)
+	for c, product := range a.row {
+		a.row[c] = a.norms[c] - 2*product + float32(a.prices[c])
 	}
 	a.take(int(i), a.row)
 }
 
-// take makes the list of row i from what every cluster costs it.
+// take makes the list of row i from what every cluster costs it: the width least, in no
+// certain order.
 func (a *auction) take(i int, costs []float32) {
 	at := i * a.width
 	list, dists := a.clusters[at:at+a.width], a.dists[at:at+a.width]
-	n, worst := 0, float32(math.Inf(1))
+	var least [2 * listed]costing
+	n, limit := 0, float32(math.Inf(1))
 	for c, cost := range costs {
-		if cost >= worst && n == a.width {
+		if cost >= limit {
 			continue
 		}
-		j := min(n, a.width-1)
-		for ; j > 0 && dists[j-1] > cost; j-- {
-			list[j], dists[j] = list[j-1], dists[j-1]
+		least[n] = costing{cost, uint16(c)}
+		if n++; n == len(least) {
+			limit = selectLeast(least[:], a.width)
+			n = a.width
 		}
-		list[j], dists[j] = uint16(c), cost
-		n = min(n+1, a.width)
-		worst = dists[n-1]
 	}
 	a.ends[i] = math.Inf(1)
 	if a.width < a.k {
-		a.ends[i] = float64(worst)
-	}
-	for j, c := range list {
-		if dists[j] -= float32(a.prices[c]); math.IsInf(float64(dists[j]), 0) || math.IsNaN(float64(dists[j])) {
-			x := a.x[i*a.dim : (i+1)*a.dim] // its price is infinite
-			dists[j] = a.norms[c] - 2*kernels.Dot(x, a.centroid(int32(c)))
+		for c := 0; n < a.width; c++ { // infinite costs that the loop passed over
+			if math.IsInf(float64(costs[c]), 1) {
+				least[n] = costing{costs[c], uint16(c)}
+				n++
+			}
+		}
+		a.ends[i] = float64(selectLeast(least[:n], a.width))
+	} else {
+		for c, cost := range costs {
+			least[c] = costing{cost, uint16(c)}
 		}
 	}
+	for j := range list {
+		c, cost := least[j].cluster, least[j].cost
+		list[j] = c
+		if dists[j] = cost - float32(a.prices[c]); math.IsInf(a.prices[c], 0) {
+			dists[j] = a.norms[c] - 2*kernels.Dot(a.x[i*a.dim:(i+1)*a.dim], a.centroid(int32(c)))
+		}
+	}
+}
+
+type costing struct {
+	cost    float32
+	cluster uint16
+}
+
+// selectLeast moves the n least to the front (Hoare's selection) and returns the greatest
+// of them.
+func selectLeast(s []costing, n int) float32 {
+	for from, to := 0, len(s)-1; from < to; {
+		pivot := s[(from+to)/2].cost
+		i, j := from, to
+		for i <= j {
+			for s[i].cost < pivot {
+				i++
+			}
+			for pivot < s[j].cost {
+				j--
+			}
+			if i <= j {
+				s[i], s[j] = s[j], s[i]
+				i++
+				j--
+			}
+		}
+		switch {
+		case n-1 <= j:
+			to = j
+		case n-1 >= i:
+			from = i
+		default:
+			from = to
+		}
+	}
+	greatest := s[0].cost
+	for _, e := range s[1:n] {
+		greatest = max(greatest, e.cost)
+	}
+	return greatest
 }
 
 // push and replace keep a cluster's bids a heap, ties by row.

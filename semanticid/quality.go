@@ -1,18 +1,20 @@
 package semanticid
 
 import (
+	"fmt"
 	"math"
+	"slices"
 )
 
 // Quality says what a level of a codebook is worth.
 type Quality struct {
-	Level      int     // from 1
-	Distortion float64 // mean squared distance of an item from the sum of its centroids so far
-	Share      float64 // of the embeddings' variance that is left
-	Smallest   int     // items of the smallest code, and of the largest
-	Largest    int
-	Entropy    float64 // of the codes' sizes, bits; log2 of the number of codes if they are equal
-	Prefixes   int     // different prefixes up to this level
+	Level      int     `json:"level"`         // from 1
+	Distortion float64 `json:"distortion"`    // mean squared distance of an item from the sum of its centroids so far
+	Share      float64 `json:"variance_left"` // of the embeddings' variance that is left
+	Smallest   int     `json:"smallest"`      // items of the smallest code, and of the largest
+	Largest    int     `json:"largest"`
+	Entropy    float64 `json:"entropy_bits"` // of the codes' sizes, bits; log2 of the number of codes if they are equal
+	Prefixes   int     `json:"prefixes"`     // different prefixes up to this level
 }
 
 // Quality measures every level on the embeddings of the codebook's items (Len x width).
@@ -97,4 +99,94 @@ func (c *Codebook) Purity(codes int, attributes func(item string) []string) floa
 		return 0
 	}
 	return float64(common) / float64(all)
+}
+
+// Align returns the embeddings of the codebook's items in their order (Len x width).
+func (c *Codebook) Align(e *Embeddings) ([]float32, error) {
+	if e.Dim != c.dim {
+		return nil, fmt.Errorf("the embeddings have width %d, the codebook %d", e.Dim, c.dim)
+	}
+	x, seen := make([]float32, len(c.items)*c.dim), 0
+	for i, item := range e.Items {
+		if at, ok := c.index[item]; ok {
+			copy(x[int(at)*c.dim:int(at+1)*c.dim], e.X[i*c.dim:])
+			seen++
+		}
+	}
+	if seen < len(c.items) {
+		return nil, fmt.Errorf("%d of the codebook's %d items have no embedding in the file", len(c.items)-seen, len(c.items))
+	}
+	return x, nil
+}
+
+// Drift compares new items with those for which a codebook was built.
+type Drift struct {
+	New           int     `json:"new_items"`      // that got IDs
+	Old           int     `json:"old_items"`      // that had some
+	NewDistortion float64 `json:"new_distortion"` // mean squared distance from the sum of an item's centroids
+	OldDistortion float64 `json:"old_distortion"`
+	Displaced     float64 `json:"displaced"` // share of the new ones whose nearest code path was not free
+}
+
+// AssignAll gives IDs to all items of e that have none, in their order, and tells how well
+// they fit. Old items keep theirs.
+func (c *Codebook) AssignAll(e *Embeddings) (Drift, error) {
+	var d Drift
+	if e.Dim != c.dim {
+		return d, fmt.Errorf("the embeddings have width %d, the codebook %d", e.Dim, c.dim)
+	}
+	displaced := 0
+	for i, item := range e.Items {
+		x := e.X[i*c.dim : (i+1)*c.dim]
+		if at, old := c.index[item]; old {
+			d.Old++
+			d.OldDistortion += c.distance(x, c.ID(at))
+			continue
+		}
+		if err := c.Assign(item, x); err != nil {
+			return d, err
+		}
+		id := c.ID(c.index[item])
+		d.New++
+		d.NewDistortion += c.distance(x, id)
+		if !slices.Equal(id, c.nearest(x)) {
+			displaced++
+		}
+	}
+	d.NewDistortion /= float64(max(d.New, 1))
+	d.OldDistortion /= float64(max(d.Old, 1))
+	d.Displaced = float64(displaced) / float64(max(d.New, 1))
+	return d, nil
+}
+
+// distance is that of x from the sum of an ID's centroids, squared.
+func (c *Codebook) distance(x []float32, id []uint16) float64 {
+	rest := slices.Clone(x)
+	for l, code := range id {
+		c.subtract(rest, l, code)
+	}
+	return squaresOf(rest, 1, c.dim)
+}
+
+func (c *Codebook) subtract(x []float32, level int, code uint16) {
+	centroid := c.centroids[(level*c.codes+int(code))*c.dim:]
+	for j := range x {
+		x[j] -= centroid[j]
+	}
+}
+
+// nearest is the ID that x would have if all were free.
+func (c *Codebook) nearest(x []float32) []uint16 {
+	rest, id := slices.Clone(x), make([]uint16, c.levels)
+	for l := range id {
+		best := math.Inf(1)
+		for code := range c.codes {
+			at := (l*c.codes + code) * c.dim
+			if d := squaredDistance(rest, c.centroids[at:at+c.dim]); d < best {
+				best, id[l] = d, uint16(code)
+			}
+		}
+		c.subtract(rest, l, id[l])
+	}
+	return id
 }

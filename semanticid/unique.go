@@ -180,8 +180,9 @@ func (u *spread) leave(i int32) {
 // it, nearest first.
 func (u *spread) nearest(i int32, costs []float32) []int32 {
 	order := make([]int32, 0, u.k)
+	kernels.MatVec(costs, u.centroids, u.k, u.dim, u.dim, u.x[int(i)*u.dim:(int(i)+1)*u.dim])
 	for c := range int32(u.k) {
-		costs[c] = u.distance(i, c)
+		costs[c] = u.norms[c] - 2*costs[c]
 		if !u.full(u.group[i], c) {
 			order = append(order, c)
 		}

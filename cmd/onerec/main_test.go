@@ -24,6 +24,7 @@ import (
 	"onerec/internal/stream"
 	"onerec/recommender"
 	"onerec/schemas"
+	"onerec/semanticid"
 	"onerec/sessionizer"
 	"onerec/snapshots"
 )
@@ -317,6 +318,60 @@ func TestServices(t *testing.T) {
 	}
 }
 
+// TestSemanticID builds a codebook from a file, looks at it, gives new items IDs and
+// exports it, as a researcher would.
+func TestSemanticID(t *testing.T) {
+	dir := t.TempDir()
+	old, all := new(semanticid.Embeddings), new(semanticid.Embeddings)
+	for i := range 300 {
+		x := []float32{float32(i%7) + 1, float32(i%11) - 5, float32(i) / 100, 1}
+		if err := all.Add(fmt.Sprint("item", i), x); err != nil {
+			t.Fatal(err)
+		}
+		if i < 280 {
+			if err := old.Add(fmt.Sprint("item", i), x); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write := func(e *semanticid.Embeddings, name, format string) string {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := e.Write(f, format); err != nil {
+			t.Fatal(err)
+		}
+		return f.Name()
+	}
+	first, second := write(old, "old.parquet", "parquet"), write(all, "all.arrow", "arrow")
+	codebook, longer := filepath.Join(dir, "codebook"), filepath.Join(dir, "longer")
+	for _, tt := range []struct {
+		args []string
+		code int
+		want []string
+	}{
+		{[]string{"semanticid", "build", "--embeddings", first, "--out", codebook, "--codes", "20"}, 0, []string{"280 items, 3 levels of 20 codes", "VARIANCE LEFT"}},
+		{[]string{"semanticid", "inspect", "--codebook", codebook, "--embeddings", second, "--json"}, 0, []string{`"smallest": 14`, `"largest": 14`, `"prefixes": 280`}},
+		{[]string{"semanticid", "assign", "--codebook", codebook, "--embeddings", second, "--out", longer}, 0, []string{"20 new items of 300"}},
+		{[]string{"semanticid", "export", "--codebook", longer}, 0, []string{`{"item_id":"item299","semantic_id":[`}},
+		{[]string{"semanticid", "inspect", "--codebook", longer, "--embeddings", first}, 1, []string{"20 of the codebook's 300 items have no embedding"}},
+		{[]string{"semanticid", "build", "--embeddings", dir, "--out", codebook}, 1, []string{"extension"}},
+		{[]string{"semanticid", "build"}, 1, []string{"embeddings", "out"}},
+	} {
+		out, code, stderr := run(t, tt.args...)
+		if code != tt.code {
+			t.Errorf("%v: code %d, want %d: %s", tt.args, code, tt.code, stderr)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(out+stderr, want) {
+				t.Errorf("%v: %q is missing in:\n%.2000s%s", tt.args, want, out, stderr)
+			}
+		}
+	}
+}
+
 func TestCommandLine(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "onerec.yaml")
@@ -332,7 +387,7 @@ func TestCommandLine(t *testing.T) {
 		code int
 		want []string
 	}{
-		{[]string{"--help"}, 0, []string{"ingest", "sessionize", "filter", "snapshot", "train", "reward", "serve", "demo", "replay", "topics", "checkpoints", "version", "config"}},
+		{[]string{"--help"}, 0, []string{"ingest", "sessionize", "filter", "snapshot", "train", "reward", "serve", "demo", "replay", "topics", "semanticid", "checkpoints", "version", "config"}},
 		{[]string{"train", "--help"}, 0, []string{"--learning-rate", "--brokers", "1e-07 to 1", "SIGTERM"}},
 		{[]string{"version"}, 0, []string{"onerec", "go1."}},
 		{[]string{"config", "--config", file}, 0, []string{"session-gap: 10m", `default "30m0s", from ` + file + " line 1"}},

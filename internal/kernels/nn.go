@@ -358,6 +358,30 @@ func Dot(x, y []float32) float32 {
 	return s0 + s1 + s2 + s3
 }
 
+// MatVec computes y = A x for A m x n with rows lda floats apart.
+func MatVec(y, a []float32, m, n, lda int, x []float32) {
+	x = x[:n]
+	i := 0
+	for ; i+8 <= m; i += 8 {
+		rows, out := a[i*lda:], y[i:i+8]
+		from := dots8(out, rows, lda, x)
+		if from == n && n > 0 {
+			continue
+		}
+		for r := range out {
+			rest := Dot(rows[r*lda+from:r*lda+n], x[from:])
+			if from == 0 {
+				out[r] = rest
+			} else {
+				out[r] += rest
+			}
+		}
+	}
+	for ; i < m; i++ {
+		y[i] = Dot(a[i*lda:i*lda+n], x)
+	}
+}
+
 // AdamW holds the hyperparameters of one step (Loshchilov and Hutter, arXiv
 // 1711.05101, algorithm 2).
 type AdamW struct {

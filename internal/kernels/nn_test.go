@@ -149,3 +149,29 @@ func TestDot(t *testing.T) {
 		}
 	}
 }
+
+// TestMatVec: any shape, rows further apart than they are long, against Dot.
+func TestMatVec(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 9))
+	for m := range 20 {
+		for n := range 40 {
+			lda := n + m%3
+			a, x, y := make([]float32, m*lda), make([]float32, n), make([]float32, m)
+			for i := range a {
+				a[i] = float32(r.NormFloat64())
+			}
+			for i := range x {
+				x[i] = float32(r.NormFloat64())
+			}
+			for i := range y {
+				y[i] = 99
+			}
+			MatVec(y, a, m, n, lda, x)
+			for i := range y {
+				if want := Dot(a[i*lda:i*lda+n], x); math.Abs(float64(y[i]-want)) > 1e-4 {
+					t.Fatalf("%d x %d, lda %d: row %d is %v, want %v", m, n, lda, i, y[i], want)
+				}
+			}
+		}
+	}
+}

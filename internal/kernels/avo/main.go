@@ -69,7 +69,55 @@ func main() {
 	VZEROUPPER()
 	RET()
 	dot()
+	dots8()
 	Generate()
+}
+
+func dots8() {
+	TEXT("dots8AVX2", NOSPLIT, "func(n int, a *float32, lda int, x, out *float32)")
+	Doc("dots8AVX2 computes the inner products of 8 rows of A, lda floats apart, with x; n is a multiple of 8.")
+	n := Load(Param("n"), GP64())
+	a := Load(Param("a"), GP64())
+	lda := Load(Param("lda"), GP64())
+	x := Load(Param("x"), GP64())
+	out := Load(Param("out"), GP64())
+	SHLQ(Imm(2), lda)
+	lda3, a4 := GP64(), GP64()
+	LEAQ(Mem{Base: lda, Index: lda, Scale: 2}, lda3)
+	LEAQ(Mem{Base: a, Index: lda, Scale: 4}, a4)
+	rows := [8]Mem{
+		{Base: a}, {Base: a, Index: lda, Scale: 1}, {Base: a, Index: lda, Scale: 2}, {Base: a, Index: lda3, Scale: 1},
+		{Base: a4}, {Base: a4, Index: lda, Scale: 1}, {Base: a4, Index: lda, Scale: 2}, {Base: a4, Index: lda3, Scale: 1},
+	}
+	var acc [8]reg.VecVirtual
+	for i := range acc {
+		acc[i] = YMM()
+		VXORPS(acc[i], acc[i], acc[i])
+	}
+	v := YMM()
+	Label("eight")
+	TESTQ(n, n)
+	JZ(LabelRef("out"))
+	VMOVUPS(Mem{Base: x}, v)
+	for i, row := range rows {
+		VFMADD231PS(row, v, acc[i])
+	}
+	ADDQ(Imm(32), x)
+	ADDQ(Imm(32), a)
+	ADDQ(Imm(32), a4)
+	SUBQ(Imm(8), n)
+	JMP(LabelRef("eight"))
+	Label("out")
+	for i := range acc {
+		low, high := acc[i].AsX(), v.AsX()
+		VEXTRACTF128(Imm(1), acc[i], high)
+		VADDPS(high, low, low)
+		VHADDPS(low, low, low)
+		VHADDPS(low, low, low)
+		VMOVSS(low, Mem{Base: out, Disp: 4 * i})
+	}
+	VZEROUPPER()
+	RET()
 }
 
 func dot() {
