@@ -272,7 +272,7 @@ func TestAuctionIsNearlyOptimal(t *testing.T) {
 		if slices.Max(sizes)-slices.Min(sizes) > 1 {
 			t.Fatalf("sizes %v", sizes)
 		}
-		if best := leastCost(a.assign, n, k, cost); total > best+float64(n)*ended+1e-3 {
+		if best := leastCost(a.assign, k, cost); total > best+float64(n)*ended+1e-3 {
 			t.Fatalf("cost %v, the least is %v; %d rows, epsilon %v", total, best, n, epsilon)
 		}
 	})
@@ -280,7 +280,7 @@ func TestAuctionIsNearlyOptimal(t *testing.T) {
 
 // leastCost improves an assignment until no cyclic exchange of rows lowers its cost
 // (Klein 1967): then it is the best with its sizes.
-func leastCost(assign []int32, n, k int, cost func(i, c int) float64) (total float64) {
+func leastCost(assign []int32, k int, cost func(i, c int) float64) (total float64) {
 	assign = slices.Clone(assign)
 	for {
 		// The cheapest move of a row from cluster a to b, and Bellman-Ford over clusters.
@@ -417,6 +417,39 @@ func TestOrthonormal(t *testing.T) {
 			t.Fatal("the basis does not span the columns")
 		}
 	})
+}
+
+// TestTrieIsSmall: a million IDs take at most 24 bytes each, and every one is found.
+func TestTrieIsSmall(t *testing.T) {
+	const n, k, levels = 1_000_000, 1024, 3
+	cb := &Codebook{levels: levels, codes: k, items: make([]string, n)}
+	seen := make(map[[levels]uint16]bool, n)
+	for r := rand.New(rand.NewPCG(1, 1)); len(seen) < n; {
+		id := [levels]uint16{uint16(r.IntN(k)), uint16(r.IntN(k)), uint16(r.IntN(k))}
+		if !seen[id] {
+			seen[id] = true
+			cb.ids = append(cb.ids, id[:]...)
+		}
+	}
+	trie := NewTrie(cb)
+	if per := float64(trie.Bytes()) / n; per > 24 {
+		t.Errorf("%.1f bytes an item", per)
+	} else {
+		t.Logf("%.1f bytes an item", per)
+	}
+	for i := int32(0); i < n; i += 997 {
+		path, ok := trie.Path(cb.ID(i))
+		if !ok || trie.Item(path[levels-1]) != i {
+			t.Fatalf("ID %v of item %d leads to %v", cb.ID(i), i, path)
+		}
+	}
+	var under int32
+	for lo, hi := trie.Roots(); lo < hi; lo++ {
+		under += trie.Under(0, lo)
+	}
+	if under != n {
+		t.Errorf("%d items below the roots", under)
+	}
 }
 
 // TestEmbedderFindsGroups: items watched together end up near each other.

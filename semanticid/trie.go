@@ -15,7 +15,7 @@ type Trie struct {
 
 type trieLevel struct {
 	code  []uint16
-	under []int32 // items below the node
+	under []int32 // items below the node; empty at the last level, where there is one
 	first []int32 // first child in the next level; one more than codes, so that first[i+1] ends node i
 }
 
@@ -36,19 +36,37 @@ func NewTrie(c *Codebook) *Trie {
 				continue
 			}
 			t.levels[l].code = append(t.levels[l].code, code)
-			t.levels[l].under = append(t.levels[l].under, 0)
 			if l+1 < len(id) {
+				t.levels[l].under = append(t.levels[l].under, 0)
 				t.levels[l].first = append(t.levels[l].first, int32(len(t.levels[l+1].code)))
 			}
 		}
-		for l := range t.levels {
+		for l := range len(t.levels) - 1 {
 			t.levels[l].under[len(t.levels[l].under)-1]++
 		}
 	}
 	for l := range len(t.levels) - 1 {
 		t.levels[l].first = append(t.levels[l].first, int32(len(t.levels[l+1].code)))
 	}
+	for l, level := range t.levels { // without the room that append left
+		t.levels[l] = trieLevel{exact(level.code), exact(level.under), exact(level.first)}
+	}
 	return t
+}
+
+func exact[T any](s []T) []T {
+	out := make([]T, len(s))
+	copy(out, s)
+	return out
+}
+
+// Bytes returns the size of the arrays.
+func (t *Trie) Bytes() int {
+	n := 4 * cap(t.items)
+	for _, l := range t.levels {
+		n += 2*cap(l.code) + 4*cap(l.under) + 4*cap(l.first)
+	}
+	return n
 }
 
 // Roots returns the nodes of level 0 as a range lo to hi.
@@ -63,7 +81,12 @@ func (t *Trie) Children(l int, i int32) (lo, hi int32) {
 func (t *Trie) Code(l int, i int32) uint16 { return t.levels[l].code[i] }
 
 // Under returns how many items are below node i of level l.
-func (t *Trie) Under(l int, i int32) int32 { return t.levels[l].under[i] }
+func (t *Trie) Under(l int, i int32) int32 {
+	if l == len(t.levels)-1 {
+		return 1
+	}
+	return t.levels[l].under[i]
+}
 
 // Path returns the node of each level on the way to an ID, false if no item has
 // it.
