@@ -3,8 +3,10 @@ package integration
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -50,35 +52,55 @@ func TestKillEachStage(t *testing.T) {
 	f.check()
 }
 
+// moments is how often a fault that takes long is made, each time somewhere else in the
+// stream: go test ./integration -run NetworkIsCut -args -moments 3.
+var moments = flag.Int("moments", 1, "how often TestBrokerStops and TestNetworkIsCut make their fault")
+
+// anywhere feeds some of the events and waits until the sessionizer is somewhere in them.
+func (f *flow) anywhere(rng *rand.Rand) {
+	f.c.t.Helper()
+	before := float64(f.fed) / float64(len(f.events))
+	f.feed(0.3 / float64(*moments))
+	f.reaches(sessions, 0.9*(before+rng.Float64()*0.25/float64(*moments)))
+}
+
 // TestBrokerStops: the only broker is stopped, away for 30 s, and started again; then it
 // is killed and started again with its log.
 func TestBrokerStops(t *testing.T) {
 	c := start(t, 1)
 	needBroker(t, c)
 	f := newFlow(c, 2, 20_000)
-	f.feed(0.3)
-	f.reaches(sessions, 0.1)
+	rng := rand.New(rand.NewPCG(2, uint64(*moments)))
+	for range *moments {
+		stopAndKill(t, f, rng)
+	}
+	f.check()
+}
+
+func stopAndKill(t *testing.T, f *flow, rng *rand.Rand) {
+	t.Helper()
+	c := f.c
+	f.anywhere(rng)
 	grace := 20 * time.Second
 	if err := c.brokers[0].Stop(context.Background(), &grace); err != nil {
 		t.Fatal(err)
 	}
-	f.feed(0.1)
+	f.feed(0.1 / float64(*moments))
 	away := time.NewTimer(30 * time.Second)
 	<-away.C // the fault itself: it lasts so long
 	if err := c.brokers[0].Start(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	f.feed(0.2)
+	f.feed(0.2 / float64(*moments))
 	t.Logf("stopped for 30 s: the sessionizer has caught up %.1f s after the broker's start", f.recovers(sessions).Seconds())
 
 	killContainer(t, c.brokers[0].DockerContainer)
-	f.feed(0.1)
+	f.feed(0.1 / float64(*moments))
 	if err := c.brokers[0].Start(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	f.feed(0.1)
+	f.feed(0.1 / float64(*moments))
 	t.Logf("killed: the sessionizer has caught up %.1f s after the broker's start", f.recovers(sessions).Seconds())
-	f.check()
 }
 
 // TestNetworkIsCut: the sessionizer loses the broker for longer than its transaction may
@@ -90,28 +112,36 @@ func TestNetworkIsCut(t *testing.T) {
 	f := newFlow(c, 4, 20_000)
 	second := f.launch(sessions, "two")
 	second.ready()
-	f.feed(0.3)
-	f.reaches(sessions, 0.1)
+	rng := rand.New(rand.NewPCG(4, uint64(*moments)))
+	for range *moments {
+		cutOff(t, f, rng)
+	}
+	f.check()
+}
+
+func cutOff(t *testing.T, f *flow, rng *rand.Rand) {
+	t.Helper()
+	c := f.c
+	f.anywhere(rng)
 	engine := docker(t)
 	first := f.stages[sessions]
 	if _, err := engine.NetworkDisconnect(context.Background(), c.network.ID, client.NetworkDisconnectOptions{Container: first.GetContainerID(), Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	cut := time.Now()
-	f.feed(0.3)
-	f.reaches(sessions, 0.55) // the second has all partitions: the first's membership has timed out
+	f.feed(0.3 / float64(*moments))
+	f.recovers(sessions) // the second has all partitions: the first's membership has timed out
 	t.Logf("cut off: the other instance has everything after %.1f s", time.Since(cut).Seconds())
 	if _, err := engine.NetworkConnect(context.Background(), c.network.ID, client.NetworkConnectOptions{Container: first.GetContainerID(), EndpointConfig: &network.EndpointSettings{}}); err != nil {
 		t.Fatal(err)
 	}
-	f.feed(0.1)
+	f.feed(0.1 / float64(*moments))
 	f.recovers(sessions)
 	if state, err := first.State(context.Background()); err != nil {
 		t.Fatal(err)
 	} else if !state.Running { // it may end with an error, as a fenced producer must; a process manager starts it again
 		first.again()
 	}
-	f.check()
 }
 
 // TestJoinsAndLeaves: ten joins and leaves in a row, under load.

@@ -12,8 +12,8 @@
 // that share all codes before it get different codes; at the levels before, no more items
 // share a prefix than half of the IDs below it, so that there are always codes enough.
 // Cluster sizes still differ by at most one (see spread). The cost: where more items of
-// one prefix are near the same centroid than may be, the farthest get another;
-// [Quality] counts them.
+// one prefix are near the same centroid than may be, the farthest get another
+// ([Codebook.Moved]).
 //
 // # New items
 //
@@ -246,6 +246,10 @@ func idKey(id []uint16) string {
 	}
 	return string(b)
 }
+
+// Moved is how many times Build had to give an item another code than its cluster's, so
+// that IDs are unique; 0 for a codebook that was read.
+func (c *Codebook) Moved() int { return c.moved }
 
 // Levels is L, the number of codes of an ID.
 func (c *Codebook) Levels() int { return c.levels }

@@ -631,9 +631,10 @@ func (c *Core) handOut(b []byte, key int) Keyed {
 }
 
 // Recycle takes back the memory of all that TakeClosed and TakeChanges have returned:
-// the caller says that nobody reads it any more.
+// the caller says that nobody reads it any more. It does nothing while closed sessions
+// wait to be taken.
 func (c *Core) Recycle() {
-	if n := len(c.used) - 1; n >= 0 { // the last one is still written into
+	if n := len(c.used) - 1; n >= 0 && len(c.closed) == 0 { // the last one is still written into
 		room := min(n, maxSlabs-len(c.free))
 		c.free = append(c.free, c.used[:room]...)
 		c.used = append(c.used[:0], c.used[n])

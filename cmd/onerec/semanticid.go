@@ -46,6 +46,7 @@ columns item_id (string) and embedding (fixed-size list of float32).`,
 		if err := writeCodebook(cb, out); err != nil {
 			return err
 		}
+		fmt.Fprintf(os.Stderr, "%d codes were changed so that IDs are unique\n", cb.Moved())
 		return c.printQuality(cmd.OutOrStdout(), cb, e)
 	})
 	build.Flags().IntVar(&cfg.Levels, "levels", 3, "codes of an ID")
