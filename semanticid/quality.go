@@ -3,6 +3,7 @@ package semanticid
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 )
 
@@ -99,6 +100,18 @@ func (c *Codebook) Purity(codes int, attributes func(item string) []string) floa
 		return 0
 	}
 	return float64(common) / float64(all)
+}
+
+// Shuffled returns the codebook with its IDs given to items at random: the control that
+// a figure of a codebook is compared with.
+func (c *Codebook) Shuffled(seed uint64) *Codebook {
+	d := c.Clone()
+	r := rand.New(rand.NewPCG(seed, 0x5bff))
+	r.Shuffle(len(d.items), func(i, j int) { d.items[i], d.items[j] = d.items[j], d.items[i] })
+	for i, item := range d.items {
+		d.index[item] = int32(i)
+	}
+	return d
 }
 
 // Align returns the embeddings of the codebook's items in their order (Len x width).

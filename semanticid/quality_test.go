@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -82,10 +80,7 @@ func TestBeauty(t *testing.T) {
 		}
 	}
 	// The control: the same IDs, given to items at random.
-	random := cb.Clone()
-	random.items = slices.Clone(names)
-	r := rand.New(rand.NewPCG(1, 1))
-	r.Shuffle(len(names), func(i, j int) { random.items[i], random.items[j] = random.items[j], random.items[i] })
+	random := cb.Shuffled(1)
 	for codes := 1; codes <= 2; codes++ {
 		ours, chance := cb.Purity(codes, attributes), random.Purity(codes, attributes)
 		t.Logf("%d codes: purity %.3f, random IDs %.3f", codes, ours, chance)

@@ -347,6 +347,10 @@ func TestSemanticID(t *testing.T) {
 	}
 	first, second := write(old, "old.parquet", "parquet"), write(all, "all.arrow", "arrow")
 	codebook, longer := filepath.Join(dir, "codebook"), filepath.Join(dir, "longer")
+	attributes := filepath.Join(dir, "attributes.json")
+	if err := os.WriteFile(attributes, []byte(`{"item1": ["a", 2], "item2": ["a"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		args []string
 		code int
@@ -354,6 +358,8 @@ func TestSemanticID(t *testing.T) {
 	}{
 		{[]string{"semanticid", "build", "--embeddings", first, "--out", codebook, "--codes", "20"}, 0, []string{"280 items, 3 levels of 20 codes", "VARIANCE LEFT"}},
 		{[]string{"semanticid", "inspect", "--codebook", codebook, "--embeddings", second, "--json"}, 0, []string{`"smallest": 14`, `"largest": 14`, `"prefixes": 280`}},
+		{[]string{"semanticid", "inspect", "--codebook", codebook, "--embeddings", second, "--attributes", attributes}, 0, []string{"commonest attribute of their first 2 codes", "of random IDs"}},
+		{[]string{"semanticid", "inspect", "--codebook", codebook, "--embeddings", second, "--attributes", first}, 1, []string{"read attributes", `{"item": [attribute, ...]}`}},
 		{[]string{"semanticid", "assign", "--codebook", codebook, "--embeddings", second, "--out", longer}, 0, []string{"20 new items of 300"}},
 		{[]string{"semanticid", "export", "--codebook", longer}, 0, []string{`{"item_id":"item299","semantic_id":[`}},
 		{[]string{"semanticid", "inspect", "--codebook", longer, "--embeddings", first}, 1, []string{"20 of the codebook's 300 items have no embedding"}},

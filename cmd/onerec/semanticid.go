@@ -53,7 +53,8 @@ columns item_id (string) and embedding (fixed-size list of float32).`,
 	build.Flags().IntVar(&cfg.Codes, "codes", 0, "values of a code; 0: the least with which the catalogue can double")
 	build.Flags().Uint64Var(&cfg.Seed, "seed", 1, "seed; the same seed and file give the same codebook on any machine of the same kind, with any number of threads")
 
-	var codebook string
+	var codebook, attributes string
+	var purity []levelPurity
 	inspect := c.command(&cobra.Command{
 		Use: "inspect", Short: "Print what each level of a codebook is worth",
 		Long: `Prints for each level the sizes of its codes, their entropy, and, for the items
@@ -69,8 +70,20 @@ there are as many as items, for IDs are unique.`,
 		if err != nil {
 			return err
 		}
-		return c.printQuality(cmd.OutOrStdout(), cb, e)
+		if attributes == "" {
+			return c.printQuality(cmd.OutOrStdout(), cb, e)
+		}
+		of, err := readAttributes(attributes)
+		if err != nil {
+			return err
+		}
+		random := cb.Shuffled(1)
+		for codes := 1; codes < cb.Levels(); codes++ {
+			purity = append(purity, levelPurity{codes, cb.Purity(codes, of), random.Purity(codes, of)})
+		}
+		return c.printQuality(cmd.OutOrStdout(), cb, e, purity...)
 	})
+	inspect.Flags().StringVar(&attributes, "attributes", "", "JSON file of items' attributes, {\"item\": [1, 2]}: print how pure codes are in them, beside random IDs")
 
 	assign := c.command(&cobra.Command{
 		Use: "assign", Short: "Give new items IDs in a codebook, moving none",
@@ -167,15 +180,40 @@ func writeCodebook(cb *semanticid.Codebook, dir string) error {
 	return nil
 }
 
+// levelPurity is the share of items that have the commonest attribute of their prefix.
+type levelPurity struct {
+	Codes  int     `json:"codes"` // of the prefix
+	Purity float64 `json:"purity"`
+	Random float64 `json:"random"` // of the same IDs, given to items at random
+}
+
+// readAttributes reads a JSON object of lists by item.
+func readAttributes(path string) (func(item string) []string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read attributes: %w", err)
+	}
+	var by map[string][]any
+	if err := json.Unmarshal(data, &by); err != nil {
+		return nil, fmt.Errorf("read attributes %s: want {\"item\": [attribute, ...]}: %w", path, err)
+	}
+	return func(item string) (out []string) {
+		for _, a := range by[item] {
+			out = append(out, fmt.Sprint(a))
+		}
+		return out
+	}, nil
+}
+
 // printQuality prints a codebook's levels, measured on the embeddings of its items.
-func (c *cli) printQuality(w io.Writer, cb *semanticid.Codebook, e *semanticid.Embeddings) error {
+func (c *cli) printQuality(w io.Writer, cb *semanticid.Codebook, e *semanticid.Embeddings, purity ...levelPurity) error {
 	x, err := cb.Align(e)
 	if err != nil {
 		return err
 	}
 	quality := cb.Quality(x)
 	if c.json {
-		return printJSON(w, map[string]any{"version": cb.Version(), "items": cb.Len(), "codes": cb.Codes(), "levels": quality})
+		return printJSON(w, map[string]any{"version": cb.Version(), "items": cb.Len(), "codes": cb.Codes(), "levels": quality, "purity": purity})
 	}
 	fmt.Fprintf(w, "codebook %s: %d items, %d levels of %d codes\n", cb.Version(), cb.Len(), cb.Levels(), cb.Codes())
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -183,5 +221,11 @@ func (c *cli) printQuality(w io.Writer, cb *semanticid.Codebook, e *semanticid.E
 	for _, q := range quality {
 		fmt.Fprintf(t, "%d\t%.4g\t%.1f %%\t%d\t%d\t%.3f\t%d\n", q.Level, q.Distortion, 100*q.Share, q.Smallest, q.Largest, q.Entropy, q.Prefixes)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, p := range purity {
+		fmt.Fprintf(w, "%.1f %% of items have the commonest attribute of their first %d codes; of random IDs %.1f %%\n", 100*p.Purity, p.Codes, 100*p.Random)
+	}
+	return nil
 }
