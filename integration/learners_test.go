@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -124,24 +123,31 @@ func (l *learners) candidate() (*onerecv1.CheckpointRef, error) {
 
 // answers says whether a model answers.
 func (l *learners) answers() error {
-	req, err := http.NewRequestWithContext(l.c.t.Context(), http.MethodPost, "http://"+l.serve.api+"/v1/recommendations", bytes.NewReader([]byte(`{"user_id":"u1","n":3}`)))
+	_, err := modelAnswer(l.c.t, l.serve.api, `{"user_id":"u1","n":3}`)
+	return err
+}
+
+// modelAnswer asks serve with a body that wants three items, and says why if no model
+// answers with them.
+func modelAnswer(t *testing.T, api, body string) (answer recommender.Answer, err error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+api+"/v1/recommendations", strings.NewReader(body))
 	if err != nil {
-		return err
+		return answer, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	defer resp.Body.Close()
-	var answer recommender.Answer
 	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return err
+		return answer, err
 	}
 	if answer.Source != "model" || len(answer.Items) != 3 {
-		return fmt.Errorf("answer %+v", answer)
+		return answer, fmt.Errorf("answer %+v", answer)
 	}
-	return nil
+	return answer, nil
 }
 
 // learned says whether a candidate has learned from every good session that there is.

@@ -1,11 +1,9 @@
 package integration
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,28 +60,9 @@ func TestFromViewsToRecommendations(t *testing.T) {
 	train := c.launch(with("train", "--bootstrap-sessions", "50", "--publish-every", "1s", "--train-history", "8", "--replay-ratio", "1")...)
 	reward := c.launch(with("reward", "--reward-every", "1s", "--align-users", "10", "--candidates", "8", "--candidate-items", "3", "--reward-epochs", "1")...)
 	var answer recommender.Answer
-	eventually(t, "a model answers", func() error {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+serve.api+"/v1/recommendations", strings.NewReader(`{"user_id":"u1","history":[],"n":3}`))
-		if err != nil {
-			return err
-		}
-		req.Header.Set("Content-Type", "application/json")
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return err
-		}
-		if err := json.Unmarshal(text, &answer); err != nil {
-			return err
-		}
-		if answer.Source != "model" {
-			return fmt.Errorf("not a model's answer: %.200s", text)
-		}
-		return nil
+	eventually(t, "a model answers", func() (err error) {
+		answer, err = modelAnswer(t, serve.api, `{"user_id":"u1","history":[],"n":3}`)
+		return err
 	})
 	if len(answer.Items) != 3 || answer.CheckpointVersion == "" {
 		t.Errorf("answer %+v", answer)

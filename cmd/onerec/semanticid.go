@@ -54,7 +54,14 @@ columns item_id (string) and embedding (fixed-size list of float32).`,
 	build.Flags().Uint64Var(&cfg.Seed, "seed", 1, "seed; the same seed and file give the same codebook on any machine of the same kind, with any number of threads")
 
 	var codebook, attributes string
-	var purity []levelPurity
+	read := func(cmd *cobra.Command) (*semanticid.Codebook, *semanticid.Embeddings, error) {
+		cb, err := readCodebook(codebook)
+		if err != nil {
+			return nil, nil, err
+		}
+		e, err := semanticid.ReadEmbeddings(cmd.Context(), embeddings)
+		return cb, e, err
+	}
 	inspect := c.command(&cobra.Command{
 		Use: "inspect", Short: "Print what each level of a codebook is worth",
 		Long: `Prints for each level the sizes of its codes, their entropy, and, for the items
@@ -62,11 +69,7 @@ in --embeddings, the distortion: the mean squared distance of an item from what
 its codes so far say. PREFIXES counts the different prefixes; at the last level
 there are as many as items, for IDs are unique.`,
 	}, nil, func(cmd *cobra.Command, _ *app.App, _ []string) error {
-		cb, err := readCodebook(codebook)
-		if err != nil {
-			return err
-		}
-		e, err := semanticid.ReadEmbeddings(cmd.Context(), embeddings)
+		cb, e, err := read(cmd)
 		if err != nil {
 			return err
 		}
@@ -78,6 +81,7 @@ there are as many as items, for IDs are unique.`,
 			return err
 		}
 		random := cb.Shuffled(1)
+		var purity []levelPurity
 		for codes := 1; codes < cb.Levels(); codes++ {
 			purity = append(purity, levelPurity{codes, cb.Purity(codes, of), random.Purity(codes, of)})
 		}
@@ -92,11 +96,7 @@ path that is free, and writes the longer codebook into the folder --out. Prints
 how much farther new items are from their codes than old ones: when that share
 grows, build the codebook anew.`,
 	}, nil, func(cmd *cobra.Command, _ *app.App, _ []string) error {
-		cb, err := readCodebook(codebook)
-		if err != nil {
-			return err
-		}
-		e, err := semanticid.ReadEmbeddings(cmd.Context(), embeddings)
+		cb, e, err := read(cmd)
 		if err != nil {
 			return err
 		}
