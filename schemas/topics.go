@@ -55,6 +55,7 @@ const (
 	TopicSessionState   = "sessionizer.state"
 	TopicJudgedSessions = "sessions.judged"
 	TopicGoodSessions   = "sessions.good"
+	TopicItems          = "items"
 	TopicCheckpoints    = "checkpoints"
 	TopicRounds         = "rounds"
 )
@@ -115,6 +116,7 @@ func Topics() []Topic {
 		{Name: TopicSessions, Message: "onerec.v1.Session", Key: "user_id", ByUser: true, Retention: 30 * day, Owner: "sessionize", Producers: []string{"sessionize"}, Consumers: []string{"filter"}, Doc: "Closed sessions, each with the user's history as of its start."},
 		{Name: TopicJudgedSessions, Message: "onerec.v1.JudgedSession", Key: "user_id", ByUser: true, Retention: 30 * day, Owner: "filter", Producers: []string{"filter"}, Consumers: []string{"snapshot", "reward"}, Doc: "Every session with its verdict."},
 		{Name: TopicGoodSessions, Message: "onerec.v1.GoodSession", Key: "user_id", ByUser: true, Retention: 30 * day, Owner: "filter", Producers: []string{"filter"}, Consumers: []string{"train"}, Doc: "Sessions worth imitating."},
+		{Name: TopicItems, Message: "onerec.v1.Item", Key: "item_id", Compacted: true, Owner: "product", Producers: []string{"catalogue"}, Consumers: []string{"train"}, Doc: "What is known of videos: attributes, embeddings. Optional: without it embeddings are learned from sessions."},
 		{Name: TopicCheckpoints, Message: "onerec.v1.CheckpointRef", Key: "model/channel", Compacted: true, Owner: "publisher", Producers: []string{"train", "reward", "checkpoints"}, Consumers: []string{"train", "reward", "serve"}, Doc: "The current version of each model and channel."},
 		{Name: TopicRounds, Message: "onerec.v1.AlignmentRound", Key: "model", Retention: 365 * day, Owner: "reward", Producers: []string{"reward"}, Consumers: []string{"reward"}, Doc: "Every DPO round, released or not, with its figures."},
 	}

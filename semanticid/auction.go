@@ -35,6 +35,9 @@ type auction struct {
 	x, centroids []float32 // n x dim, k x dim
 	n, dim, k    int
 	norms        []float32 // |c|^2
+	// home is a cluster that is cheaper by stick for each row, or noRow; nil: there are none.
+	home  []int32
+	stick float32
 
 	width    int       // of a list
 	clusters []uint16  // n x width
@@ -141,6 +144,8 @@ func (a *auction) run(centroids []float32, epsilon float64) float64 {
 	return epsilon
 }
 
+func (a *auction) atHome(i, c int32) bool { return a.home != nil && a.home[i] == c }
+
 func (a *auction) centroid(c int32) []float32 {
 	return a.centroids[int(c)*a.dim : (int(c)+1)*a.dim]
 }
@@ -179,6 +184,9 @@ func (a *auction) list() {
 		kernels.Gemm(false, true, m, a.k, a.dim, -2, a.x[from*a.dim:], a.dim, a.centroids, a.dim, 1, costs, a.k)
 		kernels.Parallel((m+chunk-1)/chunk, func(part int) {
 			for i := part * chunk; i < min((part+1)*chunk, m); i++ {
+				if a.home != nil && a.home[from+i] != noRow {
+					costs[i*a.k+int(a.home[from+i])] -= a.stick
+				}
 				a.take(from+i, costs[i*a.k:(i+1)*a.k])
 			}
 		})
@@ -191,6 +199,9 @@ func (a *auction) look(i int32) {
 	kernels.MatVec(a.row, a.centroids, a.k, a.dim, a.dim, x)
 	for c, product := range a.row {
 		a.row[c] = a.norms[c] - 2*product + float32(a.prices[c])
+	}
+	if a.home != nil && a.home[i] != noRow {
+		a.row[a.home[i]] -= a.stick
 	}
 	a.take(int(i), a.row)
 }
@@ -230,7 +241,9 @@ func (a *auction) take(i int, costs []float32) {
 		c, cost := least[j].cluster, least[j].cost
 		list[j] = c
 		if dists[j] = cost - float32(a.prices[c]); math.IsInf(a.prices[c], 0) {
-			dists[j] = a.norms[c] - 2*kernels.Dot(a.x[i*a.dim:(i+1)*a.dim], a.centroid(int32(c)))
+			if dists[j] = a.norms[c] - 2*kernels.Dot(a.x[i*a.dim:(i+1)*a.dim], a.centroid(int32(c))); a.atHome(int32(i), int32(c)) {
+				dists[j] -= a.stick
+			}
 		}
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -44,8 +45,21 @@ type Item = []uint16
 // Config says how a codebook is built.
 type Config struct {
 	Levels int // L; 3 in the paper
-	Codes  int // K; 0 chooses the least multiple of 8 with which the catalogue can double
-	Seed   uint64
+	Codes  int // K; 0 chooses the least multiple of 8 that leaves the headroom
+	// Headroom is the room for items to come, as a share of those that there are: with 1
+	// the catalogue can double. A build with fewer codes than that needs is refused.
+	Headroom float64
+	Seed     uint64
+
+	// Warm is the codebook that this build replaces, with as many levels and at most as
+	// many codes, over any embeddings; nil: there is none. Each of its codes is the start
+	// of the same code here, as the mean of its items' new embeddings, so that codes mean
+	// what they meant as far as their items have not changed; see [Codebook.Kept].
+	Warm *Codebook
+	// Stick is what an item gives to keep its code of Warm, as a share of the mean squared
+	// distance of an item from its centroid: with it more items keep their codes, and fit
+	// a little worse.
+	Stick float64
 
 	// Progress is told of every iteration within a level; nil: nobody is.
 	Progress func(level, iteration int, distortion float64)
@@ -63,6 +77,8 @@ const rounding = 1e-6
 const (
 	MaxLevels = 8
 	MaxCodes  = 1 << 14
+
+	MaxHeadroom = 1000
 )
 
 // Codebook maps items to semantic IDs and back. Assign excepted, it is safe for
@@ -85,11 +101,27 @@ func Build(ctx context.Context, items []string, x []float32, dim int, cfg Config
 	}
 	k := cfg.Codes
 	if k == 0 {
-		for k = 8; k*k < 2*n; k += 8 {
+		for k = 8; float64(k*k) < (1+cfg.Headroom)*float64(n); k += 8 {
+		}
+		if cfg.Warm != nil {
+			k = max(k, cfg.Warm.codes)
 		}
 	}
-	if room := capacity(cfg.Levels, k); n > room {
-		return nil, fmt.Errorf("build codebook: %d levels of %d codes hold at most %d items with unique IDs, there are %d; use at least %d codes", cfg.Levels, k, room, n, leastCodes(cfg.Levels, n))
+	if room, want := capacity(cfg.Levels, k), int(math.Ceil((1+cfg.Headroom)*float64(n))); want > room {
+		return nil, fmt.Errorf("build codebook: %d levels of %d codes hold at most %d items with unique IDs, there are %d and headroom for %d more is asked for; use at least %d codes", cfg.Levels, k, room, n, want-n, leastCodes(cfg.Levels, want))
+	}
+	var was []int32 // of each item: its index in the codebook before, or noRow
+	if cfg.Warm != nil {
+		if cfg.Warm.levels != cfg.Levels || cfg.Warm.codes > k {
+			return nil, fmt.Errorf("build codebook: it has %d levels of %d codes, the one that it replaces %d of %d; want as many levels and no fewer codes", cfg.Levels, k, cfg.Warm.levels, cfg.Warm.codes)
+		}
+		was = make([]int32, n)
+		for i, item := range items {
+			was[i] = noRow
+			if at, ok := cfg.Warm.index[item]; ok {
+				was[i] = at
+			}
+		}
 	}
 	cb := &Codebook{levels: cfg.Levels, codes: k, dim: dim, items: slices.Clone(items), ids: make([]uint16, n*cfg.Levels)}
 	residual := slices.Clone(x)
@@ -104,10 +136,22 @@ func Build(ctx context.Context, items []string, x []float32, dim int, cfg Config
 			if len(assign) != n || len(centroids) != k*dim {
 				return nil, fmt.Errorf("build codebook: the level to resume after has %d items and %d floats of centroids, want %d and %d", len(assign), len(centroids), n, k*dim)
 			}
+			if bad := slices.IndexFunc(assign, func(c int32) bool { return c < 0 || int(c) >= k }); bad >= 0 {
+				return nil, fmt.Errorf("build codebook: the level to resume after gives item %q code %d of %d", items[bad], assign[bad], k)
+			}
 		} else {
 			var err error
 			rng := rand.New(rand.NewPCG(cfg.Seed, uint64(level)))
-			assign, centroids, err = balancedKMeans(ctx, residual, n, dim, k, noise, rng, func(iteration int, distortion float64) {
+			var start []int32
+			if was != nil {
+				start = make([]int32, n)
+				for i, at := range was {
+					if start[i] = noRow; at != noRow {
+						start[i] = int32(cfg.Warm.ID(at)[level])
+					}
+				}
+			}
+			assign, centroids, err = balancedKMeans(ctx, residual, n, dim, k, start, cfg.Stick, noise, rng, func(iteration int, distortion float64) {
 				if cfg.Progress != nil {
 					cfg.Progress(level, iteration, distortion)
 				}
@@ -135,6 +179,11 @@ func Build(ctx context.Context, items []string, x []float32, dim int, cfg Config
 			row, centroid := residual[i*dim:(i+1)*dim], centroids[int(c)*dim:]
 			for j := range row {
 				row[j] -= centroid[j]
+			}
+		}
+		for i, at := range was { // an item that has another code has another residual
+			if at != noRow && cfg.Warm.ID(at)[level] != uint16(assign[i]) {
+				was[i] = noRow
 			}
 		}
 		group, groups = refine(group, assign)
@@ -210,6 +259,8 @@ func check(items []string, x []float32, dim int, cfg Config) error {
 		return fmt.Errorf("levels is %d, allowed is 2 to %d", cfg.Levels, MaxLevels)
 	case cfg.Codes < 0 || cfg.Codes > MaxCodes:
 		return fmt.Errorf("codes is %d, allowed is 1 to %d, or 0 to choose", cfg.Codes, MaxCodes)
+	case !(cfg.Headroom >= 0 && cfg.Headroom <= MaxHeadroom):
+		return fmt.Errorf("headroom is %v, allowed is 0 to %d", cfg.Headroom, MaxHeadroom)
 	case dim <= 0 || len(x) != len(items)*dim:
 		return fmt.Errorf("%d items of width %d need %d floats, there are %d", len(items), dim, len(items)*dim, len(x))
 	}
@@ -247,6 +298,33 @@ func idKey(id []uint16) string {
 	return string(b)
 }
 
+// Kept compares a codebook with the one that it replaced: of the items in both, the share
+// that has the same code at each level, and at the end the share with the same ID.
+func (c *Codebook) Kept(old *Codebook) []float64 {
+	shares := make([]float64, min(c.levels, old.levels)+1)
+	common := 0
+	for i, item := range c.items {
+		at, ok := old.index[item]
+		if !ok {
+			continue
+		}
+		common++
+		is, was := c.ID(int32(i)), old.ID(at)
+		for l := range len(shares) - 1 {
+			if is[l] == was[l] {
+				shares[l]++
+			}
+		}
+		if slices.Equal(is, was) {
+			shares[len(shares)-1]++
+		}
+	}
+	for l := range shares {
+		shares[l] /= float64(max(common, 1))
+	}
+	return shares
+}
+
 // Moved is how many times Build had to give an item another code than its cluster's, so
 // that IDs are unique; 0 for a codebook that was read.
 func (c *Codebook) Moved() int { return c.moved }
@@ -256,6 +334,9 @@ func (c *Codebook) Levels() int { return c.levels }
 
 // Codes is K, the number of values of a code.
 func (c *Codebook) Codes() int { return c.codes }
+
+// Dim is the width of the embeddings.
+func (c *Codebook) Dim() int { return c.dim }
 
 // Len is the number of items.
 func (c *Codebook) Len() int { return len(c.items) }
@@ -278,24 +359,24 @@ func (c *Codebook) ID(i int32) []uint16 {
 var ErrFull = errors.New("the codebook is full")
 
 // Assign adds an item: at each level the nearest centroid whose subtree has
-// room, at the last the nearest free code. The embedding x has the codebook's
-// width.
-func (c *Codebook) Assign(item string, x []float32) error {
+// room, at the last the nearest free code; nearest says whether that was the ID it would
+// have if all were free. The embedding x has the codebook's width.
+func (c *Codebook) Assign(item string, x []float32) (nearest bool, err error) {
 	if _, ok := c.index[item]; ok {
-		return fmt.Errorf("assign %q: the item has an ID already", item)
+		return false, fmt.Errorf("assign %q: the item has an ID already", item)
 	}
 	if len(x) != c.dim {
-		return fmt.Errorf("assign %q: the embedding has width %d, the codebook %d", item, len(x), c.dim)
+		return false, fmt.Errorf("assign %q: the embedding has width %d, the codebook %d", item, len(x), c.dim)
 	}
 	id := c.freePath(nil, slices.Clone(x))
 	if id == nil {
-		return fmt.Errorf("assign %q: %w: all %d codes of every path are taken; rebuild the codebook", item, ErrFull, c.codes)
+		return false, fmt.Errorf("assign %q: %w: all %d codes of every path are taken; rebuild the codebook", item, ErrFull, c.codes)
 	}
 	c.index[item] = int32(len(c.items))
 	c.items = append(c.items, item)
 	c.ids = append(c.ids, id...)
 	c.taken[idKey(id)] = true
-	return nil
+	return slices.Equal(id, c.nearest(x)), nil
 }
 
 func (c *Codebook) freePath(prefix []uint16, residual []float32) []uint16 {
@@ -399,6 +480,20 @@ func (c *Codebook) WriteItems(w io.Writer) error {
 	return writeParquet(w, rows)
 }
 
+// WriteJSON writes the item table as lines of JSON: item_id, semantic_id.
+func (c *Codebook) WriteJSON(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	for i, item := range c.items {
+		if err := enc.Encode(struct {
+			Item string   `json:"item_id"`
+			ID   []uint16 `json:"semantic_id"`
+		}{item, c.ID(int32(i))}); err != nil {
+			return fmt.Errorf("write codebook: %w", err)
+		}
+	}
+	return nil
+}
+
 // WriteCentroids writes the codebook proper as Parquet: level, code, centroid.
 func (c *Codebook) WriteCentroids(w io.Writer) error {
 	rows := make([]centroidRow, 0, c.levels*c.codes)
@@ -428,7 +523,11 @@ func readParquet[T any](data []byte) (rows []T, err error) {
 			err = fmt.Errorf("malformed Parquet: %v", p)
 		}
 	}()
-	return parquet.Read[T](bytes.NewReader(data), int64(len(data)))
+	in := bytes.NewReader(data)
+	if err := checkParquet(in, int64(len(data))); err != nil {
+		return nil, err
+	}
+	return parquet.Read[T](in, int64(len(data)))
 }
 
 // Read reads what WriteItems and WriteCentroids wrote.

@@ -2,6 +2,7 @@ package semanticid
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +17,8 @@ import (
 	"github.com/apache/arrow/go/v17/arrow/memory"
 	"github.com/apache/arrow/go/v17/parquet"
 	"github.com/apache/arrow/go/v17/parquet/compress"
-	"github.com/apache/arrow/go/v17/parquet/file"
 	"github.com/apache/arrow/go/v17/parquet/pqarrow"
+	parquetgo "github.com/parquet-go/parquet-go"
 )
 
 // Columns of a file of embeddings.
@@ -38,6 +39,35 @@ type Embeddings struct {
 	known map[string]bool
 }
 
+// A file may ask for so much memory at once: damaged ones ask for any amount.
+const (
+	allocationBase   = 64 << 20 // bytes
+	allocationFactor = 64       // bytes for each byte of the file
+)
+
+// limitedAllocator refuses large allocations by a panic, which ReadEmbeddings turns into an
+// error: the interface has no other way.
+type limitedAllocator struct {
+	memory.Allocator
+	limit int
+}
+
+func (a limitedAllocator) check(size int) {
+	if size < 0 || size > a.limit {
+		panic(fmt.Sprintf("it asks for %d bytes at once", size))
+	}
+}
+
+func (a limitedAllocator) Allocate(size int) []byte {
+	a.check(size)
+	return a.Allocator.Allocate(size)
+}
+
+func (a limitedAllocator) Reallocate(size int, b []byte) []byte {
+	a.check(size)
+	return a.Allocator.Reallocate(size, b)
+}
+
 // ReadEmbeddings reads a Parquet (.parquet) or Arrow IPC (.arrow, .feather, .ipc) file
 // with the columns item_id (string) and embedding (fixed-size list of float32). It refuses
 // empty and doubled ids, missing values, widths that differ, NaN, infinities, and rows of
@@ -56,12 +86,20 @@ func ReadEmbeddings(ctx context.Context, path string) (e *Embeddings, err error)
 		return nil, err
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
 	e = &Embeddings{known: make(map[string]bool)}
+	limited := limitedAllocator{memory.DefaultAllocator, allocationBase + allocationFactor*int(info.Size())}
 	switch ext := strings.ToLower(filepath.Ext(path)); ext {
 	case ".parquet":
-		err = e.readParquet(ctx, f)
+		err = e.readParquet(ctx, f, info.Size())
 	case ".arrow", ".feather", ".ipc":
-		err = e.readArrow(f)
+		err = checkArrow(f, info.Size())
+		if err == nil {
+			err = e.readArrow(f, limited)
+		}
 	default:
 		err = fmt.Errorf("the extension %q is none of .parquet, .arrow, .feather, .ipc", ext)
 	}
@@ -71,41 +109,146 @@ func ReadEmbeddings(ctx context.Context, path string) (e *Embeddings, err error)
 	return e, err
 }
 
-func (e *Embeddings) readParquet(ctx context.Context, f parquet.ReaderAtSeeker) error {
-	r, err := file.NewParquetReader(f)
-	if err != nil {
+// checkParquet refuses a Parquet file whose footer is said to be longer than the file: the
+// reader would allocate as much.
+func checkParquet(f io.ReaderAt, size int64) error {
+	var tail [8]byte // length of the footer, magic
+	if size < 12 {
+		return fmt.Errorf("it has %d bytes and is no Parquet file", size)
+	}
+	if _, err := f.ReadAt(tail[:], size-8); err != nil {
 		return err
 	}
-	defer r.Close()
-	columns := make([]int, 0, 2)
-	for i := range r.MetaData().Schema.NumColumns() {
-		switch strings.Split(r.MetaData().Schema.Column(i).Path(), ".")[0] {
-		case columnItem, columnEmbedding:
-			columns = append(columns, i)
-		}
-	}
-	ar, err := pqarrow.NewFileReader(r, pqarrow.ArrowReadProperties{BatchSize: 8192}, memory.DefaultAllocator)
-	if err != nil {
-		return err
-	}
-	records, err := ar.GetRecordReader(ctx, columns, nil)
-	if err != nil {
-		return err
-	}
-	defer records.Release()
-	for records.Next() {
-		if err := e.add(records.Record()); err != nil {
-			return err
-		}
-	}
-	if err := records.Err(); err != nil && !errors.Is(err, io.EOF) {
-		return err
+	if footer := int64(binary.LittleEndian.Uint32(tail[:])); footer > size-12 {
+		return fmt.Errorf("it has %d bytes, its footer %d: the file is damaged", size, footer)
 	}
 	return nil
 }
 
-func (e *Embeddings) readArrow(f ipc.ReadAtSeeker) error {
-	r, err := ipc.NewFileReader(f)
+// readParquet reads with parquet-go: Arrow's reader panics on damaged files in goroutines
+// of its own, where nobody can recover.
+func (e *Embeddings) readParquet(ctx context.Context, f *os.File, size int64) error {
+	if err := checkParquet(f, size); err != nil {
+		return err
+	}
+	r, err := parquetgo.OpenFile(f, size, parquetgo.SkipPageIndex(true), parquetgo.SkipBloomFilters(true))
+	if err != nil {
+		return err
+	}
+	var items, vectors []parquetgo.LeafColumn
+	for _, path := range r.Schema().Columns() {
+		leaf, _ := r.Schema().Lookup(path...)
+		switch path[0] {
+		case columnItem:
+			items = append(items, leaf)
+		case columnEmbedding:
+			vectors = append(vectors, leaf)
+		}
+	}
+	switch {
+	case len(items) != 1 || len(vectors) != 1:
+		return fmt.Errorf("there are %d columns %q and %d columns %q, want one of each; the columns are %v", len(items), columnItem, len(vectors), columnEmbedding, r.Schema().Columns())
+	case items[0].Node.Type().Kind() != parquetgo.ByteArray || len(items[0].Path) > 1:
+		return fmt.Errorf("column %s is %s, want a string", columnItem, items[0].Node.Type())
+	case vectors[0].Node.Type().Kind() != parquetgo.Float || vectors[0].MaxRepetitionLevel != items[0].MaxRepetitionLevel+1:
+		return fmt.Errorf("column %s is %s, want a list of float32", columnEmbedding, vectors[0].Node.Type())
+	}
+	for _, group := range r.RowGroups() {
+		var names []parquetgo.Value
+		err := eachValue(ctx, group.ColumnChunks()[items[0].ColumnIndex], func(v parquetgo.Value) error {
+			names = append(names, v.Clone())
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		var x []float32
+		row, missing := -1, "" // within the group; what the row lacks
+		finish := func() error {
+			switch at := len(e.Items); {
+			case row < 0:
+				return nil
+			case row >= len(names):
+				return fmt.Errorf("row %d lies outside of the values", at)
+			case names[row].IsNull():
+				return fmt.Errorf("row %d has no %s or no %s", at, columnItem, columnEmbedding)
+			case missing != "":
+				return fmt.Errorf("row %d %s", at, missing)
+			default:
+				if err := e.Add(string(names[row].ByteArray()), x); err != nil {
+					return fmt.Errorf("row %d: %w", at, err)
+				}
+				return nil
+			}
+		}
+		err = eachValue(ctx, group.ColumnChunks()[vectors[0].ColumnIndex], func(v parquetgo.Value) error {
+			if v.RepetitionLevel() == 0 {
+				if err := finish(); err != nil {
+					return err
+				}
+				row, x, missing = row+1, x[:0], ""
+			}
+			switch {
+			case !v.IsNull():
+				x = append(x, v.Float())
+			case v.RepetitionLevel() == 0: // or it is empty, which is no better
+				missing = fmt.Sprintf("has no %s or no %s", columnItem, columnEmbedding)
+			default:
+				missing = fmt.Sprintf("lacks a value at %d of the embedding", len(x))
+			}
+			return nil
+		})
+		if err == nil {
+			err = finish()
+		}
+		if err != nil {
+			return err
+		}
+		if row+1 != len(names) {
+			return fmt.Errorf("there are %d values of %s and %d of %s", len(names), columnItem, row+1, columnEmbedding)
+		}
+	}
+	return nil
+}
+
+// eachValue calls fn with every value of a column chunk.
+func eachValue(ctx context.Context, chunk parquetgo.ColumnChunk, fn func(parquetgo.Value) error) error {
+	pages := chunk.Pages()
+	defer pages.Close()
+	values := make([]parquetgo.Value, 4096)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		page, err := pages.ReadPage()
+		if errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		for r := page.Values(); ; {
+			n, err := r.ReadValues(values)
+			for _, v := range values[:n] {
+				if err := fn(v); err != nil {
+					return err
+				}
+			}
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err == nil && n == 0 {
+				err = io.ErrNoProgress
+			}
+			if err != nil {
+				return err
+			}
+		}
+		parquetgo.Release(page)
+	}
+}
+
+func (e *Embeddings) readArrow(f ipc.ReadAtSeeker, mem memory.Allocator) error {
+	r, err := ipc.NewFileReader(f, ipc.WithAllocator(mem))
 	if err != nil {
 		return err
 	}
@@ -199,11 +342,16 @@ func (e *Embeddings) Add(item string, x []float32) error {
 	if zero {
 		return fmt.Errorf("item %q: the embedding is all zeros; leave the item out, it gets an ID when something is known of it", item)
 	}
+	e.append(item, x)
+	return nil
+}
+
+// append takes an item that nothing is wrong with.
+func (e *Embeddings) append(item string, x []float32) {
 	e.Dim = len(x)
 	e.known[item] = true
 	e.Items = append(e.Items, item)
 	e.X = append(e.X, x...)
-	return nil
 }
 
 func fields(s *arrow.Schema) (names []string) {

@@ -126,6 +126,41 @@ func TestEmbeddingsRefused(t *testing.T) {
 	}
 }
 
+// TestDamagedEmbeddings: bytes that are wrong make an error, or other embeddings; no panic,
+// also not in goroutines of the readers, and no memory beyond what the file could need.
+func TestDamagedEmbeddings(t *testing.T) {
+	e := new(Embeddings)
+	for i := range 3 {
+		if err := e.Add(fmt.Sprint(i), []float32{1, float32(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	for _, format := range []string{"parquet", "arrow"} {
+		path := write(t, e, format)
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused := 0
+		for range 1000 {
+			data := slices.Clone(whole)
+			for range 1 + r.IntN(4) {
+				data[r.IntN(len(data))] = byte(r.IntN(256))
+			}
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ReadEmbeddings(t.Context(), path); err != nil {
+				refused++
+			}
+		}
+		if refused < 100 {
+			t.Errorf("%s: %d of 1000 damaged files were refused", format, refused)
+		}
+	}
+}
+
 // FuzzReadEmbeddings: no file makes the reader panic.
 func FuzzReadEmbeddings(f *testing.F) {
 	e := new(Embeddings)

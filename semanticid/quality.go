@@ -102,6 +102,37 @@ func (c *Codebook) Purity(codes int, attributes func(item string) []string) floa
 	return float64(common) / float64(all)
 }
 
+// Neighbour is an item and how many first codes it shares with another.
+type Neighbour struct {
+	Item  int32
+	Codes int
+}
+
+// Neighbours returns the n items that share most first codes with the item at index i.
+// Items that share none are no neighbours.
+func (c *Codebook) Neighbours(i int32, n int) []Neighbour {
+	id := c.ID(i)
+	by := make([][]int32, c.levels+1) // the first n by codes in common
+	for j := range int32(len(c.items)) {
+		common := 0
+		for other := c.ID(j); common < c.levels && id[common] == other[common]; {
+			common++
+		}
+		if j != i && common > 0 && len(by[common]) < n {
+			by[common] = append(by[common], j)
+		}
+	}
+	var out []Neighbour
+	for common := c.levels; common > 0; common-- {
+		for _, j := range by[common] {
+			if len(out) < n {
+				out = append(out, Neighbour{j, common})
+			}
+		}
+	}
+	return out
+}
+
 // Shuffled returns the codebook with its IDs given to items at random: the control that
 // a figure of a codebook is compared with.
 func (c *Codebook) Shuffled(seed uint64) *Codebook {
@@ -156,13 +187,13 @@ func (c *Codebook) AssignAll(e *Embeddings) (Drift, error) {
 			d.OldDistortion += c.distance(x, c.ID(at))
 			continue
 		}
-		if err := c.Assign(item, x); err != nil {
+		nearest, err := c.Assign(item, x)
+		if err != nil {
 			return d, err
 		}
-		id := c.ID(c.index[item])
 		d.New++
-		d.NewDistortion += c.distance(x, id)
-		if !slices.Equal(id, c.nearest(x)) {
+		d.NewDistortion += c.distance(x, c.ID(c.index[item]))
+		if !nearest {
 			displaced++
 		}
 	}

@@ -109,8 +109,12 @@ func TestAssignMovesNothingAndRoundTrips(t *testing.T) {
 	before := fmt.Sprint(cb.ids)
 	old := cb.Clone()
 	for i := range 300 { // all with the same embedding: they must spread
-		if err := cb.Assign(fmt.Sprint("new", i), x[:dim]); err != nil {
+		nearest, err := cb.Assign(fmt.Sprint("new", i), x[:dim])
+		if err != nil {
 			t.Fatal(err)
+		}
+		if nearest { // it is the first item's
+			t.Fatalf("new item %d is said to have the ID that is nearest", i)
 		}
 	}
 	if !strings.HasPrefix(fmt.Sprint(cb.ids), strings.TrimSuffix(before, "]")) {
@@ -155,6 +159,9 @@ func TestBuildRefuses(t *testing.T) {
 		"nan":        {items(1), []float32{1, nan}, Config{Levels: 3}, "NaN"},
 		"duplicates": {[]string{"a", "a"}, []float32{1, 2, 3, 4}, Config{Levels: 3}, "stands at"},
 		"crowded":    {items(5), make([]float32, 10), Config{Levels: 3, Codes: 2}, "use at least 3"},
+		"headroom":   {items(5), make([]float32, 10), Config{Levels: 3, Codes: 3, Headroom: 2}, "5 and headroom for 10 more is asked for; use at least 4"},
+		"no room":    {items(1), []float32{1, 2}, Config{Levels: 3, Headroom: -1}, "headroom is -1"},
+		"warm":       {items(1), []float32{1, 2}, Config{Levels: 3, Codes: 4, Warm: &Codebook{levels: 3, codes: 5}}, "no fewer codes"},
 		"levels":     {items(1), []float32{1, 2}, Config{Levels: 1}, "levels is 1"},
 	} {
 		if _, err := Build(context.Background(), tt.items, tt.x, 2, tt.cfg); err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -166,7 +173,7 @@ func TestBuildRefuses(t *testing.T) {
 // paperKMeans is the paper's algorithm 1, from k-means++ starts as ours: each cluster
 // in turn takes the nearest rows that are left, until assignments stay.
 func paperKMeans(x []float32, n, dim, k int, rng *rand.Rand) (assign []int32, centroids []float32) {
-	centroids = seedPlusPlus(x, n, dim, k, rng)
+	centroids = seedPlusPlus(x, n, dim, k, startFrom(x, nil, dim, k), rng)
 	for range maxIterations {
 		next := make([]int32, n)
 		left := make([]int32, n)
@@ -204,7 +211,7 @@ func TestBeatsThePapersGreedy(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		x := clustered(r, n, dim, 40)
 		for level := range levels {
-			ours, _, err := balancedKMeans(t.Context(), x, n, dim, k, 1e-6, rand.New(rand.NewPCG(seed, 1)), nil)
+			ours, _, err := balancedKMeans(t.Context(), x, n, dim, k, nil, 0, 1e-6, rand.New(rand.NewPCG(seed, 1)), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -486,5 +493,178 @@ func TestEmbedderFindsGroups(t *testing.T) {
 	}
 	if same/float64(ns) > 0.5*other/float64(no) {
 		t.Fatalf("mean squared distance within groups %v, between %v", same/float64(ns), other/float64(no))
+	}
+}
+
+// TestEmbedderUsesAttributes: an item that nobody has watched is near those that share its
+// attributes; without them it has none.
+func TestEmbedderUsesAttributes(t *testing.T) {
+	const groups, size, dim = 5, 8, 8
+	r := rand.New(rand.NewPCG(1, 2))
+	e := NewEmbedder(dim, 4, 1)
+	for range 600 {
+		g := r.IntN(groups)
+		var seq []string
+		for range 6 {
+			seq = append(seq, fmt.Sprintf("%d/%d", g, r.IntN(size)))
+		}
+		e.Add(seq)
+	}
+	for g := range groups {
+		for i := range size + 1 { // the last is new
+			e.Describe(fmt.Sprintf("%d/%d", g, i), []string{"any", fmt.Sprint("kind ", g)})
+		}
+	}
+	e.Describe("of no kind", nil)
+	x, err := e.Embed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := e.Items()
+	row := func(item string) []float32 {
+		i := slices.Index(names, item)
+		return x[i*dim : (i+1)*dim]
+	}
+	for g := range groups {
+		fresh := row(fmt.Sprintf("%d/%d", g, size))
+		for other := range groups {
+			d := squaredDistance(fresh, row(fmt.Sprintf("%d/0", other)))
+			if (other == g) != (d < 0.5) {
+				t.Errorf("the new item of kind %d is at %.2f from one of kind %d", g, d, other)
+			}
+		}
+	}
+	if v := row("of no kind"); slices.ContainsFunc(v, func(v float32) bool { return v != 0 }) {
+		t.Errorf("an item of which nothing is known has the embedding %v", v)
+	}
+}
+
+// TestRefresh: after more sessions, embeddings lie where they lay, though the new
+// decomposition alone would turn them; old items that nobody watches keep theirs.
+func TestRefresh(t *testing.T) {
+	const groups, size, dim = 5, 8, 8
+	watch := func(e *Embedder, seed uint64, size int) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		for range 600 {
+			g := r.IntN(groups)
+			var seq []string
+			for range 6 {
+				seq = append(seq, fmt.Sprintf("%d/%d", g, r.IntN(size)))
+			}
+			e.Add(seq)
+		}
+	}
+	first := NewEmbedder(dim, 4, 1)
+	watch(first, 1, size)
+	x, err := first.Embed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := new(Embeddings)
+	for i, item := range first.Items() {
+		if err := old.Add(item, x[i*dim:(i+1)*dim]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := old.Add("gone", x[:dim]); err != nil {
+		t.Fatal(err)
+	}
+	later := NewEmbedder(dim, 4, 9)
+	watch(later, 7, size+2)
+	got, err := later.Refresh(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone, err := later.Embed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := len(old.Items) + 2*groups; len(got.Items) != want || !slices.Equal(got.Items[:len(old.Items)], old.Items) {
+		t.Fatalf("%d items, want the old %d first and %d in all", len(got.Items), len(old.Items), want)
+	}
+	var moved, turned float64
+	for i, item := range old.Items[:len(old.Items)-1] {
+		was := old.X[i*dim : (i+1)*dim]
+		moved += squaredDistance(was, got.X[i*dim:(i+1)*dim]) / float64(len(old.Items)-1)
+		at := slices.Index(later.Items(), item) * dim
+		turned += squaredDistance(was, alone[at:at+dim]) / float64(len(old.Items)-1)
+	}
+	if moved > 0.3 || turned < 2*moved {
+		t.Errorf("old items moved by %.2f on average, without the rotation by %.2f", moved, turned)
+	}
+	at := len(old.Items) - 1
+	if !slices.Equal(got.X[at*dim:(at+1)*dim], old.X[at*dim:]) {
+		t.Error("an item that was not seen again has another embedding")
+	}
+	if _, err := later.Refresh(&Embeddings{Dim: 3}); err == nil {
+		t.Error("refreshed embeddings of another width")
+	}
+}
+
+// TestEmbedderIsBounded: beyond the limit the rarest pairs go, the frequent ones stay.
+func TestEmbedderIsBounded(t *testing.T) {
+	e := NewEmbedder(4, 2, 1)
+	e.MaxPairs = 100
+	for i := range 2000 {
+		e.Add([]string{"often", "together"})
+		e.Add([]string{fmt.Sprint("x", i), fmt.Sprint("y", i)})
+		if len(e.pairs) > e.MaxPairs {
+			t.Fatalf("%d pairs are kept", len(e.pairs))
+		}
+	}
+	if n := e.pairs[[2]int32{0, 1}]; n != 2000 {
+		t.Errorf("the frequent pair was counted %v times", n)
+	}
+}
+
+// TestWarmRebuild: a catalogue that grew, with embeddings that turned, keeps its codes where
+// the new codebook replaces the old one, at about the distortion of one that is built
+// without; and codes can be added.
+func TestWarmRebuild(t *testing.T) {
+	const n, more, dim = 1500, 2000, 16
+	r := rand.New(rand.NewPCG(3, 3))
+	x := clustered(r, more, dim, 40)
+	cfg := Config{Levels: 3, Codes: 32, Seed: 5}
+	old, err := Build(t.Context(), items(n), x[:n*dim], dim, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	turned := make([]float32, len(x)) // another basis: axes permuted, some mirrored
+	for i := range more {
+		for j := range dim {
+			turned[i*dim+(j+3)%dim] = x[i*dim+j] * float32(1-2*(j%2))
+		}
+	}
+	cfg.Seed = 6
+	cold, err := Build(t.Context(), items(more), turned, dim, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Warm = old
+	warm, err := Build(t.Context(), items(more), turned, dim, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, chance := warm.Kept(old), cold.Kept(old)
+	t.Logf("kept by level and in all: warm %.2f, cold %.2f", kept, chance)
+	if kept[0] < 0.6 || kept[0] < 5*chance[0] || kept[1] < 3*chance[1] {
+		t.Errorf("the warm codebook keeps %.2f of the codes, a cold one %.2f", kept, chance)
+	}
+	a, b := warm.Quality(turned), cold.Quality(turned)
+	for l := range a {
+		if a[l].Distortion > 1.05*b[l].Distortion {
+			t.Errorf("level %d: distortion %.4g, cold %.4g", l+1, a[l].Distortion, b[l].Distortion)
+		}
+		if a[l].Largest-a[l].Smallest > 1 {
+			t.Errorf("level %d: sizes from %d to %d", l+1, a[l].Smallest, a[l].Largest)
+		}
+	}
+	cfg.Codes = 48
+	wider, err := Build(t.Context(), items(more), turned, dim, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k := wider.Kept(old); k[0] < 0.4 {
+		t.Errorf("with more codes %.2f are kept", k)
 	}
 }

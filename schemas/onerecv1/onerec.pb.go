@@ -410,6 +410,101 @@ func (x *View) GetCheckpointVersion() string {
 	return ""
 }
 
+// Item is what the catalogue knows of a video. The newest record of an item counts; a
+// record without a value takes the item out of the catalogue.
+// Topic: items, key: item_id.
+type Item struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The video; the item_id of its views.
+	ItemId string `protobuf:"bytes,1,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
+	// For people; may be empty.
+	Title string `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	// How long the video is; 0 where unknown. Unit: ms.
+	DurationMs int64 `protobuf:"varint,3,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	// When it was published; 0 where unknown. Unit: ms since epoch.
+	CreatedMs int64 `protobuf:"varint,4,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	// What it has in common with other items, e.g. "author:17" or "tag:cooking". Where
+	// embeddings are learned, items with common attributes are near each other.
+	Attributes []string `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty"`
+	// Content embedding; empty where there is none. All items' are of one width, and near
+	// each other where the items are alike.
+	Embedding     []float32 `protobuf:"fixed32,6,rep,packed,name=embedding,proto3" json:"embedding,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Item) Reset() {
+	*x = Item{}
+	mi := &file_onerec_v1_onerec_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Item) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Item) ProtoMessage() {}
+
+func (x *Item) ProtoReflect() protoreflect.Message {
+	mi := &file_onerec_v1_onerec_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Item.ProtoReflect.Descriptor instead.
+func (*Item) Descriptor() ([]byte, []int) {
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Item) GetItemId() string {
+	if x != nil {
+		return x.ItemId
+	}
+	return ""
+}
+
+func (x *Item) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *Item) GetDurationMs() int64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+func (x *Item) GetCreatedMs() int64 {
+	if x != nil {
+		return x.CreatedMs
+	}
+	return 0
+}
+
+func (x *Item) GetAttributes() []string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *Item) GetEmbedding() []float32 {
+	if x != nil {
+		return x.Embedding
+	}
+	return nil
+}
+
 // HistoryItem is an item that the user engaged with.
 type HistoryItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -423,7 +518,7 @@ type HistoryItem struct {
 
 func (x *HistoryItem) Reset() {
 	*x = HistoryItem{}
-	mi := &file_onerec_v1_onerec_proto_msgTypes[2]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +530,7 @@ func (x *HistoryItem) String() string {
 func (*HistoryItem) ProtoMessage() {}
 
 func (x *HistoryItem) ProtoReflect() protoreflect.Message {
-	mi := &file_onerec_v1_onerec_proto_msgTypes[2]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +543,7 @@ func (x *HistoryItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryItem.ProtoReflect.Descriptor instead.
 func (*HistoryItem) Descriptor() ([]byte, []int) {
-	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{2}
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *HistoryItem) GetItemId() string {
@@ -497,7 +592,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_onerec_v1_onerec_proto_msgTypes[3]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +604,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_onerec_v1_onerec_proto_msgTypes[3]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +617,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{3}
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Session) GetSessionId() string {
@@ -630,7 +725,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_onerec_v1_onerec_proto_msgTypes[4]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +737,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_onerec_v1_onerec_proto_msgTypes[4]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +750,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{4}
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Verdict) GetGood() bool {
@@ -692,7 +787,7 @@ type JudgedSession struct {
 
 func (x *JudgedSession) Reset() {
 	*x = JudgedSession{}
-	mi := &file_onerec_v1_onerec_proto_msgTypes[5]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +799,7 @@ func (x *JudgedSession) String() string {
 func (*JudgedSession) ProtoMessage() {}
 
 func (x *JudgedSession) ProtoReflect() protoreflect.Message {
-	mi := &file_onerec_v1_onerec_proto_msgTypes[5]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +812,7 @@ func (x *JudgedSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JudgedSession.ProtoReflect.Descriptor instead.
 func (*JudgedSession) Descriptor() ([]byte, []int) {
-	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{5}
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JudgedSession) GetSession() *Session {
@@ -747,7 +842,7 @@ type GoodSession struct {
 
 func (x *GoodSession) Reset() {
 	*x = GoodSession{}
-	mi := &file_onerec_v1_onerec_proto_msgTypes[6]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +854,7 @@ func (x *GoodSession) String() string {
 func (*GoodSession) ProtoMessage() {}
 
 func (x *GoodSession) ProtoReflect() protoreflect.Message {
-	mi := &file_onerec_v1_onerec_proto_msgTypes[6]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +867,7 @@ func (x *GoodSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoodSession.ProtoReflect.Descriptor instead.
 func (*GoodSession) Descriptor() ([]byte, []int) {
-	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{6}
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GoodSession) GetSession() *Session {
@@ -813,7 +908,7 @@ type UserState struct {
 
 func (x *UserState) Reset() {
 	*x = UserState{}
-	mi := &file_onerec_v1_onerec_proto_msgTypes[7]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +920,7 @@ func (x *UserState) String() string {
 func (*UserState) ProtoMessage() {}
 
 func (x *UserState) ProtoReflect() protoreflect.Message {
-	mi := &file_onerec_v1_onerec_proto_msgTypes[7]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +933,7 @@ func (x *UserState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserState.ProtoReflect.Descriptor instead.
 func (*UserState) Descriptor() ([]byte, []int) {
-	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{7}
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UserState) GetClosedThroughMs() int64 {
@@ -890,7 +985,7 @@ type PartitionState struct {
 
 func (x *PartitionState) Reset() {
 	*x = PartitionState{}
-	mi := &file_onerec_v1_onerec_proto_msgTypes[8]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +997,7 @@ func (x *PartitionState) String() string {
 func (*PartitionState) ProtoMessage() {}
 
 func (x *PartitionState) ProtoReflect() protoreflect.Message {
-	mi := &file_onerec_v1_onerec_proto_msgTypes[8]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1010,7 @@ func (x *PartitionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionState.ProtoReflect.Descriptor instead.
 func (*PartitionState) Descriptor() ([]byte, []int) {
-	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{8}
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PartitionState) GetMaxEventTimeMs() int64 {
@@ -988,7 +1083,7 @@ type CheckpointRef struct {
 
 func (x *CheckpointRef) Reset() {
 	*x = CheckpointRef{}
-	mi := &file_onerec_v1_onerec_proto_msgTypes[9]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1095,7 @@ func (x *CheckpointRef) String() string {
 func (*CheckpointRef) ProtoMessage() {}
 
 func (x *CheckpointRef) ProtoReflect() protoreflect.Message {
-	mi := &file_onerec_v1_onerec_proto_msgTypes[9]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1108,7 @@ func (x *CheckpointRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointRef.ProtoReflect.Descriptor instead.
 func (*CheckpointRef) Descriptor() ([]byte, []int) {
-	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{9}
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CheckpointRef) GetModel() string {
@@ -1116,7 +1211,7 @@ type AlignmentRound struct {
 
 func (x *AlignmentRound) Reset() {
 	*x = AlignmentRound{}
-	mi := &file_onerec_v1_onerec_proto_msgTypes[10]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1223,7 @@ func (x *AlignmentRound) String() string {
 func (*AlignmentRound) ProtoMessage() {}
 
 func (x *AlignmentRound) ProtoReflect() protoreflect.Message {
-	mi := &file_onerec_v1_onerec_proto_msgTypes[10]
+	mi := &file_onerec_v1_onerec_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1236,7 @@ func (x *AlignmentRound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlignmentRound.ProtoReflect.Descriptor instead.
 func (*AlignmentRound) Descriptor() ([]byte, []int) {
-	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{10}
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AlignmentRound) GetModel() string {
@@ -1301,7 +1396,18 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\adislike\x18\v \x01(\bR\adislike\x12\x18\n" +
 	"\asurface\x18\f \x01(\tR\asurface\x12+\n" +
 	"\x11recommendation_id\x18\r \x01(\tR\x10recommendationId\x12-\n" +
-	"\x12checkpoint_version\x18\x0e \x01(\tR\x11checkpointVersion\"J\n" +
+	"\x12checkpoint_version\x18\x0e \x01(\tR\x11checkpointVersion\"\xb3\x01\n" +
+	"\x04Item\x12\x17\n" +
+	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x12\x14\n" +
+	"\x05title\x18\x02 \x01(\tR\x05title\x12\x1f\n" +
+	"\vduration_ms\x18\x03 \x01(\x03R\n" +
+	"durationMs\x12\x1d\n" +
+	"\n" +
+	"created_ms\x18\x04 \x01(\x03R\tcreatedMs\x12\x1e\n" +
+	"\n" +
+	"attributes\x18\x05 \x03(\tR\n" +
+	"attributes\x12\x1c\n" +
+	"\tembedding\x18\x06 \x03(\x02R\tembedding\"J\n" +
 	"\vHistoryItem\x12\x17\n" +
 	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x12\"\n" +
 	"\revent_time_ms\x18\x02 \x01(\x03R\veventTimeMs\"\xa4\x03\n" +
@@ -1399,30 +1505,31 @@ func file_onerec_v1_onerec_proto_rawDescGZIP() []byte {
 }
 
 var file_onerec_v1_onerec_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_onerec_v1_onerec_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_onerec_v1_onerec_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_onerec_v1_onerec_proto_goTypes = []any{
 	(ClosedBy)(0),          // 0: onerec.v1.ClosedBy
 	(*ViewEvent)(nil),      // 1: onerec.v1.ViewEvent
 	(*View)(nil),           // 2: onerec.v1.View
-	(*HistoryItem)(nil),    // 3: onerec.v1.HistoryItem
-	(*Session)(nil),        // 4: onerec.v1.Session
-	(*Verdict)(nil),        // 5: onerec.v1.Verdict
-	(*JudgedSession)(nil),  // 6: onerec.v1.JudgedSession
-	(*GoodSession)(nil),    // 7: onerec.v1.GoodSession
-	(*UserState)(nil),      // 8: onerec.v1.UserState
-	(*PartitionState)(nil), // 9: onerec.v1.PartitionState
-	(*CheckpointRef)(nil),  // 10: onerec.v1.CheckpointRef
-	(*AlignmentRound)(nil), // 11: onerec.v1.AlignmentRound
+	(*Item)(nil),           // 3: onerec.v1.Item
+	(*HistoryItem)(nil),    // 4: onerec.v1.HistoryItem
+	(*Session)(nil),        // 5: onerec.v1.Session
+	(*Verdict)(nil),        // 6: onerec.v1.Verdict
+	(*JudgedSession)(nil),  // 7: onerec.v1.JudgedSession
+	(*GoodSession)(nil),    // 8: onerec.v1.GoodSession
+	(*UserState)(nil),      // 9: onerec.v1.UserState
+	(*PartitionState)(nil), // 10: onerec.v1.PartitionState
+	(*CheckpointRef)(nil),  // 11: onerec.v1.CheckpointRef
+	(*AlignmentRound)(nil), // 12: onerec.v1.AlignmentRound
 }
 var file_onerec_v1_onerec_proto_depIdxs = []int32{
 	2, // 0: onerec.v1.Session.views:type_name -> onerec.v1.View
 	0, // 1: onerec.v1.Session.closed_by:type_name -> onerec.v1.ClosedBy
-	3, // 2: onerec.v1.Session.history:type_name -> onerec.v1.HistoryItem
-	4, // 3: onerec.v1.JudgedSession.session:type_name -> onerec.v1.Session
-	5, // 4: onerec.v1.JudgedSession.verdict:type_name -> onerec.v1.Verdict
-	4, // 5: onerec.v1.GoodSession.session:type_name -> onerec.v1.Session
+	4, // 2: onerec.v1.Session.history:type_name -> onerec.v1.HistoryItem
+	5, // 3: onerec.v1.JudgedSession.session:type_name -> onerec.v1.Session
+	6, // 4: onerec.v1.JudgedSession.verdict:type_name -> onerec.v1.Verdict
+	5, // 5: onerec.v1.GoodSession.session:type_name -> onerec.v1.Session
 	2, // 6: onerec.v1.UserState.views:type_name -> onerec.v1.View
-	3, // 7: onerec.v1.UserState.history:type_name -> onerec.v1.HistoryItem
+	4, // 7: onerec.v1.UserState.history:type_name -> onerec.v1.HistoryItem
 	8, // [8:8] is the sub-list for method output_type
 	8, // [8:8] is the sub-list for method input_type
 	8, // [8:8] is the sub-list for extension type_name
@@ -1441,7 +1548,7 @@ func file_onerec_v1_onerec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_onerec_v1_onerec_proto_rawDesc), len(file_onerec_v1_onerec_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
