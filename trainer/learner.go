@@ -43,6 +43,8 @@ type Config struct {
 	Preset string // of the decoder
 	Levels int    // of the codebook
 	Codes  int    // of the codebook; 0 chooses
+	// Headroom is the codebook's room for items to come, as a share of those there are.
+	Headroom float64
 	// Items of a row: History before the session at most, Session in it.
 	History, Session int
 	EmbeddingDim     int // of learned item embeddings
@@ -57,7 +59,13 @@ type Config struct {
 	HistoryWeight float64 // of the history's codes in the loss, against 1 for the session's
 	Average       float64 // decay of the weights' moving average, per step
 
-	Buffer         int // sessions in the replay buffer at most
+	Buffer int // sessions in the replay buffer at most
+	// RebuildAfter is the growth of the catalogue after which the codebook is built anew, as
+	// a share of the items that it was built with; 0: never.
+	RebuildAfter float64
+	// RebuildStick is what an item gives to keep its codes then, see semanticid.Config.
+	RebuildStick float64
+
 	HoldoutPercent int // share of users that is never trained on
 	MaxHoldout     int // held-out sessions kept at most, the newest
 	Seed           uint64
@@ -66,10 +74,10 @@ type Config struct {
 // DefaultConfig suits a small catalogue on a laptop.
 func DefaultConfig() Config {
 	return Config{
-		Preset: "tiny", Levels: 3, History: 32, Session: 8, EmbeddingDim: 48, EmbeddingWindow: 12,
+		Preset: "tiny", Levels: 3, Headroom: 1, History: 32, Session: 8, EmbeddingDim: 48, EmbeddingWindow: 12,
 		BatchTokens: 2048, ReplayRatio: 10, LearningRate: 2e-3, WarmupSteps: 50, WeightDecay: 0.05,
 		Dropout: 0.2, HistoryWeight: 0.25, Average: 0.995,
-		Buffer: 50_000, HoldoutPercent: 10, MaxHoldout: 500, Seed: 1,
+		Buffer: 50_000, RebuildAfter: 0.5, RebuildStick: 0.5, HoldoutPercent: 10, MaxHoldout: 500, Seed: 1,
 	}
 }
 
@@ -86,10 +94,12 @@ const unknown = -1
 type Learner struct {
 	cfg Config
 
-	embedder *semanticid.Embedder
-	index    map[string]int32
-	vectors  []float32 // embeddings by index
-	pending  []*onerecv1.Session
+	catalogue *semanticid.Catalogue // what the items topic says
+	dim       int                   // width of embeddings: the catalogue's, or Config's
+	given     bool                  // embeddings are the catalogue's
+	index     map[string]int32
+	vectors   []float32 // embeddings by index
+	pending   []*onerecv1.Session
 
 	cb      *semanticid.Codebook
 	raw     *decoder.Weights // what steps change
@@ -116,6 +126,10 @@ type Stats struct {
 	Rows     int64
 	Tokens   int64
 	Skipped  int // steps whose loss or gradient was not finite
+	// Built is the number of items for which the codebook was built, New that of those
+	// which got an ID since, Displaced that of new ones whose nearest ID was taken.
+	Built, New, Displaced int
+	Rebuilds              int
 	// Unassigned counts sessions with an item that got no ID because the codebook is
 	// full.
 	Unassigned int
@@ -136,11 +150,37 @@ func (s Stats) TokensPerSecond() float64 {
 // NewLearner returns a learner that has seen nothing.
 func NewLearner(cfg Config) *Learner {
 	return &Learner{
-		cfg:      cfg,
-		embedder: semanticid.NewEmbedder(cfg.EmbeddingDim, cfg.EmbeddingWindow, cfg.Seed),
-		index:    make(map[string]int32),
+		cfg:       cfg,
+		catalogue: new(semanticid.Catalogue),
+		index:     make(map[string]int32),
 	}
 }
+
+// Describe takes what the items topic says of an item; a nil item is taken out of the
+// catalogue. Until Bootstrap it is only kept. Afterwards, where embeddings are the
+// catalogue's, an item that has one gets an ID at once, before anybody has watched it.
+func (l *Learner) Describe(id string, item *onerecv1.Item) error {
+	if item == nil {
+		l.catalogue.Remove(id)
+		return nil
+	}
+	l.catalogue.Put(item)
+	if l.cb == nil || !l.given {
+		return nil
+	}
+	if _, known := l.index[id]; known || len(item.Embedding) != l.dim {
+		return nil
+	}
+	err := l.give(id, item.Embedding)
+	if errors.Is(err, semanticid.ErrFull) {
+		l.stat.Unassigned++
+		return nil
+	}
+	return err
+}
+
+// Catalogue returns what the learner knows of items.
+func (l *Learner) Catalogue() *semanticid.Catalogue { return l.catalogue }
 
 // Observe takes the next good session. It trains nothing; see Step.
 func (l *Learner) Observe(s *onerecv1.Session) error {
@@ -173,17 +213,17 @@ func (l *Learner) sequence(s *onerecv1.Session) []string {
 	return seq
 }
 
-// sequences returns what each training user among the waiting sessions watched,
-// in order, every item once although the histories of a user's sessions overlap.
-func (l *Learner) sequences() [][]string {
+// Sequences returns what each user of some sessions watched, in order, every item once
+// although the histories of a user's sessions overlap; held-out users are left out.
+func Sequences(sessions []*onerecv1.Session, holdoutPercent int) [][]string {
 	var out [][]string
 	type timeline struct {
 		at      int   // in out
 		through int64 // what is older is in it already; ms since epoch
 	}
 	users := make(map[string]*timeline)
-	for _, s := range l.pending {
-		if holdout.Contains(s.UserId, l.cfg.HoldoutPercent) {
+	for _, s := range sessions {
+		if holdout.Contains(s.UserId, holdoutPercent) {
 			continue
 		}
 		u := users[s.UserId]
@@ -205,25 +245,25 @@ func (l *Learner) sequences() [][]string {
 	return out
 }
 
-// Bootstrap learns embeddings from the sessions so far, builds the codebook and
-// draws the first weights.
+// Bootstrap builds the codebook, over the catalogue's embeddings or over those that it
+// learns from the sessions so far, and draws the first weights.
 func (l *Learner) Bootstrap(ctx context.Context) error {
 	if len(l.pending) == 0 {
 		return errors.New("bootstrap: no good session has arrived")
 	}
-	for _, sequence := range l.sequences() {
-		l.embedder.Add(sequence)
-	}
-	items := l.embedder.Items()
-	if len(items) == 0 {
+	sequences := Sequences(l.pending, l.cfg.HoldoutPercent)
+	if len(sequences) == 0 {
 		return fmt.Errorf("bootstrap: all %d good sessions are of held-out users", len(l.pending))
 	}
-	var err error
-	if l.vectors, err = l.embedder.Embed(); err != nil {
-		return fmt.Errorf("bootstrap: %w", err)
+	e := l.catalogue.Embeddings()
+	if l.given = len(e.Items) > 0; !l.given {
+		var err error
+		if e, err = l.embed(sequences, nil); err != nil {
+			return fmt.Errorf("bootstrap: %w", err)
+		}
 	}
-	l.embedder = nil
-	cb, err := semanticid.Build(ctx, items, l.vectors, l.cfg.EmbeddingDim, semanticid.Config{Levels: l.cfg.Levels, Codes: l.cfg.Codes, Seed: l.cfg.Seed})
+	l.dim, l.vectors, l.stat.Built = e.Dim, e.X, len(e.Items)
+	cb, err := semanticid.Build(ctx, e.Items, e.X, e.Dim, semanticid.Config{Levels: l.cfg.Levels, Codes: l.cfg.Codes, Headroom: l.cfg.Headroom, Seed: l.cfg.Seed})
 	if err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
 	}
@@ -246,6 +286,90 @@ func (l *Learner) Bootstrap(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// embed learns embeddings from what was watched together and from the catalogue's
+// attributes; with old ones, those of the same items stay near them, and all are kept.
+func (l *Learner) embed(sequences [][]string, old *semanticid.Embeddings) (*semanticid.Embeddings, error) {
+	embedder := semanticid.NewEmbedder(l.cfg.EmbeddingDim, l.cfg.EmbeddingWindow, l.cfg.Seed)
+	for _, sequence := range sequences {
+		embedder.Add(sequence)
+	}
+	watched := len(embedder.Items())
+	for item := range l.catalogue.All {
+		if attributes := l.catalogue.Attributes(item.ItemId); len(attributes) > 0 {
+			embedder.Describe(item.ItemId, attributes)
+		}
+	}
+	if old != nil {
+		return embedder.Refresh(old)
+	}
+	x, err := embedder.Embed()
+	if err != nil {
+		return nil, err
+	}
+	e := &semanticid.Embeddings{Dim: l.cfg.EmbeddingDim}
+	for i, item := range embedder.Items() {
+		// What was watched gets an ID in any case; what was not, if something is known of it.
+		row := x[i*e.Dim : (i+1)*e.Dim]
+		if i < watched || kernels.Dot(row, row) > 0 {
+			e.Items, e.X = append(e.Items, item), append(e.X, row...)
+		}
+	}
+	return e, nil
+}
+
+// Outgrown reports whether so many items came since the codebook was built that it should
+// be built anew.
+func (l *Learner) Outgrown() bool {
+	return l.cb != nil && l.cfg.RebuildAfter > 0 && float64(l.stat.New) > l.cfg.RebuildAfter*float64(l.stat.Built)
+}
+
+// Rebuild builds the codebook anew, over all items and embeddings learned from what is in
+// the replay buffer, or the catalogue's. It starts from the present one, so that codes go
+// on meaning what they meant, nearly, and the decoder is not drawn anew. It returns how
+// much of the items' IDs was kept, see [semanticid.Codebook.Kept]. An error leaves the
+// learner as it was.
+func (l *Learner) Rebuild(ctx context.Context) ([]float64, error) {
+	old := &semanticid.Embeddings{Dim: l.dim, X: slices.Clone(l.vectors)}
+	for i := range int32(l.cb.Len()) {
+		old.Items = append(old.Items, l.cb.Item(i))
+	}
+	var e *semanticid.Embeddings
+	if l.given {
+		e = old
+		for item := range l.catalogue.All {
+			if i, ok := l.index[item.ItemId]; ok && len(item.Embedding) == l.dim {
+				copy(e.X[int(i)*l.dim:], item.Embedding)
+			}
+		}
+	} else {
+		var sequences [][]string
+		for _, s := range l.buffer {
+			var items []string
+			for _, i := range append(slices.Clip(s.history), s.session...) {
+				items = append(items, l.cb.Item(i))
+			}
+			sequences = append(sequences, items)
+		}
+		var err error
+		if e, err = l.embed(sequences, old); err != nil {
+			return nil, fmt.Errorf("rebuild: %w", err)
+		}
+	}
+	cb, err := semanticid.Build(ctx, e.Items, e.X, e.Dim, semanticid.Config{Levels: l.cfg.Levels, Codes: l.cb.Codes(), Seed: l.cfg.Seed, Warm: l.cb, Stick: l.cfg.RebuildStick})
+	if err != nil {
+		return nil, fmt.Errorf("rebuild: %w", err)
+	}
+	kept := cb.Kept(l.cb)
+	l.cb, l.vectors = cb, e.X
+	for i := len(l.popular); i < cb.Len(); i++ { // new ones, known by their attributes
+		l.index[cb.Item(int32(i))] = int32(i)
+		l.popular = append(l.popular, 0)
+	}
+	l.stat.Built, l.stat.New, l.stat.Displaced = cb.Len(), 0, 0
+	l.stat.Rebuilds++
+	return kept, nil
 }
 
 // begin starts training from a model.
@@ -323,7 +447,7 @@ func ring(buf []sample, next, size int, s sample) ([]sample, int) {
 }
 
 // assign gives the new items of a session IDs near the items they were watched
-// with: their embedding is the mean of the session's known ones.
+// with: their embedding is the catalogue's, or the mean of the session's known ones.
 func (l *Learner) assign(s *onerecv1.Session) error {
 	seq := l.sequence(s)
 	for _, h := range s.History {
@@ -337,21 +461,38 @@ func (l *Learner) assign(s *onerecv1.Session) error {
 		if mean == nil {
 			mean = l.meanOf(l.sequence(s))
 		}
-		if err := l.cb.Assign(item, mean); errors.Is(err, semanticid.ErrFull) {
+		x := mean
+		if d := l.catalogue.Item(item); d != nil && l.given && len(d.Embedding) == l.dim {
+			x = d.Embedding
+		}
+		if err := l.give(item, x); errors.Is(err, semanticid.ErrFull) {
 			l.stat.Unassigned++
 			return nil // training goes on with the items that have an ID
 		} else if err != nil {
 			return err
 		}
-		l.index[item] = int32(len(l.popular))
-		l.popular = append(l.popular, 0)
-		l.vectors = append(l.vectors, mean...)
+	}
+	return nil
+}
+
+// give gives a new item an ID near x, its embedding.
+func (l *Learner) give(item string, x []float32) error {
+	nearest, err := l.cb.Assign(item, x)
+	if err != nil {
+		return err
+	}
+	l.index[item] = int32(len(l.popular))
+	l.popular = append(l.popular, 0)
+	l.vectors = append(l.vectors, x...)
+	l.stat.New++
+	if !nearest {
+		l.stat.Displaced++
 	}
 	return nil
 }
 
 func (l *Learner) meanOf(items []string) []float32 {
-	d := l.cfg.EmbeddingDim
+	d := l.dim
 	mean := make([]float32, d)
 	for _, item := range items {
 		if i, ok := l.index[item]; ok && (int(i)+1)*d <= len(l.vectors) {

@@ -15,6 +15,7 @@ import (
 func testConfig() Config {
 	c := DefaultConfig()
 	c.History, c.Session, c.EmbeddingDim, c.EmbeddingWindow, c.Codes, c.Levels = 6, 4, 8, 6, 8, 2
+	c.Headroom = 0
 	c.BatchTokens, c.ReplayRatio, c.WarmupSteps, c.Buffer = 256, 4, 5, 200
 	return c
 }
@@ -266,5 +267,66 @@ func TestDivergenceIsSkipped(t *testing.T) {
 func TestBootstrapNeedsSessions(t *testing.T) {
 	if err := NewLearner(testConfig()).Bootstrap(context.Background()); err == nil {
 		t.Fatal("no error without sessions")
+	}
+}
+
+// TestRebuild: when the catalogue has grown by half, a new codebook replaces the old one;
+// most codes go on meaning what they meant, so that the decoder knows at once nearly what
+// it knew before, and the replay buffer speaks the new IDs.
+func TestRebuild(t *testing.T) {
+	cfg := testConfig()
+	cfg.RebuildAfter, cfg.Codes, cfg.Preset = 0.5, 12, "tiny"
+	old := testSessions(400, 8)
+	for _, s := range old { // at first there are the items 0 to 5 of each group
+		for _, h := range s.History {
+			h.ItemId = h.ItemId[:3] + string('0'+(h.ItemId[3]-'0')%6)
+		}
+		for _, v := range s.Views {
+			v.ItemId = v.ItemId[:3] + string('0'+(v.ItemId[3]-'0')%6)
+		}
+	}
+	l := trained(t, cfg, old, nil)
+	if l.Outgrown() || l.Stats().Built != 24 {
+		t.Fatalf("outgrown at once: %+v", l.Stats())
+	}
+	observe(t, l, testSessions(200, 9))
+	if st := l.Stats(); !l.Outgrown() || st.New != 16 {
+		t.Fatalf("not outgrown with %d new items", st.New)
+	}
+	before, err := l.Evaluate(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := l.cb
+	kept, err := l.Rebuild(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := l.Evaluate(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("kept %.2f; held-out loss %.2f before, %.2f after; hit rate %.2f and %.2f", kept, before.Loss, after.Loss, before.HitRate10, after.HitRate10)
+	if l.cb.Extends(was) || l.Outgrown() || l.Stats().Rebuilds != 1 || l.cb.Len() != was.Len() {
+		t.Errorf("after the rebuild: %+v", l.Stats())
+	}
+	if kept[0] < 3./12 { // chance keeps 1 of 12
+		t.Errorf("%.2f of the first codes were kept", kept[0])
+	}
+	for i := range int32(was.Len()) {
+		if l.cb.Item(i) != was.Item(i) {
+			t.Fatalf("item %d was %q, is %q", i, was.Item(i), l.cb.Item(i))
+		}
+	}
+	files, config, err := l.Checkpoint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := NewLearner(cfg).Resume(files, config); err != nil {
+		t.Fatal(err)
+	}
+	observe(t, l, testSessions(100, 10))
+	if again, err := l.Evaluate(t.Context(), nil); err != nil || again.Loss > after.Loss {
+		t.Errorf("training on: loss %.2f after %.2f, %v", again.Loss, after.Loss, err)
 	}
 }

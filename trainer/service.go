@@ -57,7 +57,7 @@ type Candidate struct {
 func (s *Service) Run(ctx context.Context) (*Candidate, error) {
 	var last *Candidate
 	err := stream.Lead(ctx, s.Cluster, Group, s.Static, s.OnReady, func(ctx context.Context) error {
-		r := &run{Service: s, learner: NewLearner(s.Learner), offsets: make(map[int32]int64)}
+		r := &run{Service: s, learner: NewLearner(s.Learner), offsets: make(map[int32]int64), items: make(map[int32]int64)}
 		err := r.run(ctx)
 		if r.last != nil {
 			last = r.last
@@ -79,6 +79,7 @@ type run struct {
 	*Service
 	learner *Learner
 	offsets map[int32]int64 // of sessions.good: the next session to learn
+	items   map[int32]int64 // of items: the next record to read
 	parent  string          // version that the weights came from
 	release string          // newest release among that version and its ancestors
 
@@ -99,7 +100,7 @@ func (r *run) run(ctx context.Context) error {
 	for p, s := range todo {
 		todo[p] = stream.Span{From: max(s.From, r.offsets[p]), To: s.To}
 	}
-	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, todo, parse, endOf, func(s *onerecv1.Session) error { return r.learn(ctx, s) })
+	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, todo, ParseGood, endOf, func(s *onerecv1.Session) error { return r.learn(ctx, s) })
 	if err != nil {
 		return err
 	}
@@ -142,6 +143,9 @@ func (r *run) resume(ctx context.Context) error {
 		return fmt.Errorf("resume from candidate %s: %w", ref.Version, err)
 	}
 	r.parent, r.published = m.Version, r.learner.Stats()
+	if err := r.describe(ctx, m.Offsets[schemas.TopicItems]); err != nil {
+		return err
+	}
 	spans, err := r.Cluster.Spans(ctx, schemas.TopicGoodSessions)
 	if err != nil {
 		return err
@@ -156,7 +160,7 @@ func (r *run) resume(ctx context.Context) error {
 		spans[p] = stream.Span{From: s.From, To: r.offsets[p]}
 	}
 	n := 0
-	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, spans, parse, endOf, func(s *onerecv1.Session) error {
+	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, spans, ParseGood, endOf, func(s *onerecv1.Session) error {
 		n++
 		return r.learner.Remember(s)
 	})
@@ -215,7 +219,7 @@ func (r *run) follow(ctx context.Context) error {
 			}
 		}
 		for rec := range fetches.RecordsAll() {
-			s, err := parse(rec)
+			s, err := ParseGood(rec)
 			if err != nil {
 				return fmt.Errorf("topic %s partition %d offset %d: %w", rec.Topic, rec.Partition, rec.Offset, err)
 			}
@@ -264,7 +268,10 @@ func (r *run) learn(ctx context.Context, s *onerecv1.Session) error {
 }
 
 func (r *run) bootstrap(ctx context.Context) error {
-	r.Log.Info("building the codebook", "sessions", r.learner.Waiting())
+	if err := r.describe(ctx, nil); err != nil {
+		return err
+	}
+	r.Log.Info("building the codebook", "sessions", r.learner.Waiting(), "items_described", r.learner.Catalogue().Len())
 	if err := r.learner.Bootstrap(ctx); err != nil {
 		return err
 	}
@@ -303,11 +310,81 @@ const storeRetry = 30 * time.Second
 // errNotStored says that a checkpoint is not in the store.
 var errNotStored = errors.New("the checkpoint was not stored")
 
+// describe reads on in the items topic: to its end, or, to know what the learner knew that
+// a checkpoint is of, up to the given offsets. Items
+// are only looked at here, at the beginning and before each candidate, so that what is
+// learned between two candidates depends on the sessions alone.
+func (r *run) describe(ctx context.Context, until map[int32]int64) error {
+	spans, err := r.Cluster.Spans(ctx, schemas.TopicItems)
+	if err != nil {
+		return err
+	}
+	for p, s := range spans {
+		s.From = max(s.From, r.items[p])
+		if until != nil {
+			s.To = min(s.To, until[p])
+		}
+		spans[p] = s
+	}
+	refused := r.learner.Catalogue().Refused
+	decode := func(rec *kgo.Record) (*kgo.Record, error) { return rec, nil }
+	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicItems, spans, decode, func(rec *kgo.Record) int64 { return rec.Timestamp.UnixMilli() }, func(rec *kgo.Record) error {
+		if rec.Value == nil {
+			return r.learner.Describe(string(rec.Key), nil)
+		}
+		item := new(onerecv1.Item)
+		if err := proto.Unmarshal(rec.Value, item); err != nil {
+			r.Log.Warn("a record is no Item and is passed over", "topic", rec.Topic, "partition", rec.Partition, "offset", rec.Offset, "error", err)
+			return nil
+		}
+		if until != nil { // who was to get an ID then has it
+			r.learner.Catalogue().Put(item)
+			return nil
+		}
+		return r.learner.Describe(item.ItemId, item)
+	})
+	if err != nil {
+		return fmt.Errorf("read what is known of items: %w", err)
+	}
+	for p, s := range spans {
+		r.items[p] = max(r.items[p], s.To)
+	}
+	if c := r.learner.Catalogue(); c.Refused > refused {
+		r.Log.Warn("items or embeddings were not taken", "topic", schemas.TopicItems, "count", c.Refused-refused, "last", c.Why)
+	}
+	return nil
+}
+
+// rebuild makes a new codebook if the catalogue has outgrown the present one.
+func (r *run) rebuild(ctx context.Context) error {
+	if !r.learner.Outgrown() {
+		return nil
+	}
+	st := r.learner.Stats()
+	r.Log.Info("building the codebook anew", "items_then", st.Built, "items_since", st.New, "displaced", st.Displaced)
+	kept, err := r.learner.Rebuild(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil { // the present one goes on
+		r.Log.Error("the codebook can't be built anew; new items still get IDs as long as there is room. Train a new model with more --codes", "error", err)
+		return nil
+	}
+	r.Log.Info("built the codebook anew", "version", r.learner.cb.Version(), "items", r.learner.cb.Len(), "codes_kept_by_level_and_ids_kept", fmt.Sprintf("%.2f", kept))
+	return nil
+}
+
 // publish evaluates the averaged weights and announces them as the candidate.
 func (r *run) publish(ctx context.Context) error {
 	var progress func(done, total int)
 	if r.Progress != nil {
 		progress = func(done, total int) { r.Progress("rank for held-out users", "rows", done, total) }
+	}
+	if err := r.describe(ctx, nil); err != nil {
+		return err
+	}
+	if err := r.rebuild(ctx); err != nil {
+		return err
 	}
 	h, err := r.learner.Evaluate(ctx, progress)
 	if err != nil {
@@ -320,9 +397,10 @@ func (r *run) publish(ctx context.Context) error {
 	st := r.learner.Stats()
 	m := &publisher.Manifest{
 		Model: r.Model, Kind: publisher.KindBase, Parent: r.parent, Codebook: r.learner.cb.Version(), Config: config,
-		Offsets: map[string]map[int32]int64{schemas.TopicGoodSessions: maps.Clone(r.offsets)},
+		Offsets: map[string]map[int32]int64{schemas.TopicGoodSessions: maps.Clone(r.offsets), schemas.TopicItems: maps.Clone(r.items)},
 		Metrics: map[string]float64{
 			"train_steps": float64(st.Steps), "train_tokens": float64(st.Tokens), "train_loss": st.LastLoss,
+			"items": float64(r.learner.cb.Len()), "items_since_codebook": float64(st.New), "items_displaced": float64(st.Displaced), "codebook_rebuilds": float64(st.Rebuilds),
 			"holdout_loss": h.Loss, "holdout_hit_rate_10": h.HitRate10, "holdout_ndcg_10": h.NDCG10,
 			"popularity_hit_rate_10": h.PopularHitRate10, "popularity_ndcg_10": h.PopularNDCG10,
 		},
@@ -336,7 +414,7 @@ func (r *run) publish(ctx context.Context) error {
 	}
 	r.last = &Candidate{m, hash, st, h}
 	r.parent, r.published, r.publishedAt = m.Version, st, time.Now()
-	r.Metrics.candidate(h)
+	r.Metrics.candidate(st, h)
 	r.Log.Info("published candidate", "version", m.Version, "steps", st.Steps, "loss", st.LastLoss, "holdout_loss", h.Loss, "hit_rate_10", h.HitRate10)
 	return nil
 }
@@ -381,7 +459,8 @@ func (r *run) rebase(ctx context.Context) error {
 	return nil
 }
 
-func parse(r *kgo.Record) (*onerecv1.Session, error) {
+// ParseGood decodes a record of sessions.good.
+func ParseGood(r *kgo.Record) (*onerecv1.Session, error) {
 	good := new(onerecv1.GoodSession)
 	if err := proto.Unmarshal(r.Value, good); err != nil {
 		return nil, fmt.Errorf("no GoodSession (only filter may write there): %w", err)
@@ -397,6 +476,7 @@ func endOf(s *onerecv1.Session) int64 { return s.EndMs }
 // Metrics are the trainer's Prometheus metrics. A nil *Metrics counts nothing.
 type Metrics struct {
 	steps, tokens, loss, norm, speed prometheus.Gauge
+	items, fresh, displaced          prometheus.Gauge
 	failed                           prometheus.Counter
 	hitRate                          *prometheus.GaugeVec
 }
@@ -409,11 +489,14 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		return g
 	}
 	m := &Metrics{
-		steps:  gauge("onerec_train_steps", "Training steps of the model since it began."),
-		tokens: gauge("onerec_train_tokens", "Tokens trained on since the model began."),
-		loss:   gauge("onerec_train_loss_nats", "Running mean of the next-token loss, nats a token."),
-		norm:   gauge("onerec_train_gradient_norm", "Gradient norm of the last step, before clipping."),
-		speed:  gauge("onerec_train_tokens_per_second", "Speed of training steps."),
+		steps:     gauge("onerec_train_steps", "Training steps of the model since it began."),
+		tokens:    gauge("onerec_train_tokens", "Tokens trained on since the model began."),
+		loss:      gauge("onerec_train_loss_nats", "Running mean of the next-token loss, nats a token."),
+		norm:      gauge("onerec_train_gradient_norm", "Gradient norm of the last step, before clipping."),
+		speed:     gauge("onerec_train_tokens_per_second", "Speed of training steps."),
+		items:     gauge("onerec_train_items", "Items that have a semantic ID."),
+		fresh:     gauge("onerec_train_items_since_codebook", "Items that got their ID after the codebook was built."),
+		displaced: gauge("onerec_train_items_displaced", "Those of them whose nearest ID was taken; when many are, build the codebook anew."),
 		failed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "onerec_train_checkpoints_failed_total", Help: "Checkpoints that could not be written; the one before stands.",
 		}),
@@ -442,10 +525,13 @@ func (m *Metrics) notStored() {
 	}
 }
 
-func (m *Metrics) candidate(h Holdout) {
+func (m *Metrics) candidate(s Stats, h Holdout) {
 	if m == nil {
 		return
 	}
+	m.items.Set(float64(s.Built + s.New))
+	m.fresh.Set(float64(s.New))
+	m.displaced.Set(float64(s.Displaced))
 	m.hitRate.WithLabelValues("candidate").Set(h.HitRate10)
 	m.hitRate.WithLabelValues("popularity").Set(h.PopularHitRate10)
 }

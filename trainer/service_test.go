@@ -2,7 +2,9 @@ package trainer
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"math"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"onerec/publisher"
 	"onerec/schemas"
 	"onerec/schemas/onerecv1"
+	"onerec/semanticid"
 )
 
 // world is a broker with good sessions and a folder of checkpoints.
@@ -143,6 +146,87 @@ func TestServiceContinuesAndRebases(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// describe writes an item into the items topic; without attributes and embedding it takes
+// the item out.
+func (w *world) describe(id string, attributes []string, embedding ...float32) {
+	w.t.Helper()
+	r := &kgo.Record{Topic: schemas.TopicItems, Key: []byte(id)}
+	if len(attributes)+len(embedding) > 0 {
+		var err error
+		if r.Value, err = proto.Marshal(&onerecv1.Item{ItemId: id, Attributes: attributes, Embedding: embedding}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if err := w.client.ProduceSync(w.t.Context(), r).FirstErr(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) codebook(c *Candidate) *semanticid.Codebook {
+	w.t.Helper()
+	m, files, err := w.store.Load(w.t.Context(), c.Manifest.Version, c.Hash)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	_, cb, err := decoder.Decode(files, m.Config)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return cb
+}
+
+// TestItemsTopic: the catalogue's embeddings make the codebook, so that items that nobody
+// has watched have IDs, also those that come later; what is wrong with one item costs that
+// item its embedding and nobody anything else.
+func TestItemsTopic(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for g := range 4 {
+		x := make([]float32, 5)
+		x[g] = 3
+		for i := range 12 { // two of each group are never watched
+			x[4] = float32(i) / 10
+			w.describe(fmt.Sprint("g", g, "-", i), nil, x...)
+		}
+	}
+	w.describe("g0-0", nil, 1, 2)                           // another width: it gets its ID from what it is watched with
+	w.describe("g3-11", nil)                                // out again
+	w.describe("nothing known", []string{"tag"})            // no embedding, never watched: no ID
+	w.describe("nan", nil, 0, float32(math.NaN()), 0, 0, 1) // the same
+	if err := w.client.ProduceSync(ctx, &kgo.Record{Topic: schemas.TopicItems, Key: []byte("x"), Value: []byte{0xff}}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	sessions := testSessions(200, 8)
+	w.produce(sessions[:100])
+	first, err := w.service(true).Run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cb := w.codebook(first)
+	if cb.Len() != 47 || cb.Dim() != 5 {
+		t.Errorf("%d items of width %d have IDs, want 47 of width 5", cb.Len(), cb.Dim())
+	}
+	for item, want := range map[string]bool{"g0-0": true, "g1-11": true, "g3-11": false, "nothing known": false, "nan": false} {
+		if _, has := cb.Index(item); has != want {
+			t.Errorf("item %q has an ID: %v, want %v", item, has, want)
+		}
+	}
+	w.describe("later", nil, 0, 3, 0, 0, 0.35)
+	w.produce(sessions[100:150])
+	second, err := w.service(true).Run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := w.codebook(second)
+	if _, ok := next.Index("later"); !ok || !next.Extends(cb) || next.Len() != cb.Len()+1 {
+		t.Errorf("an item that came later has an ID: %v; %d items, before %d", ok, next.Len(), cb.Len())
+	}
+	if second.Manifest.Offsets[schemas.TopicItems][0] != first.Manifest.Offsets[schemas.TopicItems][0]+1 {
+		t.Errorf("offsets %v and %v", first.Manifest.Offsets, second.Manifest.Offsets)
 	}
 }
 

@@ -22,7 +22,8 @@ const FileState = "trainer.safetensors"
 type counters struct {
 	Stats  Stats
 	Debt   float64
-	Solver int // steps of AdamW, for its bias correction
+	Solver int  // steps of AdamW, for its bias correction
+	Given  bool // embeddings are the catalogue's
 }
 
 // Checkpoint returns the published weights and the codebook as files, with the
@@ -32,7 +33,7 @@ func (l *Learner) Checkpoint() (map[string][]byte, json.RawMessage, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	meta, err := json.Marshal(counters{l.stat, l.debt, l.solver.Steps})
+	meta, err := json.Marshal(counters{l.stat, l.debt, l.solver.Steps, l.given})
 	if err != nil {
 		return nil, nil, fmt.Errorf("save trainer: %w", err)
 	}
@@ -45,7 +46,7 @@ func (l *Learner) Checkpoint() (map[string][]byte, json.RawMessage, error) {
 				safetensors.Tensor{Name: "v." + t.Name, Shape: t.Shape, Data: l.solver.V[i]})
 		}
 	}
-	f.Tensors = append(f.Tensors, safetensors.Tensor{Name: "embeddings", Shape: []int{len(l.vectors) / l.cfg.EmbeddingDim, l.cfg.EmbeddingDim}, Data: l.vectors})
+	f.Tensors = append(f.Tensors, safetensors.Tensor{Name: "embeddings", Shape: []int{len(l.vectors) / l.dim, l.dim}, Data: l.vectors})
 	var b bytes.Buffer
 	if err := safetensors.Write(&b, f); err != nil {
 		return nil, nil, fmt.Errorf("save trainer: %w", err)
@@ -55,7 +56,7 @@ func (l *Learner) Checkpoint() (map[string][]byte, json.RawMessage, error) {
 }
 
 // Resume makes a new learner continue from a candidate's files. The sessions
-// before the candidate's offsets are then handed to Remember.
+// before the candidate's offsets are then handed to Remember, items to Describe.
 func (l *Learner) Resume(files map[string][]byte, config json.RawMessage) error {
 	average, cb, err := decoder.Decode(files, config)
 	if err != nil {
@@ -108,10 +109,15 @@ func (l *Learner) Resume(files map[string][]byte, config json.RawMessage) error 
 		}
 		solver.M, solver.V = append(solver.M, m), append(solver.V, v)
 	}
-	if l.vectors = tensors["embeddings"].Data; len(l.vectors) != cb.Len()*l.cfg.EmbeddingDim {
-		return fmt.Errorf("resume training: %s: %d embedding values for %d items of width %d", FileState, len(l.vectors), cb.Len(), l.cfg.EmbeddingDim)
+	e := tensors["embeddings"]
+	if len(e.Shape) != 2 || e.Shape[0] != cb.Len() || e.Shape[1] != cb.Dim() || !c.Given && cb.Dim() != l.cfg.EmbeddingDim {
+		return fmt.Errorf("resume training: %s: embeddings of shape %v for %d items of width %d; the settings ask for width %d", FileState, e.Shape, cb.Len(), cb.Dim(), l.cfg.EmbeddingDim)
 	}
-	l.embedder, l.stat, l.debt = nil, c.Stats, c.Debt
+	l.vectors, l.dim, l.given = e.Data, e.Shape[1], c.Given
+	l.stat, l.debt = c.Stats, c.Debt
+	if l.stat.Built == 0 { // a checkpoint from before it was counted
+		l.stat.Built = cb.Len()
+	}
 	return l.begin(cb, raw, average, solver)
 }
 
