@@ -347,6 +347,19 @@ func TestSemanticID(t *testing.T) {
 	}
 	first, second := write(old, "old.parquet", "parquet"), write(all, "all.arrow", "arrow")
 	codebook, longer := filepath.Join(dir, "codebook"), filepath.Join(dir, "longer")
+	b, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	broker := b.Brokers()[0]
+	if _, code, stderr := run(t, "topics", "create", "--brokers", broker, "--partitions", "2"); code != 0 {
+		t.Fatal(stderr)
+	}
+	sequences := filepath.Join(dir, "sequences.txt")
+	if err := os.WriteFile(sequences, []byte("u1 item1 item3 item4\nu2 item3 item4\nu3 item1 item5\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	attributes := filepath.Join(dir, "attributes.json")
 	if err := os.WriteFile(attributes, []byte(`{"item1": ["a", 2], "item2": ["a"]}`), 0o600); err != nil {
 		t.Fatal(err)
@@ -361,10 +374,23 @@ func TestSemanticID(t *testing.T) {
 		{[]string{"semanticid", "inspect", "--codebook", codebook, "--embeddings", second, "--attributes", attributes}, 0, []string{"commonest attribute of their first 2 codes", "of random IDs"}},
 		{[]string{"semanticid", "inspect", "--codebook", codebook, "--embeddings", second, "--attributes", first}, 1, []string{"read attributes", `{"item": [attribute, ...]}`}},
 		{[]string{"semanticid", "assign", "--codebook", codebook, "--embeddings", second, "--out", longer}, 0, []string{"20 new items of 300"}},
+		{[]string{"semanticid", "inspect", "--codebook", codebook, "--embeddings", second, "--item", "item7", "--neighbours", "2"}, 0, []string{"CODES IN COMMON", "item7 "}},
+		{[]string{"semanticid", "inspect", "--codebook", codebook, "--embeddings", second, "--item", "nobody"}, 1, []string{`"nobody" has no ID`}},
+		{[]string{"semanticid", "build", "--embeddings", second, "--out", filepath.Join(dir, "new"), "--codes", "20", "--warm", codebook}, 0, []string{"300 items", "have the code at level 1 that they had", "have the same ID"}},
+		{[]string{"semanticid", "build", "--embeddings", second, "--out", filepath.Join(dir, "small"), "--codes", "6", "--headroom", "2"}, 1, []string{"headroom for 600 more", "use at least"}},
+		{[]string{"semanticid", "export", "--codebook", longer, "--format", "parquet", "--out", filepath.Join(dir, "out.parquet")}, 0, nil},
+		{[]string{"semanticid", "export", "--codebook", longer, "--format", "csv"}, 1, []string{"neither json nor parquet"}},
 		{[]string{"semanticid", "export", "--codebook", longer}, 0, []string{`{"item_id":"item299","semantic_id":[`}},
 		{[]string{"semanticid", "inspect", "--codebook", longer, "--embeddings", first}, 1, []string{"20 of the codebook's 300 items have no embedding"}},
 		{[]string{"semanticid", "build", "--embeddings", dir, "--out", codebook}, 1, []string{"extension"}},
-		{[]string{"semanticid", "build"}, 1, []string{"embeddings", "out"}},
+		{[]string{"semanticid", "build"}, 1, []string{"out"}},
+		{[]string{"semanticid", "build", "--out", codebook}, 1, []string{"embeddings", "items-topic"}},
+		{[]string{"semanticid", "embed", "--sequences", sequences, "--width", "4", "--attributes", attributes, "--out", filepath.Join(dir, "learned.arrow")}, 0, []string{"5 items of width 4 from 3 sequences"}},
+		{[]string{"semanticid", "embed", "--sequences", sequences, "--previous", filepath.Join(dir, "learned.arrow"), "--out", filepath.Join(dir, "again.parquet"), "--json"}, 0, []string{`"previous_items": 5`, `"width": 4`}},
+		{[]string{"items", "put", "--embeddings", first, "--attributes", attributes, "--brokers", broker}, 0, []string{"280 items are on topic items"}},
+		{[]string{"semanticid", "build", "--items-topic", "--brokers", broker, "--out", filepath.Join(dir, "topic"), "--codes", "20"}, 0, []string{"280 items, 3 levels of 20 codes"}},
+		{[]string{"semanticid", "inspect", "--items-topic", "--brokers", broker, "--codebook", filepath.Join(dir, "topic")}, 0, []string{"commonest attribute", "NEIGHBOUR"}},
+		{[]string{"semanticid", "embed", "--sessions-topic", "--items-topic", "--brokers", broker, "--out", filepath.Join(dir, "x.parquet")}, 0, []string{"2 items of width 128 from 0 sequences"}},
 	} {
 		out, code, stderr := run(t, tt.args...)
 		if code != tt.code {

@@ -16,6 +16,7 @@ import (
 	"onerec/publisher"
 	"onerec/rewarder"
 	"onerec/schemas"
+	"onerec/semanticid"
 	"onerec/sessionizer"
 	"onerec/simulator"
 	"onerec/trainer"
@@ -166,7 +167,10 @@ func (s *Settings) Register(c *config.Set) {
 	t := &s.Train
 	c.String(GroupTrain, "preset", &t.Preset, "size of the decoder", "tiny", "small", "base")
 	c.Int(GroupTrain, "levels", &t.Levels, 2, 8, "codes of a semantic ID")
-	c.Int(GroupTrain, "codes", &t.Codes, 0, 1<<14, "values of a code; 0: as many as let the catalogue double")
+	c.Int(GroupTrain, "codes", &t.Codes, 0, 1<<14, "values of a code; 0: as many as the headroom needs")
+	c.Float(GroupTrain, "headroom", &t.Headroom, 0, semanticid.MaxHeadroom, "room in the codebook for items to come, as a share of those there are; 1: the catalogue can double")
+	c.Float(GroupTrain, "rebuild-after", &t.RebuildAfter, 0, 1000, "growth of the catalogue, as a share, after which the codebook is built anew from the present one; 0: never")
+	c.Float(GroupTrain, "rebuild-stick", &t.RebuildStick, 0, 100, "what an item gives to keep its codes then, as a share of the distortion")
 	c.Int(GroupTrain, "train-history", &t.History, 0, 1024, "items of history in a row")
 	c.Int(GroupTrain, "train-session", &t.Session, 1, 256, "items of a session in a row; longer sessions make several rows")
 	c.Int(GroupTrain, "embedding-dim", &t.EmbeddingDim, 2, 1024, "width of learned item embeddings")

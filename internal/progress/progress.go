@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -49,16 +50,18 @@ func (r *Reporter) Func(label, unit string) func(done, total int) {
 	return func(done, total int) { r.Update(label, unit, done, total) }
 }
 
-// Update shows that done of total are done.
+// Update shows that done of total are done. What follows a comma in unit is a figure of
+// the moment, such as a loss.
 func (r *Reporter) Update(label, unit string, done, total int) {
 	if r == nil {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	of, figure, _ := strings.Cut(unit, ",")
 	if label != r.label {
 		r.finish()
-		r.label, r.unit, r.begun, r.printed = label, unit, time.Now(), time.Now()
+		r.label, r.begun, r.printed = label, time.Now(), time.Now()
 		if r.terminal {
 			most := int64(total)
 			if total == 0 {
@@ -66,16 +69,19 @@ func (r *Reporter) Update(label, unit string, done, total int) {
 			}
 			r.bar = progressbar.NewOptions64(most,
 				progressbar.OptionSetWriter(r.w), progressbar.OptionSetDescription(fmt.Sprintf("%-26s", label)),
-				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(unit),
+				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(of),
 				progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionSetWidth(24),
 				progressbar.OptionSetSpinnerChangeInterval(0), // or a goroutine would go on painting after Exit
 				progressbar.OptionEnableColorCodes(r.color), progressbar.OptionSetTheme(theme(r.color)),
 			)
 		}
 	}
-	r.done, r.total = done, total
+	r.unit, r.done, r.total = unit, done, total
 	switch {
 	case r.bar != nil:
+		if figure != "" {
+			r.bar.Describe(fmt.Sprintf("%-26s", label+","+figure))
+		}
 		if total > 0 {
 			r.bar.ChangeMax(total)
 		}
