@@ -79,12 +79,24 @@ func TestMicroKernels(t *testing.T) {
 		a, b := random(r, mr*k), random(r, nr*k)
 		c := random(r, mr*20)
 		want := append([]float32(nil), c...)
-		gemm6x16Go(k, a, b, want, 20)
-		gemm6x16(k, a, b, c, 20)
-		for i := range c {
-			if math.Abs(float64(c[i]-want[i])) > 1e-4 {
-				t.Fatalf("k %d, at %d: %v, want %v", k, i, c[i], want[i])
+		same := func(what string) {
+			t.Helper()
+			for i := range c {
+				if math.Abs(float64(c[i]-want[i])) > 1e-4 {
+					t.Fatalf("%s, k %d, at %d: %v, want %v", what, k, i, c[i], want[i])
+				}
 			}
+		}
+		for _, add := range []bool{true, false} {
+			gemm6x16Go(k, a, b, want, 20, add)
+			gemm6x16(k, a, b, c, 20, add)
+			same("packed")
+		}
+		rows := random(r, mr*(k+3))
+		for _, add := range []bool{true, false} {
+			gemm6x16RowsGo(k, rows, k+3, b, want, 20, add)
+			gemm6x16Rows(k, rows, k+3, b, c, 20, add)
+			same("rows")
 		}
 	}
 }

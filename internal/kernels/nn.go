@@ -37,14 +37,10 @@ func RMSNorm(y, rstd, x, gain []float32, n, d int) {
 	rows(n, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
 			xi, yi := x[i*d:i*d+d], y[i*d:i*d+d]
-			var ss float32
-			for _, v := range xi {
-				ss += v * v
-			}
-			r := float32(1 / math.Sqrt(float64(ss/float32(d))+normEps))
+			r := float32(1 / math.Sqrt(float64(Dot(xi, xi)/float32(d))+normEps))
 			rstd[i] = r
-			for j, v := range xi {
-				yi[j] = v * r * gain[j]
+			for j := mulScaleBlocks(yi, xi, gain, r); j < d; j++ {
+				yi[j] = xi[j] * r * gain[j]
 			}
 		}
 	})
@@ -52,24 +48,28 @@ func RMSNorm(y, rstd, x, gain []float32, n, d int) {
 
 // RMSNormBackward adds to dx (n x d) and dgain (d).
 func RMSNormBackward(dx, dgain, dy, x, gain, rstd []float32, n, d int) {
+	parts := (n + grain - 1) / grain
+	buf := take(parts * d)
+	defer scratch.Put(buf)
+	sums := *buf // of dgain, by grain
+	clear(sums)
 	rows(n, func(lo, hi int) {
+		sum := sums[lo/grain*d:][:d]
 		for i := lo; i < hi; i++ {
 			xi, dyi, dxi, r := x[i*d:i*d+d], dy[i*d:i*d+d], dx[i*d:i*d+d], rstd[i]
-			var dot float32
-			for j, v := range xi {
-				dot += dyi[j] * gain[j] * v
+			dot, j := dot3Blocks(dyi, gain[:d], xi)
+			for ; j < d; j++ {
+				dot += dyi[j] * gain[j] * xi[j]
 			}
 			dot *= r * r * r / float32(d)
-			for j, v := range xi {
-				dxi[j] += dyi[j]*gain[j]*r - v*dot
+			for j := normBackBlocks(dxi, sum, dyi, xi, gain, r, dot); j < d; j++ {
+				dxi[j] += dyi[j]*gain[j]*r - xi[j]*dot
+				sum[j] += dyi[j] * xi[j] * r
 			}
 		}
 	})
-	for i := range n {
-		xi, dyi, r := x[i*d:i*d+d], dy[i*d:i*d+d], rstd[i]
-		for j, v := range xi {
-			dgain[j] += dyi[j] * v * r
-		}
+	for i := range parts {
+		Add(dgain[:d], sums[i*d:(i+1)*d])
 	}
 }
 
@@ -79,8 +79,8 @@ func SwiGLU(y, u []float32, n, f int) {
 	rows(n, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
 			a, b, yi := u[2*i*f:2*i*f+f], u[2*i*f+f:2*(i+1)*f], y[i*f:i*f+f]
-			for j, v := range a {
-				yi[j] = v * Sigmoid(v) * b[j]
+			for j := swigluBlocks(yi, a, b); j < f; j++ {
+				yi[j] = a[j] * Sigmoid(a[j]) * b[j]
 			}
 		}
 	})
@@ -92,10 +92,10 @@ func SwiGLUBackward(du, dy, u []float32, n, f int) {
 		for i := lo; i < hi; i++ {
 			a, b, dyi := u[2*i*f:2*i*f+f], u[2*i*f+f:2*(i+1)*f], dy[i*f:i*f+f]
 			da, db := du[2*i*f:2*i*f+f], du[2*i*f+f:2*(i+1)*f]
-			for j, v := range a {
-				s := Sigmoid(v)
-				da[j] += dyi[j] * b[j] * s * (1 + v*(1-s))
-				db[j] += dyi[j] * v * s
+			for j := swigluBackBlocks(da, db, dyi, a, b); j < f; j++ {
+				s := Sigmoid(a[j])
+				da[j] += dyi[j] * b[j] * s * (1 + a[j]*(1-s))
+				db[j] += dyi[j] * a[j] * s
 			}
 		}
 	})
@@ -184,34 +184,51 @@ func take(n int) *[]float32 {
 	return p
 }
 
-// Attention computes softmax(q k' / sqrt(headDim)) v for each head and each row
-// of a packed batch. qkv is n x 3d (queries, keys, values, already rotated), out
-// n x d; row r is positions bounds[r] to bounds[r+1]. With causal set, a
-// position sees only itself and those before it. Scratch memory is the square of
-// the longest row for each goroutine.
-func Attention(out, qkv []float32, bounds []int, d, heads int, causal bool) {
+// attentionRows is how many queries are looked at together.
+const attentionRows = 48
+
+// attention is one head of one row of a packed batch.
+type attention struct {
+	n, d, hd int
+	scale    float32
+	causal   bool
+	qkv      []float32 // from the row's first token and the head's first float: n x 3d
+	keys     []float32 // transposed, in panels
+}
+
+// head calls fn with each head of each row, and with where its output begins.
+func head(qkv []float32, bounds []int, d, heads int, causal bool, fn func(h attention, out int)) {
 	hd := d / heads
-	scale := float32(1 / math.Sqrt(float64(hd)))
 	Parallel((len(bounds)-1)*heads, func(i int) {
 		lo, hi := bounds[i/heads], bounds[i/heads+1]
-		n, off := hi-lo, lo*3*d+i%heads*hd
-		if n == 0 {
+		if lo == hi {
 			return
 		}
-		buf := take(n * n)
-		defer scratch.Put(buf)
-		p := *buf
-		attentionWeights(p, qkv[off:], n, d, hd, scale, causal)
-		gemmRows(false, false, 0, n, hd, n, 1, p, n, qkv[off+2*d:], 3*d, 0, out[lo*d+i%heads*hd:], d)
+		off := i % heads * hd
+		h := attention{n: hi - lo, d: d, hd: hd, scale: float32(1 / math.Sqrt(float64(hd))), causal: causal, qkv: qkv[lo*3*d+off:]}
+		keys := take(panelFloats(h.n, hd))
+		defer scratch.Put(keys)
+		h.keys = *keys
+		panels(h.keys, true, h.n, hd, h.qkv[d:], 3*d, h.scale)
+		fn(h, lo*d+off)
 	})
 }
 
-// attentionWeights fills p (n x n) with the softmax of one head.
-func attentionWeights(p, qkv []float32, n, d, hd int, scale float32, causal bool) {
-	gemmRows(false, true, 0, n, n, hd, scale, qkv, 3*d, qkv[d:], 3*d, 0, p, n)
-	for i := range n {
-		row := p[i*n : i*n+n]
-		if causal {
+// sees is how many keys the queries before q1 see at most.
+func (h attention) sees(q1 int) int {
+	if h.causal {
+		return q1
+	}
+	return h.n
+}
+
+// weights fills p with the softmax of the queries q0 to q1, as many to a row as they see.
+func (h attention) weights(p []float32, q0, q1 int) {
+	w := h.sees(q1)
+	mulPanels(q1-q0, w, h.hd, h.qkv[q0*3*h.d:], 3*h.d, h.keys, false, p, w)
+	for i := q0; i < q1; i++ {
+		row := p[(i-q0)*w : (i-q0+1)*w]
+		if h.causal {
 			clear(row[i+1:])
 			row = row[:i+1]
 		}
@@ -219,23 +236,49 @@ func attentionWeights(p, qkv []float32, n, d, hd int, scale float32, causal bool
 	}
 }
 
+// Attention computes softmax(q k' / sqrt(headDim)) v for each head and each row
+// of a packed batch. qkv is n x 3d (queries, keys, values, already rotated), out
+// n x d; row r is positions bounds[r] to bounds[r+1]. With causal set, a
+// position sees only itself and those before it. Scratch memory is linear in the longest
+// row for each goroutine.
+func Attention(out, qkv []float32, bounds []int, d, heads int, causal bool) {
+	head(qkv, bounds, d, heads, causal, func(h attention, at int) {
+		bufP, bufV := take(min(h.n, attentionRows)*h.n), take(panelFloats(h.hd, h.n))
+		defer scratch.Put(bufP)
+		defer scratch.Put(bufV)
+		p, values := *bufP, *bufV
+		panels(values, false, h.hd, h.n, h.qkv[2*d:], 3*d, 1)
+		for q0 := 0; q0 < h.n; q0 += attentionRows {
+			q1 := min(h.n, q0+attentionRows)
+			h.weights(p, q0, q1)
+			w := h.sees(q1)
+			mulValues(q1-q0, h.hd, w, p, values, h.n, out[at+q0*d:], d)
+		}
+	})
+}
+
+// mulValues computes C = P V for P m x k, where V was laid out in panels of all n rows.
+func mulValues(m, hd, k int, p, values []float32, n int, c []float32, ldc int) {
+	for j := 0; j < hd; j += nr {
+		w := min(nr, hd-j)
+		mulPanels(m, w, k, p, k, values[j*n:], false, c[j:], ldc)
+	}
+}
+
 // Softmax replaces x by its softmax and returns the log of the sum of
 // exponentials.
 func Softmax(x []float32) float32 {
-	top := x[0]
-	for _, v := range x {
+	top, i := maxBlocks(x, x[0])
+	for _, v := range x[i:] {
 		top = max(top, v)
 	}
-	var sum float32
-	for i, v := range x {
-		e := Exp(v - top)
+	sum, i := expSumBlocks(x, top)
+	for ; i < len(x); i++ {
+		e := Exp(x[i] - top)
 		x[i] = e
 		sum += e
 	}
-	inv := 1 / sum
-	for i := range x {
-		x[i] *= inv
-	}
+	scale(x, 1/sum)
 	return top + float32(math.Log(float64(sum)))
 }
 
@@ -243,35 +286,40 @@ func Softmax(x []float32) float32 {
 // and keys. The weights are computed anew, so nothing is kept from the forward
 // pass.
 func AttentionBackward(dqkv, dout, qkv []float32, bounds []int, d, heads int, causal bool) {
-	hd := d / heads
-	scale := float32(1 / math.Sqrt(float64(hd)))
-	Parallel((len(bounds)-1)*heads, func(i int) {
-		lo, hi := bounds[i/heads], bounds[i/heads+1]
-		n, off, offOut := hi-lo, lo*3*d+i%heads*hd, lo*d+i%heads*hd
-		if n == 0 {
-			return
-		}
-		bufP, bufD := take(n*n), take(n*n)
+	head(qkv, bounds, d, heads, causal, func(h attention, at int) {
+		most := min(h.n, attentionRows) * h.n
+		bufP, bufD := take(most), take(most)
 		defer scratch.Put(bufP)
 		defer scratch.Put(bufD)
-		p, dp := *bufP, *bufD
-		attentionWeights(p, qkv[off:], n, d, hd, scale, causal)
-		// dV += P' dO; dP = dO V'
-		gemmRows(true, false, 0, n, hd, n, 1, p, n, dout[offOut:], d, 1, dqkv[off+2*d:], 3*d)
-		gemmRows(false, true, 0, n, n, hd, 1, dout[offOut:], d, qkv[off+2*d:], 3*d, 0, dp, n)
-		for r := range n {
-			pr, dr := p[r*n:r*n+n], dp[r*n:r*n+n]
-			var dot float32
-			for j, v := range pr {
-				dot += v * dr[j]
+		bufV, bufK := take(panelFloats(h.n, h.hd)), take(panelFloats(h.hd, h.n))
+		defer scratch.Put(bufV)
+		defer scratch.Put(bufK)
+		values, keys := *bufV, *bufK
+		panels(values, true, h.n, h.hd, h.qkv[2*d:], 3*d, 1)
+		panels(keys, false, h.hd, h.n, h.qkv[d:], 3*d, h.scale)
+		grad := dqkv[len(qkv)-len(h.qkv):] // as far in as h.qkv
+		for q0 := 0; q0 < h.n; q0 += attentionRows {
+			q1 := min(h.n, q0+attentionRows)
+			m, w := q1-q0, h.sees(q1)
+			p, dp := (*bufP)[:m*w], (*bufD)[:m*w]
+			do := dout[at+q0*d:]
+			h.weights(p, q0, q1)
+			// dV += P' dO; dP = dO V'
+			gemmSerial(true, false, w, h.hd, m, 1, p, w, do, d, 1, grad[2*d:], 3*d)
+			mulPanels(m, w, h.hd, do, d, values, false, dp, w)
+			for i := range m {
+				pr, dr := p[i*w:(i+1)*w], dp[i*w:(i+1)*w]
+				dot := Dot(pr, dr)
+				for j := softmaxBackBlocks(dr, pr, dot); j < w; j++ {
+					dr[j] = pr[j] * (dr[j] - dot)
+				}
 			}
-			for j, v := range pr {
-				dr[j] = v * (dr[j] - dot)
+			// dQ += scale dS K; dK += scale dS' Q
+			for j := 0; j < h.hd; j += nr {
+				mulPanels(m, min(nr, h.hd-j), w, dp, w, keys[j*h.n:], true, grad[q0*3*d+j:], 3*d)
 			}
+			gemmSerial(true, false, w, h.hd, m, h.scale, dp, w, h.qkv[q0*3*d:], 3*d, 1, grad[d:], 3*d)
 		}
-		// dQ += scale dS K; dK += scale dS' Q
-		gemmRows(false, false, 0, n, hd, n, scale, dp, n, qkv[off+d:], 3*d, 1, dqkv[off:], 3*d)
-		gemmRows(true, false, 0, n, hd, n, scale, dp, n, qkv[off:], 3*d, 1, dqkv[off+d:], 3*d)
 	})
 }
 
@@ -336,8 +384,22 @@ func eachChunk(h []float32, at []int32, table []float32, vocab, d int, fn func(i
 // Add adds x to y.
 func Add(y, x []float32) {
 	x = x[:len(y)]
-	for i := range y {
+	for i := addBlocks(y, x); i < len(y); i++ {
 		y[i] += x[i]
+	}
+}
+
+// AddScaled adds s times x to y.
+func AddScaled(y, x []float32, s float32) {
+	x = x[:len(y)]
+	for i := axpyBlocks(y, x, s); i < len(y); i++ {
+		y[i] += s * x[i]
+	}
+}
+
+func scale(x []float32, s float32) {
+	for i := scaleBlocks(x, s); i < len(x); i++ {
+		x[i] *= s
 	}
 }
 
@@ -388,24 +450,29 @@ type AdamW struct {
 	LearningRate, Beta1, Beta2, Eps, WeightDecay float64
 }
 
+// adamwConstants are what a step multiplies by.
+type adamwConstants struct{ scale, b1, c1, b2, c2, shrink, lr, eps, fix float32 }
+
 // Step updates w by gradient g times scale; m and v are the moments, step counts
 // from 1.
 func (o AdamW) Step(w, g, m, v []float32, scale float32, step int, decay bool) {
-	b1, b2 := float32(o.Beta1), float32(o.Beta2)
-	c1 := 1 / (1 - math.Pow(o.Beta1, float64(step)))
-	c2 := 1 / (1 - math.Pow(o.Beta2, float64(step)))
-	shrink := float32(1)
-	if decay {
-		shrink = float32(1 - o.LearningRate*o.WeightDecay)
+	c := adamwConstants{
+		scale: scale, b1: float32(o.Beta1), c1: 1 - float32(o.Beta1), b2: float32(o.Beta2), c2: 1 - float32(o.Beta2),
+		shrink: 1, lr: float32(o.LearningRate / (1 - math.Pow(o.Beta1, float64(step)))), eps: float32(o.Eps),
+		fix: float32(1 / (1 - math.Pow(o.Beta2, float64(step)))),
 	}
-	lr, eps, c2f := float32(o.LearningRate*c1), float32(o.Eps), float32(c2)
+	if decay {
+		c.shrink = float32(1 - o.LearningRate*o.WeightDecay)
+	}
 	const chunk = 1 << 14
-	Parallel((len(w)+chunk-1)/chunk, func(c int) {
-		for i := c * chunk; i < min(len(w), (c+1)*chunk); i++ {
-			gi := g[i] * scale
-			m[i] = b1*m[i] + (1-b1)*gi
-			v[i] = b2*v[i] + (1-b2)*gi*gi
-			w[i] = w[i]*shrink - lr*m[i]/(float32(math.Sqrt(float64(v[i]*c2f)))+eps)
+	Parallel((len(w)+chunk-1)/chunk, func(part int) {
+		lo, hi := part*chunk, min(len(w), (part+1)*chunk)
+		w, g, m, v := w[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi]
+		for i := adamwBlocks(w, g, m, v, c); i < len(w); i++ {
+			gi := g[i] * c.scale
+			m[i] = c.b1*m[i] + c.c1*gi
+			v[i] = c.b2*v[i] + c.c2*gi*gi
+			w[i] = w[i]*c.shrink - c.lr*m[i]/(float32(math.Sqrt(float64(v[i]*c.fix)))+c.eps)
 		}
 	})
 }

@@ -3,7 +3,10 @@ package kernels
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 func TestExp(t *testing.T) {
@@ -173,5 +176,185 @@ func TestMatVec(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// attentionNaive is Attention in float64, without blocks.
+func attentionNaive(qkv []float32, bounds []int, d, heads int, causal bool) []float64 {
+	hd := d / heads
+	out := make([]float64, bounds[len(bounds)-1]*d)
+	for r := range len(bounds) - 1 {
+		for h := range heads {
+			for i := bounds[r]; i < bounds[r+1]; i++ {
+				end := bounds[r+1]
+				if causal {
+					end = i + 1
+				}
+				var sum float64
+				for j := bounds[r]; j < end; j++ {
+					var s float64
+					for x := range hd {
+						s += float64(qkv[i*3*d+h*hd+x]) * float64(qkv[j*3*d+d+h*hd+x])
+					}
+					w := math.Exp(s / math.Sqrt(float64(hd)))
+					sum += w
+					for x := range hd {
+						out[i*d+h*hd+x] += w * float64(qkv[j*3*d+2*d+h*hd+x])
+					}
+				}
+				for x := range hd {
+					out[i*d+h*hd+x] /= sum
+				}
+			}
+		}
+	}
+	return out
+}
+
+// TestAttention holds the blocked kernel against the formula, for rows and heads of any
+// size; buffers that are used again hold what was there before.
+func TestAttention(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		heads, hd := rapid.IntRange(1, 3).Draw(t, "heads"), 2*rapid.IntRange(1, 20).Draw(t, "half")
+		d := heads * hd
+		bounds := []int{0}
+		for _, n := range rapid.SliceOfN(rapid.IntRange(0, 110), 1, 4).Draw(t, "rows") {
+			bounds = append(bounds, bounds[len(bounds)-1]+n)
+		}
+		causal := rapid.Bool().Draw(t, "causal")
+		n := bounds[len(bounds)-1]
+		r := rand.New(rand.NewPCG(1, uint64(n*d)))
+		qkv, out := random(r, n*3*d), random(r, n*d)
+		Attention(out, qkv, bounds, d, heads, causal)
+		for i, want := range attentionNaive(qkv, bounds, d, heads, causal) {
+			if math.Abs(float64(out[i])-want) > 1e-4*(1+math.Abs(want)) {
+				t.Fatalf("at %d: %v, want %v", i, out[i], want)
+			}
+		}
+		// The gradient, along one direction.
+		dy, dir := random(r, n*d), random(r, n*3*d)
+		loss := func(by float32) (s float64) {
+			moved := make([]float32, len(qkv))
+			for i := range moved {
+				moved[i] = qkv[i] + by*dir[i]
+			}
+			for i, v := range attentionNaive(moved, bounds, d, heads, causal) {
+				s += v * float64(dy[i])
+			}
+			return s
+		}
+		grad := make([]float32, len(qkv))
+		AttentionBackward(grad, dy, qkv, bounds, d, heads, causal)
+		var got, size float64
+		for i, g := range grad {
+			got += float64(g) * float64(dir[i])
+			size += math.Abs(float64(g) * float64(dir[i]))
+		}
+		const eps = 1e-3
+		if want := (loss(eps) - loss(-eps)) / (2 * eps); math.Abs(got-want) > 1e-3*(1+size) {
+			t.Fatalf("gradient along a direction %v, want %v", got, want)
+		}
+	})
+}
+
+// TestVectors holds each vector kernel against plain Go, at every length.
+func TestVectors(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 3))
+	near := func(what string, n int, got, want []float32) {
+		t.Helper()
+		for i := range want {
+			if math.Abs(float64(got[i]-want[i])) > 2e-5*(1+math.Abs(float64(want[i]))) {
+				t.Fatalf("%s of %d, at %d: %v, want %v", what, n, i, got[i], want[i])
+			}
+		}
+	}
+	for n := 1; n < 70; n++ {
+		x, y, z, w := random(r, n), random(r, n), random(r, n), random(r, n)
+		sum, scaled, axpy := make([]float32, n), make([]float32, n), make([]float32, n)
+		for i := range n {
+			sum[i], scaled[i], axpy[i] = y[i]+x[i], 0.3*x[i], y[i]+0.3*x[i]
+		}
+		got := slices.Clone(y)
+		Add(got, x)
+		near("Add", n, got, sum)
+		got = slices.Clone(y)
+		AddScaled(got, x, 0.3)
+		near("AddScaled", n, got, axpy)
+		got = slices.Clone(x)
+		scale(got, 0.3)
+		near("scale", n, got, scaled)
+
+		soft, total, top := make([]float32, n), 0.0, slices.Max(x)
+		for _, v := range x {
+			total += math.Exp(float64(v))
+		}
+		for i, v := range x {
+			soft[i] = float32(math.Exp(float64(v)) / total)
+		}
+		got = slices.Clone(x)
+		norm := Softmax(got)
+		near("Softmax", n, got, soft)
+		near("its norm", n, []float32{norm}, []float32{float32(math.Log(total))})
+		if m, i := maxBlocks(x, x[0]); max(m, slices.Max(append(x[i:], m))) != top {
+			t.Fatalf("max of %d: %v, want %v", n, m, top)
+		}
+
+		u := append(slices.Clone(x), y...)
+		gate, du := make([]float32, n), make([]float32, 2*n)
+		for i := range n {
+			s := 1 / (1 + math.Exp(-float64(x[i])))
+			gate[i] = float32(float64(x[i]) * s * float64(y[i]))
+			du[i] = w[i] + float32(float64(z[i])*float64(y[i])*s*(1+float64(x[i])*(1-s)))
+			du[n+i] = w[i] + float32(float64(z[i])*float64(x[i])*s)
+		}
+		SwiGLU(got, u, 1, n)
+		near("SwiGLU", n, got, gate)
+		back := append(slices.Clone(w), w...)
+		SwiGLUBackward(back, z, u, 1, n)
+		near("SwiGLUBackward", n, back, du)
+
+		o := AdamW{LearningRate: 0.1, Beta1: 0.9, Beta2: 0.99, Eps: 1e-8, WeightDecay: 0.1}
+		wi, m, v := slices.Clone(w), slices.Clone(y), make([]float32, n)
+		wantW, wantM, wantV := make([]float32, n), make([]float32, n), make([]float32, n)
+		for i := range n {
+			v[i] = z[i] * z[i]
+			g := 0.5 * float64(x[i])
+			mi, vi := 0.9*float64(m[i])+0.1*g, 0.99*float64(v[i])+0.01*g*g
+			wantM[i], wantV[i] = float32(mi), float32(vi)
+			wantW[i] = float32(float64(w[i])*(1-0.1*0.1) - 0.1*mi/(1-math.Pow(0.9, 3))/(math.Sqrt(vi/(1-math.Pow(0.99, 3)))+1e-8))
+		}
+		o.Step(wi, x, m, v, 0.5, 3, true)
+		near("AdamW", n, wi, wantW)
+		near("its first moment", n, m, wantM)
+		near("its second moment", n, v, wantV)
+
+		const rows = 3
+		xs, dys, dx, dgain := random(r, rows*n), random(r, rows*n), random(r, rows*n), random(r, n)
+		rstd, ys := make([]float32, rows), make([]float32, rows*n)
+		wantY, wantDx, wantDg := make([]float32, rows*n), slices.Clone(dx), slices.Clone(dgain)
+		for i := range rows {
+			var ss, dot float64
+			for j := range n {
+				ss += float64(xs[i*n+j]) * float64(xs[i*n+j])
+				dot += float64(xs[i*n+j]) * float64(dys[i*n+j]) * float64(x[j])
+			}
+			s := 1 / math.Sqrt(ss/float64(n)+normEps)
+			for j := range n {
+				xi, dyi := float64(xs[i*n+j]), float64(dys[i*n+j])
+				wantY[i*n+j] = float32(xi * s * float64(x[j]))
+				wantDx[i*n+j] += float32(dyi*float64(x[j])*s - xi*dot*s*s*s/float64(n))
+				wantDg[j] += float32(dyi * xi * s)
+			}
+		}
+		RMSNorm(ys, rstd, xs, x, rows, n)
+		near("RMSNorm", n, ys, wantY)
+		RMSNormBackward(dx, dgain, dys, xs, x, rstd, rows, n)
+		near("RMSNormBackward", n, dx, wantDx)
+		near("its gain's", n, dgain, wantDg)
+	}
+	nan := []float32{1, 2, 3, 4, 5, 6, 7, 8, 9}
+	nan[4] = float32(math.NaN())
+	if Softmax(nan); nan[4] == nan[4] {
+		t.Error("NaN is lost in Softmax")
 	}
 }

@@ -1,4 +1,4 @@
-// The generator of gemm_amd64.s lives in a module of its own, so that onerec does
+// The generator of kernels_amd64.s lives in a module of its own, so that onerec does
 // not depend on avo.
 module onerec/internal/kernels/avo
 

@@ -1,6 +1,6 @@
 // Command avo writes the AVX2/FMA kernels of the kernels package:
 //
-//	cd internal/kernels/avo && go run . -out ../gemm_amd64.s -pkg kernels
+//	cd internal/kernels/avo && go run . -out ../kernels_amd64.s -pkg kernels
 package main
 
 import (
@@ -11,14 +11,51 @@ import (
 
 func main() {
 	ConstraintExpr("!purego")
-	TEXT("gemm6x16AVX2", NOSPLIT, "func(k int, a, b, c *float32, ldc int)")
-	Doc("gemm6x16AVX2 computes C += A B for a 6 x 16 tile of C: A is packed as k columns of 6, B as k rows of 16, C has rows ldc floats apart.")
+	gemm("gemm6x16AVX2", "gemm6x16AVX2 computes C = A B, or C += A B with add, for a 6 x 16 tile of C: A is packed as k columns of 6, B as k rows of 16, C has rows ldc floats apart.", true)
+	gemm("gemm6x16RowsAVX2", "gemm6x16RowsAVX2 is gemm6x16AVX2 for an A that is not packed, with rows lda floats apart.", false)
+	dot()
+	dots8()
+	vectors()
+	Generate()
+}
+
+func gemm(name, doc string, packed bool) {
+	signature := "func(k int, a *float32, lda int, b, c *float32, ldc int, add bool)"
+	if packed {
+		signature = "func(k int, a, b, c *float32, ldc int, add bool)"
+	}
+	TEXT(name, NOSPLIT, signature)
+	Doc(doc)
 	k := Load(Param("k"), GP64())
 	a := Load(Param("a"), GP64())
 	b := Load(Param("b"), GP64())
 	c := Load(Param("c"), GP64())
 	ldc := Load(Param("ldc"), GP64())
+	add := Load(Param("add"), GP8())
 	SHLQ(Imm(2), ldc)
+	at := func(row, step int) Mem { return Mem{Base: a, Disp: 24*step + 4*row} }
+	advance := func(n int) { ADDQ(Imm(uint64(24*n)), a) }
+	if !packed {
+		lda := Load(Param("lda"), GP64())
+		SHLQ(Imm(2), lda)
+		a3 := GP64()
+		LEAQ(Mem{Base: a, Index: lda, Scale: 2}, a3)
+		ADDQ(lda, a3)
+		at = func(row, step int) Mem {
+			m := Mem{Base: a, Disp: 4 * step}
+			if row >= 3 {
+				m.Base = a3
+			}
+			if row%3 > 0 {
+				m.Index, m.Scale = lda, uint8(row%3)
+			}
+			return m
+		}
+		advance = func(n int) {
+			ADDQ(Imm(uint64(4*n)), a)
+			ADDQ(Imm(uint64(4*n)), a3)
+		}
+	}
 
 	var acc [6][2]reg.VecVirtual
 	for i := range acc {
@@ -28,18 +65,17 @@ func main() {
 		}
 	}
 	b0, b1, ai := YMM(), YMM(), YMM()
-
 	step := func(n int) {
 		for s := range n {
 			VMOVUPS(Mem{Base: b, Disp: 64 * s}, b0)
 			VMOVUPS(Mem{Base: b, Disp: 64*s + 32}, b1)
 			for i := range acc {
-				VBROADCASTSS(Mem{Base: a, Disp: 24*s + 4*i}, ai)
+				VBROADCASTSS(at(i, s), ai)
 				VFMADD231PS(b0, ai, acc[i][0])
 				VFMADD231PS(b1, ai, acc[i][1])
 			}
 		}
-		ADDQ(Imm(uint64(24*n)), a)
+		advance(n)
 		ADDQ(U32(64*n), b)
 	}
 	Label("quad")
@@ -56,21 +92,27 @@ func main() {
 	JMP(LabelRef("single"))
 
 	Label("store")
-	for i := range acc {
-		for j := range acc[i] {
-			m := Mem{Base: c, Disp: 32 * j}
-			VADDPS(m, acc[i][j], acc[i][j])
-			VMOVUPS(acc[i][j], m)
+	store := func(sum bool) {
+		for i := range acc {
+			for j := range acc[i] {
+				m := Mem{Base: c, Disp: 32 * j}
+				if sum {
+					VADDPS(m, acc[i][j], acc[i][j])
+				}
+				VMOVUPS(acc[i][j], m)
+			}
+			if i < len(acc)-1 {
+				ADDQ(ldc, c)
+			}
 		}
-		if i < len(acc)-1 {
-			ADDQ(ldc, c)
-		}
+		VZEROUPPER()
+		RET()
 	}
-	VZEROUPPER()
-	RET()
-	dot()
-	dots8()
-	Generate()
+	TESTB(add, add)
+	JZ(LabelRef("over"))
+	store(true)
+	Label("over")
+	store(false)
 }
 
 func dots8() {

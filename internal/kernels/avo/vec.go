@@ -1,0 +1,377 @@
+package main
+
+import (
+	"math"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// Constants of exp, 8 times each; the polynomial is Cephes' expf.
+const (
+	expMin = iota
+	expMax
+	expLog2e
+	expLn2High
+	expLn2Low
+	expC0
+	expC1
+	expC2
+	expC3
+	expC4
+	expC5
+	expOne
+	expBias
+	expSign
+)
+
+var expData Mem
+
+func expConstants() {
+	expData = GLOBL("expData", RODATA|NOPTR)
+	at := 0
+	for _, v := range []float32{-87, 88, 1.44269504, 0.693359375, -2.12194440e-4, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1} {
+		for range 8 {
+			DATA(at, U32(math.Float32bits(v))) // the assembler takes $(1) for an integer
+			at += 4
+		}
+	}
+	for _, v := range []uint32{127, 1 << 31} {
+		for range 8 {
+			DATA(at, U32(v))
+			at += 4
+		}
+	}
+}
+
+func constant(i int) Mem { return expData.Offset(32 * i) }
+
+// exp replaces x by e^x, zero below -87, with 88 as the greatest exponent; NaN stays.
+func exp(x reg.VecVirtual) {
+	below, n, p, t := YMM(), YMM(), YMM(), YMM()
+	VCMPPS(Imm(1), constant(expMin), x, below)
+	VMOVUPS(constant(expMax), t)
+	VMINPS(x, t, x)
+	VMULPS(constant(expLog2e), x, n)
+	VROUNDPS(Imm(8), n, n)
+	VFNMADD231PS(constant(expLn2High), n, x)
+	VFNMADD231PS(constant(expLn2Low), n, x)
+	VMOVUPS(constant(expC0), p)
+	for c := expC1; c <= expC5; c++ {
+		VFMADD213PS(constant(c), x, p)
+	}
+	VMULPS(x, x, t)
+	VFMADD213PS(x, t, p)
+	VADDPS(constant(expOne), p, p)
+	VCVTPS2DQ(n, n)
+	VPADDD(constant(expBias), n, n)
+	VPSLLD(Imm(23), n, n)
+	VMULPS(n, p, p)
+	VANDNPS(p, below, x)
+}
+
+// sigmoid returns 1 / (1 + e^-x) and leaves x.
+func sigmoid(x reg.VecVirtual) reg.VecVirtual {
+	s, one := YMM(), YMM()
+	VXORPS(constant(expSign), x, s)
+	exp(s)
+	VMOVUPS(constant(expOne), one)
+	VADDPS(one, s, s)
+	VDIVPS(s, one, s)
+	return s
+}
+
+// vector makes a function over n floats, a multiple of 8, of slices whose first floats
+// its pointers are; body gets where each slice is.
+func vector(name, doc string, scalars, pointers []string, begin func(load func(string) reg.VecVirtual), body func(at map[string]Mem), end func()) {
+	sig := "func(n int"
+	for _, p := range pointers {
+		sig += ", " + p + " *float32"
+	}
+	for _, s := range scalars {
+		sig += ", " + s + " float32"
+	}
+	sig += ")"
+	if end != nil {
+		sig += " float32"
+	}
+	TEXT(name, NOSPLIT, sig)
+	Doc(doc)
+	n := Load(Param("n"), GP64())
+	at := make(map[string]Mem)
+	var bases []reg.GPVirtual
+	for _, p := range pointers {
+		base := GP64()
+		Load(Param(p), base)
+		bases = append(bases, base)
+		at[p] = Mem{Base: base}
+	}
+	if begin != nil {
+		begin(func(s string) reg.VecVirtual {
+			x, y := XMM(), YMM()
+			Load(Param(s), x)
+			VBROADCASTSS(x, y)
+			return y
+		})
+	}
+	Label("loop")
+	TESTQ(n, n)
+	JZ(LabelRef("done"))
+	body(at)
+	for _, b := range bases {
+		ADDQ(Imm(32), b)
+	}
+	SUBQ(Imm(8), n)
+	JMP(LabelRef("loop"))
+	Label("done")
+	if end != nil {
+		end()
+	}
+	VZEROUPPER()
+	RET()
+}
+
+// horizontal adds or takes the greatest of acc's floats and returns it.
+func horizontal(acc reg.VecVirtual, greatest bool) func() {
+	return func() {
+		low, high := acc.AsX(), XMM()
+		VEXTRACTF128(Imm(1), acc, high)
+		join := func(a, b reg.Register) { VADDPS(a, b, low) }
+		if greatest {
+			join = func(a, b reg.Register) { VMAXPS(a, b, low) }
+		}
+		join(high, low)
+		VMOVHLPS(low, low, high)
+		join(high, low)
+		VMOVSHDUP(low, high)
+		join(high, low)
+		Store(low, ReturnIndex(0))
+	}
+}
+
+func vectors() {
+	expConstants()
+	var a, b, c, d, e reg.VecVirtual
+	vector("add8", "add8 adds x to y.", nil, []string{"y", "x"}, nil, func(at map[string]Mem) {
+		v := YMM()
+		VMOVUPS(at["y"], v)
+		VADDPS(at["x"], v, v)
+		VMOVUPS(v, at["y"])
+	}, nil)
+	vector("axpy8", "axpy8 adds s times x to y.", []string{"s"}, []string{"y", "x"}, func(load func(string) reg.VecVirtual) { a = load("s") }, func(at map[string]Mem) {
+		v := YMM()
+		VMOVUPS(at["y"], v)
+		VFMADD231PS(at["x"], a, v)
+		VMOVUPS(v, at["y"])
+	}, nil)
+	vector("scale8", "scale8 multiplies x by s.", []string{"s"}, []string{"x"}, func(load func(string) reg.VecVirtual) { a = load("s") }, func(at map[string]Mem) {
+		v := YMM()
+		VMULPS(at["x"], a, v)
+		VMOVUPS(v, at["x"])
+	}, nil)
+	vector("max8", "max8 returns the greatest float, at least top.", []string{"top"}, []string{"x"}, func(load func(string) reg.VecVirtual) { b = load("top") }, func(at map[string]Mem) {
+		VMAXPS(at["x"], b, b)
+	}, func() { horizontal(b, true)() })
+	vector("expSum8", "expSum8 replaces x by e^(x-top) and returns the sum.", []string{"top"}, []string{"x"}, func(load func(string) reg.VecVirtual) {
+		a, c = load("top"), YMM()
+		VXORPS(c, c, c)
+	}, func(at map[string]Mem) {
+		v := YMM()
+		VMOVUPS(at["x"], v)
+		VSUBPS(a, v, v)
+		exp(v)
+		VADDPS(v, c, c)
+		VMOVUPS(v, at["x"])
+	}, func() { horizontal(c, false)() })
+	vector("swiglu8", "swiglu8 computes y = silu(a) b.", nil, []string{"y", "a", "b"}, nil, func(at map[string]Mem) {
+		x := YMM()
+		VMOVUPS(at["a"], x)
+		s := sigmoid(x)
+		VMULPS(x, s, s)
+		VMULPS(at["b"], s, s)
+		VMOVUPS(s, at["y"])
+	}, nil)
+	vector("swigluBack8", "swigluBack8 adds the gradients of silu(a) b.", nil, []string{"da", "db", "dy", "a", "b"}, nil, func(at map[string]Mem) {
+		x, dy, t := YMM(), YMM(), YMM()
+		VMOVUPS(at["a"], x)
+		VMOVUPS(at["dy"], dy)
+		s := sigmoid(x)
+		// db += dy x s
+		VMULPS(x, s, t)
+		v := YMM()
+		VMOVUPS(at["db"], v)
+		VFMADD231PS(dy, t, v)
+		VMOVUPS(v, at["db"])
+		// da += dy b s (1 + x - x s)
+		VADDPS(constant(expOne), x, v)
+		VSUBPS(t, v, v)
+		VMULPS(s, v, v)
+		VMULPS(at["b"], dy, dy)
+		VMOVUPS(at["da"], t)
+		VFMADD231PS(v, dy, t)
+		VMOVUPS(t, at["da"])
+	}, nil)
+	vector("mulScale8", "mulScale8 computes y = x gain s.", []string{"s"}, []string{"y", "x", "gain"}, func(load func(string) reg.VecVirtual) { a = load("s") }, func(at map[string]Mem) {
+		v := YMM()
+		VMULPS(at["x"], a, v)
+		VMULPS(at["gain"], v, v)
+		VMOVUPS(v, at["y"])
+	}, nil)
+	vector("dot3", "dot3 returns the sum of x y z.", nil, []string{"x", "y", "z"}, func(func(string) reg.VecVirtual) {
+		d = YMM()
+		VXORPS(d, d, d)
+	}, func(at map[string]Mem) {
+		v := YMM()
+		VMOVUPS(at["x"], v)
+		VMULPS(at["y"], v, v)
+		VFMADD231PS(at["z"], v, d)
+	}, func() { horizontal(d, false)() })
+	vector("normBack8", "normBack8 adds dy gain r - x dot to dx, and dy x r to dgain.", []string{"r", "dot"}, []string{"dx", "dgain", "dy", "x", "gain"}, func(load func(string) reg.VecVirtual) {
+		a, e = load("r"), load("dot")
+	}, func(at map[string]Mem) {
+		dy, x, v := YMM(), YMM(), YMM()
+		VMULPS(at["dy"], a, dy)
+		VMOVUPS(at["x"], x)
+		VMOVUPS(at["dgain"], v)
+		VFMADD231PS(dy, x, v)
+		VMOVUPS(v, at["dgain"])
+		VMOVUPS(at["dx"], v)
+		VFMADD231PS(at["gain"], dy, v)
+		VFNMADD231PS(x, e, v)
+		VMOVUPS(v, at["dx"])
+	}, nil)
+	vector("softmaxBack8", "softmaxBack8 replaces dp by p (dp - dot).", []string{"dot"}, []string{"dp", "p"}, func(load func(string) reg.VecVirtual) { a = load("dot") }, func(at map[string]Mem) {
+		v := YMM()
+		VMOVUPS(at["dp"], v)
+		VSUBPS(a, v, v)
+		VMULPS(at["p"], v, v)
+		VMOVUPS(v, at["dp"])
+	}, nil)
+	names := []string{"scale", "b1", "c1", "b2", "c2", "shrink", "lr", "eps", "fix"}
+	k := make(map[string]reg.VecVirtual)
+	vector("adamw8", "adamw8 is a step of AdamW: grad times scale into the moments m (b1, c1) and v (b2, c2), then w = w shrink - lr m / (sqrt(v fix) + eps).", names, []string{"w", "grad", "m", "v"}, func(load func(string) reg.VecVirtual) {
+		for _, name := range names {
+			k[name] = load(name)
+		}
+	}, func(at map[string]Mem) {
+		g, m, v := YMM(), YMM(), YMM()
+		VMULPS(at["grad"], k["scale"], g)
+		VMULPS(at["m"], k["b1"], m)
+		VFMADD231PS(g, k["c1"], m)
+		VMOVUPS(m, at["m"])
+		VMULPS(g, g, g)
+		VMULPS(at["v"], k["b2"], v)
+		VFMADD231PS(g, k["c2"], v)
+		VMOVUPS(v, at["v"])
+		VMULPS(k["fix"], v, v)
+		VSQRTPS(v, v)
+		VADDPS(k["eps"], v, v)
+		VMULPS(k["lr"], m, m)
+		VDIVPS(v, m, m)
+		VMULPS(at["w"], k["shrink"], v)
+		VSUBPS(m, v, v)
+		VMOVUPS(v, at["w"])
+	}, nil)
+	packs()
+}
+
+// packs are the copies that lay matrices out for the micro-kernel.
+func packs() {
+	TEXT("packRows16", NOSPLIT, "func(k int, dst, src *float32, ld int)")
+	Doc("packRows16 copies 16 floats of each of k rows, ld floats apart.")
+	k := Load(Param("k"), GP64())
+	dst := Load(Param("dst"), GP64())
+	src := Load(Param("src"), GP64())
+	ld := Load(Param("ld"), GP64())
+	SHLQ(Imm(2), ld)
+	x, y := YMM(), YMM()
+	Label("rows")
+	TESTQ(k, k)
+	JZ(LabelRef("end"))
+	VMOVUPS(Mem{Base: src}, x)
+	VMOVUPS(Mem{Base: src, Disp: 32}, y)
+	VMOVUPS(x, Mem{Base: dst})
+	VMOVUPS(y, Mem{Base: dst, Disp: 32})
+	ADDQ(ld, src)
+	ADDQ(Imm(64), dst)
+	DECQ(k)
+	JMP(LabelRef("rows"))
+	Label("end")
+	VZEROUPPER()
+	RET()
+
+	TEXT("packRows6", NOSPLIT, "func(k int, dst, src *float32, ld int)")
+	Doc("packRows6 copies 6 floats of each of k rows, ld floats apart; it reads and writes 8, so the last row is not its own.")
+	k = Load(Param("k"), GP64())
+	dst = Load(Param("dst"), GP64())
+	src = Load(Param("src"), GP64())
+	ld = Load(Param("ld"), GP64())
+	SHLQ(Imm(2), ld)
+	x = YMM()
+	Label("rows")
+	TESTQ(k, k)
+	JZ(LabelRef("end"))
+	VMOVUPS(Mem{Base: src}, x)
+	VMOVUPS(x, Mem{Base: dst})
+	ADDQ(ld, src)
+	ADDQ(Imm(24), dst)
+	DECQ(k)
+	JMP(LabelRef("rows"))
+	Label("end")
+	VZEROUPPER()
+	RET()
+
+	TEXT("packColumns8", NOSPLIT, "func(k int, dst *float32, stride int, src *float32, ld int)")
+	Doc("packColumns8 transposes 8 rows of k floats, a multiple of 8, ld floats apart, into k rows of 8, stride floats apart.")
+	k = Load(Param("k"), GP64())
+	dst = Load(Param("dst"), GP64())
+	stride := Load(Param("stride"), GP64())
+	src = Load(Param("src"), GP64())
+	ld = Load(Param("ld"), GP64())
+	SHLQ(Imm(2), ld)
+	SHLQ(Imm(2), stride)
+	ld3, src4 := GP64(), GP64()
+	LEAQ(Mem{Base: ld, Index: ld, Scale: 2}, ld3)
+	LEAQ(Mem{Base: src, Index: ld, Scale: 4}, src4)
+	rows := [8]Mem{
+		{Base: src}, {Base: src, Index: ld, Scale: 1}, {Base: src, Index: ld, Scale: 2}, {Base: src, Index: ld3, Scale: 1},
+		{Base: src4}, {Base: src4, Index: ld, Scale: 1}, {Base: src4, Index: ld, Scale: 2}, {Base: src4, Index: ld3, Scale: 1},
+	}
+	Label("eight")
+	TESTQ(k, k)
+	JZ(LabelRef("end"))
+	var r, t [8]reg.VecVirtual
+	for i := range r {
+		r[i] = YMM()
+		VMOVUPS(rows[i], r[i])
+	}
+	for i := 0; i < 8; i += 2 {
+		t[i], t[i+1] = YMM(), YMM()
+		VUNPCKLPS(r[i+1], r[i], t[i])
+		VUNPCKHPS(r[i+1], r[i], t[i+1])
+	}
+	for i := 0; i < 8; i += 4 {
+		VSHUFPS(Imm(0x44), t[i+2], t[i], r[i])
+		VSHUFPS(Imm(0xee), t[i+2], t[i], r[i+1])
+		VSHUFPS(Imm(0x44), t[i+3], t[i+1], r[i+2])
+		VSHUFPS(Imm(0xee), t[i+3], t[i+1], r[i+3])
+	}
+	for i := range 8 {
+		out := t[i]
+		half := uint64(0x20)
+		if i >= 4 {
+			half = 0x31
+		}
+		VPERM2F128(Imm(half), r[i%4+4], r[i%4], out)
+		VMOVUPS(out, Mem{Base: dst})
+		ADDQ(stride, dst)
+	}
+	ADDQ(Imm(32), src)
+	ADDQ(Imm(32), src4)
+	SUBQ(Imm(8), k)
+	JMP(LabelRef("eight"))
+	Label("end")
+	VZEROUPPER()
+	RET()
+}

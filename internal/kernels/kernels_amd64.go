@@ -1,0 +1,255 @@
+//go:build amd64 && !purego
+
+package kernels
+
+import "golang.org/x/sys/cpu"
+
+//go:noescape
+func gemm6x16AVX2(k int, a, b, c *float32, ldc int, add bool)
+
+//go:noescape
+func gemm6x16RowsAVX2(k int, a *float32, lda int, b, c *float32, ldc int, add bool)
+
+//go:noescape
+func dotAVX2(n int, x, y *float32) float32
+
+//go:noescape
+func dots8AVX2(n int, a *float32, lda int, x, out *float32)
+
+//go:noescape
+func packRows6(k int, dst, src *float32, ld int)
+
+//go:noescape
+func packRows16(k int, dst, src *float32, ld int)
+
+//go:noescape
+func packColumns8(k int, dst *float32, stride int, src *float32, ld int)
+
+//go:noescape
+func add8(n int, y, x *float32)
+
+//go:noescape
+func axpy8(n int, y, x *float32, s float32)
+
+//go:noescape
+func scale8(n int, x *float32, s float32)
+
+//go:noescape
+func max8(n int, x *float32, top float32) float32
+
+//go:noescape
+func expSum8(n int, x *float32, top float32) float32
+
+//go:noescape
+func swiglu8(n int, y, a, b *float32)
+
+//go:noescape
+func swigluBack8(n int, da, db, dy, a, b *float32)
+
+//go:noescape
+func mulScale8(n int, y, x, gain *float32, s float32)
+
+//go:noescape
+func dot3(n int, x, y, z *float32) float32
+
+//go:noescape
+func normBack8(n int, dx, dgain, dy, x, gain *float32, r, dot float32)
+
+//go:noescape
+func softmaxBack8(n int, dp, p *float32, dot float32)
+
+//go:noescape
+func adamw8(n int, w, grad, m, v *float32, scale, b1, c1, b2, c2, shrink, lr, eps, fix float32)
+
+var useAVX2 = cpu.X86.HasAVX2 && cpu.X86.HasFMA
+
+// The assembly checks no bounds: each wrapper reads the last float that it reaches of
+// every slice, which panics before anything is out of bounds.
+
+func gemm6x16(k int, a, b, c []float32, ldc int, add bool) {
+	if useAVX2 {
+		_, _, _ = a[mr*k-1], b[nr*k-1], c[(mr-1)*ldc+nr-1]
+		gemm6x16AVX2(k, &a[0], &b[0], &c[0], ldc, add)
+		return
+	}
+	gemm6x16Go(k, a, b, c, ldc, add)
+}
+
+func gemm6x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool) {
+	if useAVX2 {
+		_, _, _ = a[(mr-1)*lda+k-1], b[nr*k-1], c[(mr-1)*ldc+nr-1]
+		gemm6x16RowsAVX2(k, &a[0], lda, &b[0], &c[0], ldc, add)
+		return
+	}
+	gemm6x16RowsGo(k, a, lda, b, c, ldc, add)
+}
+
+// dotBlocks returns the inner product of the first floats of x and y, and how many it
+// took.
+func dotBlocks(x, y []float32) (sum float32, n int) {
+	n = len(x) &^ 31
+	if n == 0 || !useAVX2 {
+		return 0, 0
+	}
+	_ = y[n-1]
+	return dotAVX2(n, &x[0], &y[0]), n
+}
+
+// dots8 writes the inner products of the first floats of 8 rows with those of x, and
+// returns how many it took.
+func dots8(out, a []float32, lda int, x []float32) (n int) {
+	n = len(x) &^ 7
+	if n == 0 || !useAVX2 {
+		return 0
+	}
+	_, _ = a[7*lda+n-1], out[7]
+	dots8AVX2(n, &a[0], lda, &x[0], &out[0])
+	return n
+}
+
+// packRowsOf6 copies 6 floats of the first rows and returns how many rows: all but those
+// whose 8 floats, which it reads and writes, end beyond a slice.
+func packRowsOf6(k int, dst, src []float32, ld int) int {
+	for k > 0 && ((k-1)*ld+8 > len(src) || (k-1)*mr+8 > len(dst)) {
+		k--
+	}
+	if k == 0 || !useAVX2 {
+		return 0
+	}
+	packRows6(k, &dst[0], &src[0], ld)
+	return k
+}
+
+// packRowsOf16 copies 16 floats of k rows, if it can.
+func packRowsOf16(k int, dst, src []float32, ld int) bool {
+	if k == 0 || !useAVX2 {
+		return false
+	}
+	_, _ = dst[k*nr-1], src[(k-1)*ld+nr-1]
+	packRows16(k, &dst[0], &src[0], ld)
+	return true
+}
+
+// packColumnsOf8 transposes the first columns of 8 rows and returns how many columns.
+func packColumnsOf8(k int, dst []float32, stride int, src []float32, ld int) int {
+	k &^= 7
+	if k == 0 || !useAVX2 {
+		return 0
+	}
+	_, _ = dst[(k-1)*stride+7], src[7*ld+k-1]
+	packColumns8(k, &dst[0], stride, &src[0], ld)
+	return k
+}
+
+// blocks is how much of a slice the vector kernels take.
+func blocks(x []float32) int {
+	if !useAVX2 {
+		return 0
+	}
+	return len(x) &^ 7
+}
+
+func addBlocks(y, x []float32) int {
+	n := blocks(y)
+	if n > 0 {
+		_ = x[n-1]
+		add8(n, &y[0], &x[0])
+	}
+	return n
+}
+
+func axpyBlocks(y, x []float32, s float32) int {
+	n := blocks(y)
+	if n > 0 {
+		_ = x[n-1]
+		axpy8(n, &y[0], &x[0], s)
+	}
+	return n
+}
+
+func scaleBlocks(x []float32, s float32) int {
+	n := blocks(x)
+	if n > 0 {
+		scale8(n, &x[0], s)
+	}
+	return n
+}
+
+func maxBlocks(x []float32, top float32) (float32, int) {
+	n := blocks(x)
+	if n > 0 {
+		top = max8(n, &x[0], top)
+	}
+	return top, n
+}
+
+func expSumBlocks(x []float32, top float32) (sum float32, n int) {
+	n = blocks(x)
+	if n > 0 {
+		sum = expSum8(n, &x[0], top)
+	}
+	return sum, n
+}
+
+func swigluBlocks(y, a, b []float32) int {
+	n := blocks(y)
+	if n > 0 {
+		_, _ = a[n-1], b[n-1]
+		swiglu8(n, &y[0], &a[0], &b[0])
+	}
+	return n
+}
+
+func swigluBackBlocks(da, db, dy, a, b []float32) int {
+	n := blocks(dy)
+	if n > 0 {
+		_, _, _, _ = da[n-1], db[n-1], a[n-1], b[n-1]
+		swigluBack8(n, &da[0], &db[0], &dy[0], &a[0], &b[0])
+	}
+	return n
+}
+
+func mulScaleBlocks(y, x, gain []float32, s float32) int {
+	n := blocks(y)
+	if n > 0 {
+		_, _ = x[n-1], gain[n-1]
+		mulScale8(n, &y[0], &x[0], &gain[0], s)
+	}
+	return n
+}
+
+func dot3Blocks(x, y, z []float32) (sum float32, n int) {
+	n = blocks(x)
+	if n > 0 {
+		_, _ = y[n-1], z[n-1]
+		sum = dot3(n, &x[0], &y[0], &z[0])
+	}
+	return sum, n
+}
+
+func normBackBlocks(dx, dgain, dy, x, gain []float32, r, dot float32) int {
+	n := blocks(dx)
+	if n > 0 {
+		_, _, _, _ = dgain[n-1], dy[n-1], x[n-1], gain[n-1]
+		normBack8(n, &dx[0], &dgain[0], &dy[0], &x[0], &gain[0], r, dot)
+	}
+	return n
+}
+
+func softmaxBackBlocks(dp, p []float32, dot float32) int {
+	n := blocks(dp)
+	if n > 0 {
+		_ = p[n-1]
+		softmaxBack8(n, &dp[0], &p[0], dot)
+	}
+	return n
+}
+
+func adamwBlocks(w, g, m, v []float32, o adamwConstants) int {
+	n := blocks(w)
+	if n > 0 {
+		_, _, _ = g[n-1], m[n-1], v[n-1]
+		adamw8(n, &w[0], &g[0], &m[0], &v[0], o.scale, o.b1, o.c1, o.b2, o.c2, o.shrink, o.lr, o.eps, o.fix)
+	}
+	return n
+}

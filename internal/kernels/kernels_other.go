@@ -1,0 +1,36 @@
+//go:build !amd64 || purego
+
+package kernels
+
+const useAVX2 = false
+
+func gemm6x16(k int, a, b, c []float32, ldc int, add bool) { gemm6x16Go(k, a, b, c, ldc, add) }
+
+func gemm6x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool) {
+	gemm6x16RowsGo(k, a, lda, b, c, ldc, add)
+}
+
+func dotBlocks(x, y []float32) (sum float32, n int) { return 0, 0 }
+
+func dots8(out, a []float32, lda int, x []float32) (n int) { return 0 }
+
+func packRowsOf6(k int, dst, src []float32, ld int) int                          { return 0 }
+func packRowsOf16(k int, dst, src []float32, ld int) bool                        { return false }
+func packColumnsOf8(k int, dst []float32, stride int, src []float32, ld int) int { return 0 }
+
+// The vector kernels take what is a multiple of 8 of their slices and return how much
+// that is: nothing here.
+
+func addBlocks(y, x []float32) int                                        { return 0 }
+func axpyBlocks(y, x []float32, s float32) int                            { return 0 }
+func scaleBlocks(x []float32, s float32) int                              { return 0 }
+func maxBlocks(x []float32, top float32) (float32, int)                   { return top, 0 }
+func expSumBlocks(x []float32, top float32) (float32, int)                { return 0, 0 }
+func swigluBlocks(y, a, b []float32) int                                  { return 0 }
+func swigluBackBlocks(da, db, dy, a, b []float32) int                     { return 0 }
+func mulScaleBlocks(y, x, gain []float32, s float32) int                  { return 0 }
+func dot3Blocks(x, y, z []float32) (float32, int)                         { return 0, 0 }
+func normBackBlocks(dx, dgain, dy, x, gain []float32, r, dot float32) int { return 0 }
+func softmaxBackBlocks(dp, p []float32, dot float32) int                  { return 0 }
+
+func adamwBlocks(w, g, m, v []float32, o adamwConstants) int { return 0 }
