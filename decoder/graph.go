@@ -84,6 +84,7 @@ func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, beta, lambda
 	pos := func(i int) int { return int(gr.batch.pos[i]) }
 
 	x := ops.Embed(gr.params[0], func() []int32 { return gr.batch.tokens }, capacity)
+	x = ops.Dropout(gr, x, 2*c.Layers, dropout)
 	for l := range c.Layers {
 		p := gr.params[1+6*l:]
 		h := ops.Linear(gr, ops.RMSNorm(gr, x, p[0]), p[1])

@@ -1,0 +1,122 @@
+package decoder
+
+import (
+	"encoding/json"
+	"math"
+	"os"
+	"testing"
+
+	"onerec/internal/kernels"
+	"onerec/internal/ops"
+	"onerec/internal/safetensors"
+)
+
+// golden is what testdata/golden.py found with PyTorch, from the same weights and rows.
+type golden struct {
+	Config Config
+	Rows   []struct {
+		History, Session [][]uint16
+	}
+	HistoryWeight float32 `json:"history_weight"`
+	Losses        []float64
+	Optimizer     struct {
+		LearningRate float64 `json:"learning_rate"`
+		WeightDecay  float64 `json:"weight_decay"`
+		Beta1, Beta2 float64
+		Eps, Clip    float64
+	}
+
+	tensors map[string][]float32
+}
+
+func readGolden(t *testing.T) (g golden) {
+	t.Helper()
+	data, err := os.ReadFile("testdata/golden.safetensors")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := safetensors.Parse(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(f.Metadata["golden"]), &g); err != nil {
+		t.Fatal(err)
+	}
+	g.tensors = make(map[string][]float32)
+	for _, x := range f.Tensors {
+		g.tensors[x.Name] = x.Data
+	}
+	return g
+}
+
+// TestPyTorch: from the same weights and rows, the log probabilities, the loss, every
+// weight's gradient and ten steps of AdamW with clipping are PyTorch's.
+func TestPyTorch(t *testing.T) {
+	want := readGolden(t)
+	w := &Weights{Config: want.Config, params: want.Config.layout()}
+	for i := range w.params {
+		w.params[i].Data = append([]float32(nil), want.tensors["w."+w.params[i].Name]...)
+	}
+	g, err := NewGraph(w, 128)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	b := NewBatch(want.HistoryWeight)
+	for _, r := range want.Rows {
+		var row Row
+		for _, id := range r.History {
+			row.History = append(row.History, id)
+		}
+		for _, id := range r.Session {
+			row.Session = append(row.Session, id)
+		}
+		if err := b.Add(want.Config, row); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.Close()
+	// near holds got against want, relative to the largest of the tensor.
+	near := func(what string, got, want []float32, tolerance float64) {
+		t.Helper()
+		if len(got) < len(want) || len(want) == 0 {
+			t.Errorf("%s: %d values, want %d", what, len(got), len(want))
+			return
+		}
+		var worst, largest float64
+		for i, v := range want {
+			worst = max(worst, math.Abs(float64(got[i]-v)))
+			largest = max(largest, math.Abs(float64(v)))
+		}
+		if worst > tolerance*largest {
+			t.Errorf("%s: off by %.2g, %.2g of its largest", what, worst, worst/largest)
+		}
+	}
+	o := want.Optimizer
+	solver := &ops.Solver{AdamW: kernels.AdamW{LearningRate: o.LearningRate, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, WeightDecay: o.WeightDecay}, ClipNorm: o.Clip}
+	for step, loss := range want.Losses {
+		l, err := g.Run(b, nil, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if math.Abs(float64(l.NTP)-loss) > 1e-4*loss {
+			t.Errorf("step %d: loss %.6f, want %.6f", step, l.NTP, loss)
+		}
+		if step == 0 {
+			near("log probabilities", g.logp.Data().([]float32), want.tensors["logp"], 1e-4)
+			for i, n := range g.model {
+				grad, err := n.Grad()
+				if err != nil {
+					t.Fatal(err)
+				}
+				near("gradient of "+w.params[i].Name, grad.Data().([]float32), want.tensors["grad."+w.params[i].Name], 1e-4)
+			}
+		}
+		if err := solver.Step(g.model); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range w.params {
+		near(p.Name+" after the steps", p.Data, want.tensors["after."+p.Name], 1e-3)
+	}
+}
