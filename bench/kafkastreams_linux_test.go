@@ -364,7 +364,7 @@ func records(b *testing.B, c stream.Cluster, topic string) (n int64) {
 }
 
 // peakMiB returns the greatest resident memory that a process has had.
-func peakMiB(b *testing.B, pid int) float64 {
+func peakMiB(b testing.TB, pid int) float64 {
 	b.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync"
 
 	"onerec/internal/kernels"
 	"onerec/semanticid"
@@ -151,6 +152,14 @@ func (g *Generator) countExcluded(exclude map[int32]bool) []map[int32]int32 {
 	return counts
 }
 
+// choice is a code that continues a beam.
+type choice struct {
+	parent         int
+	node           int32
+	logProb, score float64
+	total          float64 // the beam's score with it
+}
+
 // extend chooses the next code of each beam. It returns the new beams and which
 // old one each continues.
 func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded []map[int32]int32, o Options) ([]beam, []int) {
@@ -158,64 +167,75 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	n, vocab := len(beams), c.Vocab()
 	logits := make([]float32, n*vocab)
 	kernels.Gemm(false, true, n, vocab, c.Dim, 1, hidden, c.Dim, g.w.embed(), c.Dim, 0, logits, vocab)
-	type choice struct {
-		parent         int
-		node           int32
-		logProb, score float64
-	}
+	best := newTopChoices(o.Width)
+	mine := make([]choice, 0, c.Codes)
 	var choices []choice
 	var weights []float64
+	kernels.Parallel(n, func(i int) { // log probabilities in the place of logits
+		row := logits[i*vocab : (i+1)*vocab]
+		norm := kernels.LogSumExp(row)
+		for j := range row {
+			row[j] -= norm
+		}
+	})
 	for i := range beams {
 		row := logits[i*vocab : (i+1)*vocab]
-		norm := logSumExp(row)
-		from, allowed := len(choices), 0.0
-		for node := range g.children(level, beams[i].node) {
-			free := g.trie.Under(level, node) - excluded[level][node]
+		lo, hi := g.children(level, beams[i].node)
+		allowed := float32(0)
+		mine = mine[:0]
+		for node := lo; node < hi; node++ {
+			free := g.trie.Under(level, node)
+			if len(excluded[level]) > 0 {
+				free -= excluded[level][node]
+			}
 			for _, p := range beams[i].paths {
 				if p[level] == node {
 					free--
 				}
 			}
 			if free > 0 {
-				lp := float64(row[c.token(level, g.trie.Code(level, node))]) - norm
-				choices = append(choices, choice{i, node, lp, lp})
-				allowed += math.Exp(lp)
+				lp := row[c.token(level, g.trie.Code(level, node))]
+				mine = append(mine, choice{parent: i, node: node, logProb: float64(lp)})
+				allowed += kernels.Exp(lp)
 			}
 		}
-		for j := from; j < len(choices); j++ {
-			choices[j].score -= math.Log(allowed)
+		if len(mine) == 0 {
+			continue
 		}
-		if o.Temperature > 0 { // draw one for this beam
-			mine := choices[from:]
-			if len(mine) == 0 {
-				continue
-			}
-			weights = weights[:0]
-			top := math.Inf(-1)
+		norm := math.Log(float64(allowed))
+		for j := range mine {
+			mine[j].score = mine[j].logProb - norm
+			mine[j].total = beams[i].score + mine[j].score
+		}
+		if o.Temperature == 0 {
 			for _, ch := range mine {
-				top = max(top, ch.logProb)
+				best.add(ch)
 			}
-			var sum float64
-			for _, ch := range mine {
-				w := math.Exp((ch.logProb - top) / o.Temperature)
-				sum += w
-				weights = append(weights, w)
-			}
-			at, pick := o.Rand.Float64()*sum, len(mine)-1
-			for j, w := range weights {
-				if at -= w; at < 0 {
-					pick = j
-					break
-				}
-			}
-			choices = append(choices[:from], mine[pick])
+			continue
 		}
+		// Draw one for this beam.
+		weights = weights[:0]
+		top := math.Inf(-1)
+		for _, ch := range mine {
+			top = max(top, ch.logProb)
+		}
+		var sum float64
+		for _, ch := range mine {
+			w := math.Exp((ch.logProb - top) / o.Temperature)
+			sum += w
+			weights = append(weights, w)
+		}
+		at, pick := o.Rand.Float64()*sum, len(mine)-1
+		for j, w := range weights {
+			if at -= w; at < 0 {
+				pick = j
+				break
+			}
+		}
+		choices = append(choices, mine[pick])
 	}
 	if o.Temperature == 0 {
-		slices.SortStableFunc(choices, func(a, b choice) int {
-			return cmp.Compare(beams[b.parent].score+b.score, beams[a.parent].score+a.score)
-		})
-		choices = choices[:min(len(choices), o.Width)]
+		choices = best.sorted()
 	}
 	next, parents := make([]beam, len(choices)), make([]int, len(choices))
 	for i, ch := range choices {
@@ -228,78 +248,148 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	return next, parents
 }
 
-// children yields the nodes of a level below node, a node of the level before.
-func (g *Generator) children(level int, node int32) func(yield func(int32) bool) {
-	lo, hi := g.trie.Roots()
-	if level > 0 {
-		lo, hi = g.trie.Children(level-1, node)
+// topChoices keeps the best choices that it is given; among equals the earlier.
+type topChoices struct {
+	limit int
+	kept  []choice // up to twice the limit
+	floor float64  // nothing below it is among the best
+}
+
+func newTopChoices(limit int) *topChoices { return &topChoices{limit: limit, floor: math.Inf(-1)} }
+
+func byTotal(a, b choice) int { return cmp.Compare(b.total, a.total) }
+
+func (t *topChoices) add(c choice) {
+	if c.total <= t.floor {
+		return
 	}
-	return func(yield func(int32) bool) {
-		for i := lo; i < hi; i++ {
-			if !yield(i) {
-				return
-			}
-		}
+	if t.kept = append(t.kept, c); len(t.kept) == 2*t.limit {
+		t.shrink()
 	}
 }
 
-func logSumExp(x []float32) float64 {
-	top := x[0]
-	for _, v := range x {
-		top = max(top, v)
+func (t *topChoices) shrink() {
+	slices.SortStableFunc(t.kept, byTotal)
+	if len(t.kept) >= t.limit {
+		t.kept = t.kept[:t.limit]
+		t.floor = t.kept[t.limit-1].total
 	}
-	var sum float32
-	for _, v := range x {
-		sum += kernels.Exp(v - top)
-	}
-	return float64(top) + math.Log(float64(sum))
 }
 
-// prefix is the KV cache of the tokens that all beams share.
+func (t *topChoices) sorted() []choice {
+	if len(t.kept) > 0 {
+		t.shrink()
+	}
+	return t.kept
+}
+
+// children returns the nodes lo to hi of a level below node, a node of the level before.
+func (g *Generator) children(level int, node int32) (lo, hi int32) {
+	if level == 0 {
+		return g.trie.Roots()
+	}
+	return g.trie.Children(level-1, node)
+}
+
+// prefix is the KV cache of the tokens that all beams share, by layer and head: the turned
+// keys, transposed and scaled, and the values, both laid out for products with the queries
+// of all beams.
 type prefix struct {
-	n  int
-	kv [][]float32 // by layer: n x 2d, turned keys and values
+	n            int
+	keys, values [][]kernels.Panels
 }
 
 // prefill runs tokens through the model at once. It returns their cache and the
-// last one's hidden state.
+// last one's hidden state. Of the last layer only the keys and values of all tokens are
+// needed, and the rest of the last token alone.
 func (g *Generator) prefill(tokens []int32) (*prefix, []float32) {
 	c, n := g.w.Config, len(tokens)
-	d, f := c.Dim, c.Hidden
-	x, h, qkv := make([]float32, n*d), make([]float32, n*d), make([]float32, n*3*d)
-	up, act := make([]float32, n*2*f), make([]float32, n*f)
-	rstd := make([]float32, n)
+	d, hd := c.Dim, c.Dim/c.Heads
+	buf := newActivations(c, n)
+	defer buf.release()
+	x, h, qkv := buf.x, buf.h, buf.qkv
 	for i, t := range tokens {
 		copy(x[i*d:(i+1)*d], g.w.embed()[int(t)*d:])
 	}
-	p := &prefix{n: n}
+	p := &prefix{n: n, keys: make([][]kernels.Panels, c.Layers), values: make([][]kernels.Panels, c.Layers)}
 	for l := range c.Layers {
 		w := g.w.layer(l)
-		kernels.RMSNorm(h, rstd, x, w.normAttn, n, d)
+		kernels.RMSNorm(h, buf.rstd, x, w.normAttn, n, d)
 		kernels.Gemm(false, true, n, 3*d, d, 1, h, d, w.qkv, d, 0, qkv, 3*d)
-		kv := make([]float32, n*2*d)
-		for i := range n {
-			g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], i, false)
-			copy(kv[i*2*d:(i+1)*2*d], qkv[i*3*d+d:])
+		const together = 64
+		kernels.Parallel((n+together-1)/together, func(part int) {
+			for i := part * together; i < min(n, (part+1)*together); i++ {
+				g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], i, false)
+			}
+		})
+		p.keys[l], p.values[l] = make([]kernels.Panels, c.Heads), make([]kernels.Panels, c.Heads)
+		kernels.Parallel(2*c.Heads, func(i int) {
+			if head := i / 2; i%2 == 0 {
+				p.keys[l][head] = kernels.NewPanels(true, n, hd, qkv[d+head*hd:], 3*d, float32(1/math.Sqrt(float64(hd))))
+			} else {
+				p.values[l][head] = kernels.NewPanels(false, hd, n, qkv[2*d+head*hd:], 3*d, 1)
+			}
+		})
+		if l < c.Layers-1 {
+			kernels.Attention(h, qkv, []int{0, n}, d, c.Heads, true)
+			g.finishLayer(w, buf, n)
+			continue
 		}
-		p.kv = append(p.kv, kv)
-		kernels.Attention(h, qkv, []int{0, n}, d, c.Heads, true)
-		g.finishLayer(w, x, h, up, act, rstd, n)
+		last := newActivations(c, 1)
+		defer last.release()
+		copy(last.x, x[(n-1)*d:n*d])
+		row := make([]float32, n)
+		for head := range c.Heads {
+			off := head * hd
+			p.keys[l][head].Mul(1, qkv[(n-1)*3*d+off:], 3*d, false, row, n)
+			kernels.Softmax(row)
+			p.values[l][head].Mul(1, row, n, false, last.h[off:], d)
+		}
+		g.finishLayer(w, last, 1)
+		x = last.x
 	}
-	last := make([]float32, d)
-	kernels.RMSNorm(last, rstd, x[(n-1)*d:], g.w.norm(), 1, d)
-	return p, last
+	out := make([]float32, d)
+	kernels.RMSNorm(out, make([]float32, 1), x, g.w.norm(), 1, d)
+	return p, out
 }
 
-// finishLayer adds the attention's output projection and the feed-forward part
-// to x; attn is overwritten.
-func (g *Generator) finishLayer(w layerWeights, x, attn, up, act, rstd []float32, n int) {
+// activations are the buffers of a pass over n tokens; they are used again.
+type activations struct {
+	x, h, qkv, up, act, rstd []float32
+	all                      *[]float32
+}
+
+var activationPool = sync.Pool{New: func() any { return new([]float32) }}
+
+func newActivations(c Config, n int) *activations {
+	d, f := c.Dim, c.Hidden
+	all := activationPool.Get().(*[]float32)
+	sizes := []int{n * d, n * d, n * 3 * d, n * 2 * f, n * f, n}
+	total := 0
+	for _, s := range sizes {
+		total += s
+	}
+	if cap(*all) < total {
+		*all = make([]float32, total)
+	}
+	a, rest := &activations{all: all}, (*all)[:total]
+	for i, part := range []*[]float32{&a.x, &a.h, &a.qkv, &a.up, &a.act, &a.rstd} {
+		*part, rest = rest[:sizes[i]:sizes[i]], rest[sizes[i]:]
+	}
+	return a
+}
+
+func (a *activations) release() { activationPool.Put(a.all) }
+
+// finishLayer adds the attention's output projection, of h, and the feed-forward part
+// to x; h is overwritten.
+func (g *Generator) finishLayer(w layerWeights, a *activations, n int) {
 	d, f := g.w.Config.Dim, g.w.Config.Hidden
-	kernels.Gemm(false, true, n, d, d, 1, attn, d, w.out, d, 1, x, d)
-	kernels.RMSNorm(attn, rstd, x, w.normFF, n, d)
-	kernels.Gemm(false, true, n, 2*f, d, 1, attn, d, w.up, d, 0, up, 2*f)
-	kernels.SwiGLU(act, up, n, f)
-	kernels.Gemm(false, true, n, d, f, 1, act, f, w.down, f, 1, x, d)
+	kernels.Gemm(false, true, n, d, d, 1, a.h, d, w.out, d, 1, a.x, d)
+	kernels.RMSNorm(a.h, a.rstd, a.x, w.normFF, n, d)
+	kernels.Gemm(false, true, n, 2*f, d, 1, a.h, d, w.up, d, 0, a.up, 2*f)
+	kernels.SwiGLU(a.act, a.up, n, f)
+	kernels.Gemm(false, true, n, d, f, 1, a.act, f, w.down, f, 1, a.x, d)
 }
 
 // suffix is the KV cache of what the beams wrote themselves.
@@ -308,12 +398,13 @@ type suffix struct {
 	beams  int
 	steps  int         // tokens so far
 	stride int         // most steps
+	entry  int         // floats of a token: 2d
 	kv     [][]float32 // by layer: beams x stride x 2d
 	spare  []float32
 }
 
 func newSuffix(c Config, past *prefix, width, steps int) *suffix {
-	s := &suffix{past: past, beams: 1, stride: steps, spare: make([]float32, width*steps*2*c.Dim)}
+	s := &suffix{past: past, beams: 1, stride: steps, entry: 2 * c.Dim, spare: make([]float32, width*steps*2*c.Dim)}
 	for range c.Layers {
 		s.kv = append(s.kv, make([]float32, width*steps*2*c.Dim))
 	}
@@ -330,7 +421,7 @@ func (s *suffix) reorder(parents []int) {
 	if inOrder {
 		return
 	}
-	entry := len(s.past.kv[0]) / s.past.n // 2d
+	entry := s.entry
 	row := s.stride * entry
 	for l, kv := range s.kv {
 		for i, p := range parents {
@@ -343,53 +434,60 @@ func (s *suffix) reorder(parents []int) {
 // step runs one token of every beam and returns the hidden states (beams x d).
 func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 	c, n := g.w.Config, s.beams
-	d, f, hd := c.Dim, c.Hidden, c.Dim/c.Heads
-	x, h, qkv := make([]float32, n*d), make([]float32, n*d), make([]float32, n*3*d)
-	up, act := make([]float32, n*2*f), make([]float32, n*f)
-	rstd := make([]float32, n)
+	d, hd := c.Dim, c.Dim/c.Heads
+	a := newActivations(c, n)
+	defer a.release()
+	h, qkv := a.h, a.qkv
 	for i := range n {
-		copy(x[i*d:(i+1)*d], g.w.embed()[int(token(i))*d:])
+		copy(a.x[i*d:(i+1)*d], g.w.embed()[int(token(i))*d:])
 	}
 	pos := s.past.n + s.steps
 	scale := float32(1 / math.Sqrt(float64(hd)))
 	width := s.past.n + s.steps + 1
+	// Beams are looked at in groups, heads one by one.
+	const together = 32
+	groups := (n + together - 1) / together
 	for l := range c.Layers {
 		w := g.w.layer(l)
-		kernels.RMSNorm(h, rstd, x, w.normAttn, n, d)
+		kernels.RMSNorm(h, a.rstd, a.x, w.normAttn, n, d)
 		kernels.Gemm(false, true, n, 3*d, d, 1, h, d, w.qkv, d, 0, qkv, 3*d)
 		for i := range n {
 			g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], pos, false)
 			copy(s.kv[l][(i*s.stride+s.steps)*2*d:(i*s.stride+s.steps+1)*2*d], qkv[i*3*d+d:])
 		}
-		past := s.past.kv[l]
-		kernels.Parallel(c.Heads, func(head int) {
+		kernels.Parallel(c.Heads*groups, func(part int) {
+			head, from := part/groups, part%groups*together
+			to := min(n, from+together)
 			off := head * hd
-			p := make([]float32, n*width)
+			buf := activationPool.Get().(*[]float32)
+			defer activationPool.Put(buf)
+			if cap(*buf) < together*width {
+				*buf = make([]float32, together*width)
+			}
+			p := (*buf)[:(to-from)*width]
 			// The shared part is a matrix product, whatever the number of beams.
-			kernels.Gemm(false, true, n, s.past.n, hd, scale, qkv[off:], 3*d, past[off:], 2*d, 0, p, width)
-			for i := range n {
-				q, row := qkv[i*3*d+off:i*3*d+off+hd], p[i*width:(i+1)*width]
+			s.past.keys[l][head].Mul(to-from, qkv[from*3*d+off:], 3*d, false, p, width)
+			for i := from; i < to; i++ {
+				q, row := qkv[i*3*d+off:i*3*d+off+hd], p[(i-from)*width:(i-from+1)*width]
 				for t := range s.steps + 1 {
 					at := (i*s.stride+t)*2*d + off
 					row[s.past.n+t] = scale * kernels.Dot(q, s.kv[l][at:at+hd])
 				}
 				kernels.Softmax(row)
 			}
-			kernels.Gemm(false, false, n, hd, s.past.n, 1, p, width, past[d+off:], 2*d, 0, h[off:], d)
-			for i := range n {
+			s.past.values[l][head].Mul(to-from, p, width, false, h[from*d+off:], d)
+			for i := from; i < to; i++ {
 				out := h[i*d+off : i*d+off+hd]
 				for t := range s.steps + 1 {
-					weight, at := p[i*width+s.past.n+t], (i*s.stride+t)*2*d+d+off
-					for j, v := range s.kv[l][at : at+hd] {
-						out[j] += weight * v
-					}
+					at := (i*s.stride+t)*2*d + d + off
+					kernels.AddScaled(out, s.kv[l][at:at+hd], p[(i-from)*width+s.past.n+t])
 				}
 			}
 		})
-		g.finishLayer(w, x, h, up, act, rstd, n)
+		g.finishLayer(w, a, n)
 	}
 	s.steps++
 	out := make([]float32, n*d)
-	kernels.RMSNorm(out, rstd, x, g.w.norm(), n, d)
+	kernels.RMSNorm(out, a.rstd, a.x, g.w.norm(), n, d)
 	return out
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 
+	"pgregory.net/rapid"
+
 	"onerec/semanticid"
 )
 
@@ -204,4 +206,22 @@ func TestListsHoldRealDistinctItems(t *testing.T) {
 			t.Fatalf("with too few items: %v, %v", lists, err)
 		}
 	}
+}
+
+// TestTopChoices: the best in order, among equals the earlier, as sorting all of them gives.
+func TestTopChoices(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		limit := rapid.IntRange(1, 6).Draw(t, "limit")
+		best := newTopChoices(limit)
+		var all []choice
+		for i, total := range rapid.SliceOf(rapid.IntRange(-8, 0)).Draw(t, "totals") {
+			c := choice{node: int32(i), total: float64(total)}
+			all = append(all, c)
+			best.add(c)
+		}
+		slices.SortStableFunc(all, byTotal)
+		if got := best.sorted(); !slices.Equal(got, all[:min(limit, len(all))]) {
+			t.Fatalf("%v, want %v", got, all)
+		}
+	})
 }

@@ -152,6 +152,24 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 	}
 }
 
+// Panels is a matrix op(B), k x n, laid out for products with many others from the left.
+type Panels struct {
+	n, k int
+	data []float32
+}
+
+// NewPanels lays op(B) times alpha out; op transposes if trans is set.
+func NewPanels(trans bool, n, k int, b []float32, ldb int, alpha float32) Panels {
+	p := Panels{n, k, make([]float32, panelFloats(n, k))}
+	panels(p.data, trans, n, k, b, ldb, alpha)
+	return p
+}
+
+// Mul computes C = A op(B) for A m x k, and adds it to C if add is set.
+func (p Panels) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
+	mulPanels(m, p.n, p.k, a, lda, p.data, add, c, ldc)
+}
+
 // panels lays all of op(B), k x n, out for mulPanels. dst holds k times n, rounded up to 16.
 func panels(dst []float32, trans bool, n, k int, b []float32, ldb int, alpha float32) {
 	packB(dst, trans, b, ldb, 0, k, 0, n, alpha)

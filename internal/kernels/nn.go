@@ -282,6 +282,14 @@ func Softmax(x []float32) float32 {
 	return top + float32(math.Log(float64(sum)))
 }
 
+// LogSumExp returns the log of the sum of exponentials.
+func LogSumExp(x []float32) float32 {
+	buf := take(len(x))
+	defer scratch.Put(buf)
+	copy(*buf, x)
+	return Softmax(*buf)
+}
+
 // AttentionBackward adds to dqkv (n x 3d), the gradient at the rotated queries
 // and keys. The weights are computed anew, so nothing is kept from the forward
 // pass.

@@ -86,6 +86,22 @@ func AddDropout(b Rows, x, y *gorgonia.Node, place int, p func() (rate float32, 
 	}, x, y)
 }
 
+// Dropout is dropout(x); see AddDropout.
+func Dropout(b Rows, x *gorgonia.Node, place int, p func() (rate float32, seed uint64)) *gorgonia.Node {
+	capacity, d := x.Shape()[0], cols(x)
+	salt := uint64(place) << 40
+	apply := func(name string, x *gorgonia.Node, diff Derivative) *gorgonia.Node {
+		return Apply(name, matrix(capacity, d), func(out []float32, v [][]float32) {
+			rate, seed := p()
+			n := b.Len() * d
+			kernels.Dropout(out[:n], v[0][:n], rate, seed+salt)
+		}, diff, x)
+	}
+	return apply("dropout", x, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{apply("dropout dx", dy, nil)}
+	})
+}
+
 // Attention maps queries, keys and values (rows x 3d) to rows x d, each sequence
 // by itself. With a rotary table, queries and keys are turned by pos(row).
 func Attention(b Rows, qkv *gorgonia.Node, heads int, causal bool, rotary *kernels.Rotary, pos func(row int) int) *gorgonia.Node {

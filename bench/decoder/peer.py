@@ -1,0 +1,172 @@
+"""The same decoder in PyTorch, for BenchmarkDecoderPeers.
+
+    peer.py step LAYERS DIM HEADS HIDDEN VOCAB TOKENS ROWS SECONDS
+    peer.py generate LAYERS DIM HEADS HIDDEN LEVELS CODES HISTORY BEAMS BATCH SECONDS
+    peer.py peak N SECONDS
+
+Prints one JSON object. A step is forward, backward and AdamW over ROWS rows of TOKENS
+tokens of which 3 of 4 are predicted; eager and compiled, with one thread and with all, and
+what is fastest counts. generate prefills HISTORY items for each of BATCH users and draws
+LEVELS codes with BEAMS beams each, with a KV cache. peak is the speed of numpy's matrix
+product (OpenBLAS), GFLOP/s.
+"""
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+
+which, args = sys.argv[1], sys.argv[2:]
+if which == "peak":
+    import numpy as np
+    n, seconds = int(args[0]), float(args[1])
+    a, b = np.random.rand(n, n).astype(np.float32), np.random.rand(n, n).astype(np.float32)
+    a @ b
+    rates, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        rates.append(2 * n**3 / (time.perf_counter() - start) / 1e9)
+    print(json.dumps({"gflops": statistics.median(rates)}))
+    sys.exit()
+
+import torch
+import torch.nn.functional as F
+
+torch.manual_seed(1)
+layers, dim, heads, hidden = map(int, args[:4])
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self, vocab, length):
+        super().__init__()
+        param = lambda *s: torch.nn.Parameter(torch.randn(*s) * 0.02)
+        self.embed = param(vocab, dim)
+        self.layers = torch.nn.ModuleList()
+        for _ in range(layers):
+            l = torch.nn.Module()
+            l.n1, l.n2 = torch.nn.Parameter(torch.ones(dim)), torch.nn.Parameter(torch.ones(dim))
+            l.qkv, l.out, l.up, l.down = param(3 * dim, dim), param(dim, dim), param(2 * hidden, dim), param(dim, hidden)
+            self.layers.append(l)
+        self.norm = torch.nn.Parameter(torch.ones(dim))
+        half = dim // heads // 2
+        angle = torch.arange(length)[:, None] * 10000.0 ** (-torch.arange(half) / half)
+        self.register_buffer("cos", angle.cos())
+        self.register_buffer("sin", angle.sin())
+
+    def rotate(self, x, at=0):
+        half, n = x.shape[-1] // 2, x.shape[-2]
+        cos, sin = self.cos[at:at + n], self.sin[at:at + n]
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+    def forward(self, tokens, past=None, at=0, fresh=None):
+        """tokens: B x n. past: shared keys and values by layer (B x heads x t x width); fresh: those
+        of the beams, extended here."""
+        B, n = tokens.shape
+        x = self.embed[tokens]
+        kept = []
+        for i, l in enumerate(self.layers):
+            h = F.linear(F.rms_norm(x, (dim,), l.n1, 1e-6), l.qkv)
+            q, k, v = h.view(B, n, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+            q, k = self.rotate(q, at), self.rotate(k, at)
+            if past is None:
+                kept.append((k, v))
+                o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            else:
+                pk, pv = past[i]
+                if fresh is not None and len(fresh) > i:
+                    k, v = torch.cat([fresh[i][0], k], 2), torch.cat([fresh[i][1], v], 2)
+                kept.append((k, v))
+                # What all beams share is one matrix product, not a copy for each of them.
+                width, users = dim // heads, pk.shape[0]
+                mine = q.view(users, B // users, heads, width).transpose(1, 2)
+                shared = (mine @ pk.transpose(-1, -2)).transpose(1, 2).reshape(B, heads, 1, -1)
+                weights = torch.cat([shared, q @ k.transpose(-1, -2)], -1).mul(width**-0.5).softmax(-1)
+                t = pk.shape[2]
+                o = (weights[..., :t].view(users, B // users, heads, t).transpose(1, 2) @ pv).transpose(1, 2).reshape(B, heads, 1, width)
+                o = o + weights[..., t:] @ v
+            x = x + F.linear(o.transpose(1, 2).reshape(B, n, dim), l.out)
+            a, b = F.linear(F.rms_norm(x, (dim,), l.n2, 1e-6), l.up).split(hidden, -1)
+            x = x + F.linear(F.silu(a) * b, l.down)
+        return F.rms_norm(x, (dim,), self.norm, 1e-6), kept
+
+
+def report(**found):
+    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(found), flush=True)
+
+
+def timed(fn, seconds):
+    fn()
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        fn()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+if which == "step":
+    vocab, length, rows, seconds = int(args[4]), int(args[5]), int(args[6]), float(args[7])
+    model = Decoder(vocab, length)
+    tokens = torch.randint(0, vocab, (rows, length))
+    asked = (torch.arange(length - 1) % 4 != 3).nonzero()[:, 0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+    def loss_of(tokens):
+        h, _ = model(tokens)
+        return F.cross_entropy(F.linear(h[:, asked].reshape(-1, dim), model.embed), tokens[:, asked + 1].reshape(-1))
+
+    found = {}
+    for name, fn in (("eager", loss_of), ("compiled", torch.compile(loss_of))):
+        for threads in sorted({1, os.cpu_count()}):
+            torch.set_num_threads(threads)
+
+            def step():
+                optimizer.zero_grad(set_to_none=True)
+                fn(tokens).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+
+            try:
+                found[f"{name}, {threads} threads"] = rows * length / statistics.median(timed(step, seconds))
+            except Exception as e:  # no compiler
+                print(f"{name}: {type(e).__name__}", file=sys.stderr)
+                break
+    best = max(found, key=found.get)
+    report(tokens_per_s=found[best], best=best, all=found)
+else:
+    levels, codes, history, beams, batch, seconds = *map(int, args[4:9]), float(args[9])
+    vocab, length = 3 + levels * codes, 2 + history * (levels + 1)
+    model = Decoder(vocab, length + levels)
+    prompt = torch.randint(3, vocab, (batch, length))
+
+    @torch.inference_mode()
+    def generate():
+        h, past = model(prompt)
+        score = torch.zeros(batch, 1)
+        fresh, hidden_last = None, h[:, -1:]
+        for level in range(levels):
+            lo = 3 + level * codes
+            lp = F.log_softmax(F.linear(hidden_last, model.embed), -1)[..., lo:lo + codes]
+            total = (score[..., None] + lp).reshape(batch, -1)
+            score, pick = total.topk(beams, -1)
+            parent, code = pick // codes, pick % codes
+            if level == levels - 1:
+                return score, parent, code
+            if fresh is not None:
+                flat = (parent + torch.arange(batch)[:, None] * beams).reshape(-1)
+                fresh = [(k[flat], v[flat]) for k, v in fresh]
+            h, fresh = model((lo + code).reshape(-1, 1), past, length + level, fresh)
+            hidden_last = h.view(batch, beams, dim)
+
+    found = {}
+    for threads in sorted({1, os.cpu_count()}):
+        torch.set_num_threads(threads)
+        times = timed(generate, seconds)
+        found[threads] = {"requests_per_s": batch / statistics.median(times), "p50_ms": statistics.median(times) * 1e3,
+                          "p99_ms": sorted(times)[int(len(times) * 0.99)] * 1e3}
+    best = max(found, key=lambda t: found[t]["requests_per_s"])
+    report(threads=best, **found[best])

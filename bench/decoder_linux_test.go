@@ -1,0 +1,335 @@
+package bench
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"onerec/decoder"
+	"onerec/internal/kernels"
+	"onerec/internal/ops"
+	"onerec/semanticid"
+)
+
+// decoderShape is one size at which training steps are compared.
+type decoderShape struct {
+	name   string
+	config decoder.Config
+	rows   int
+}
+
+// decoderShapes have rows of 128 tokens: 31 items of 3 codes with their separators.
+func decoderShapes() []decoderShape {
+	const rowTokens = 128
+	return []decoderShape{
+		{"d128x4", decoder.Config{Layers: 4, Dim: 128, Heads: 4, Hidden: 352, Levels: 3, Codes: 340, MaxLen: rowTokens}, 16},
+		{"d256x4", decoder.Config{Layers: 4, Dim: 256, Heads: 8, Hidden: 704, Levels: 3, Codes: 340, MaxLen: rowTokens}, 16},
+		{"d512x8", decoder.Config{Layers: 8, Dim: 512, Heads: 8, Hidden: 1408, Levels: 3, Codes: 8332, MaxLen: rowTokens}, 16},
+	}
+}
+
+// batchOf draws rows of full length whose every code is predicted.
+func (s decoderShape) batchOf(r *rand.Rand) (*decoder.Batch, error) {
+	b := decoder.NewBatch(1)
+	for range s.rows {
+		items := make([]decoder.Item, s.config.MaxItems())
+		for i := range items {
+			items[i] = make(decoder.Item, s.config.Levels)
+			for l := range items[i] {
+				items[i][l] = uint16(r.IntN(s.config.Codes))
+			}
+		}
+		if err := b.Add(s.config, decoder.Row{History: items[:len(items)-8], Session: items[len(items)-8:]}); err != nil {
+			return nil, err
+		}
+	}
+	b.Close()
+	return b, nil
+}
+
+// flops is what a step's matrix products take: 6 for each weight and token, and the
+// attention's products, forward and twice that backward.
+func (s decoderShape) flops(tokens int) float64 {
+	c := s.config
+	weights := c.Layers*(4*c.Dim*c.Dim+3*c.Dim*c.Hidden) + c.Vocab()*c.Dim*c.Levels/(c.Levels+1)
+	attention := c.Layers * c.Dim * c.MaxLen // 2 products of half a square, 2 flops each, times 3 below over 6
+	return 6 * float64(tokens) * float64(weights+attention/3*2)
+}
+
+// BenchmarkDecoderStep makes training steps: forward, backward, AdamW.
+func BenchmarkDecoderStep(b *testing.B) {
+	for _, s := range decoderShapes() {
+		b.Run(s.name, func(b *testing.B) {
+			r := rand.New(rand.NewPCG(1, 2))
+			batch, err := s.batchOf(r)
+			if err != nil {
+				b.Fatal(err)
+			}
+			w, err := decoder.NewWeights(s.config, 1)
+			if err != nil {
+				b.Fatal(err)
+			}
+			g, err := decoder.NewGraph(w, batch.Tokens())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer g.Close()
+			solver := ops.NewSolver(1e-3, 0.01)
+			for b.Loop() {
+				if _, err := g.Step(batch, nil, 0, 1, solver); err != nil {
+					b.Fatal(err)
+				}
+			}
+			seconds := b.Elapsed().Seconds() / float64(b.N)
+			b.ReportMetric(float64(batch.Tokens())/seconds, "tokens/s")
+			b.ReportMetric(s.flops(batch.Tokens())/seconds/1e9, "GFLOP/s")
+		})
+	}
+}
+
+// BenchmarkGemmPeak is the speed of the matrix product at shapes that suit it.
+func BenchmarkGemmPeak(b *testing.B) {
+	for _, n := range []int{512, 1024} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := rand.New(rand.NewPCG(1, 2))
+			x, y, z := make([]float32, n*n), make([]float32, n*n), make([]float32, n*n)
+			for i := range x {
+				x[i], y[i] = r.Float32(), r.Float32()
+			}
+			for b.Loop() {
+				kernels.Gemm(false, false, n, n, n, 1, x, n, y, n, 0, z, n)
+			}
+			b.ReportMetric(2*float64(n*n*n)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
+		})
+	}
+}
+
+var (
+	torchPython = flag.String("torch-python", "python3", "the Python of BenchmarkDecoderPeers: pip install torch numpy")
+	peerSeconds = flag.Float64("peer-seconds", 10, "how long each side of BenchmarkDecoderPeers is measured, in each round")
+)
+
+// measured is what one side of a comparison found.
+type measured struct {
+	TokensPerS float64 `json:"tokens_per_s"`
+	RequestsPS float64 `json:"requests_per_s"`
+	P50        float64 `json:"p50_ms"`
+	P99        float64 `json:"p99_ms"`
+	PeakMiB    float64 `json:"peak_mib"`
+	GFLOPS     float64 `json:"gflops"`
+	Best       string  `json:"best"`
+}
+
+// childEnv tells a process of the test binary what to measure: ours runs in a process of
+// its own, like the peer, so that their peaks of memory can be compared.
+const childEnv = "BENCH_DECODER_CHILD"
+
+func peer(b *testing.B, args ...string) (m measured) {
+	b.Helper()
+	return parseMeasured(b, exec.CommandContext(b.Context(), *torchPython, append([]string{"decoder/peer.py"}, args...)...))
+}
+
+func ours(b *testing.B, what string) measured {
+	b.Helper()
+	cmd := exec.CommandContext(b.Context(), os.Args[0], "-test.run", "^TestDecoderChild$", fmt.Sprintf("-peer-seconds=%v", *peerSeconds))
+	cmd.Env = append(os.Environ(), childEnv+"="+what)
+	return parseMeasured(b, cmd)
+}
+
+func parseMeasured(b *testing.B, cmd *exec.Cmd) (m measured) {
+	b.Helper()
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		b.Fatalf("%v: %v: %s%s", cmd.Args, err, out, errs.String())
+	}
+	if err := json.Unmarshal([]byte(strings.SplitN(string(out), "\n", 2)[0]), &m); err != nil {
+		b.Fatalf("%v: %v: %s", cmd.Args, err, out)
+	}
+	return m
+}
+
+// generation is a question of the generation benchmark: histories of 256 items, 128 beams.
+const (
+	askLevels, askCodes, askHistory, askBeams = 3, 256, 256, 128
+	askItems                                  = 12_101
+)
+
+var askShape = decoder.Config{Layers: 4, Dim: 128, Heads: 4, Hidden: 352, Levels: askLevels, Codes: askCodes, MaxLen: 2 + (askHistory+1)*(askLevels+1)}
+
+// TestDecoderChild measures what BenchmarkDecoderPeers asks it to; alone it does nothing.
+func TestDecoderChild(t *testing.T) {
+	what := os.Getenv(childEnv)
+	if what == "" {
+		t.Skip("it is a part of BenchmarkDecoderPeers")
+	}
+	var m measured
+	var work func() error
+	units := 0.0
+	r := rand.New(rand.NewPCG(1, 2))
+	kind, arg, _ := strings.Cut(what, " ")
+	switch kind {
+	case "step":
+		for _, s := range decoderShapes() {
+			if s.name != arg {
+				continue
+			}
+			batch, err := s.batchOf(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, err := decoder.NewWeights(s.config, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := decoder.NewGraph(w, batch.Tokens())
+			if err != nil {
+				t.Fatal(err)
+			}
+			solver := ops.NewSolver(1e-3, 0.01)
+			units = float64(batch.Tokens())
+			work = func() error {
+				_, err := g.Step(batch, nil, 0, 1, solver)
+				return err
+			}
+		}
+	case "generate":
+		batch, err := strconv.Atoi(arg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const dim = 16
+		x, names := make([]float32, askItems*dim), make([]string, askItems)
+		for i := range x {
+			x[i] = float32(r.NormFloat64())
+		}
+		for i := range names {
+			names[i] = strconv.Itoa(i)
+		}
+		cb, err := semanticid.Build(t.Context(), names, x, dim, semanticid.Config{Levels: askLevels, Codes: askCodes, Seed: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := decoder.NewWeights(askShape, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gen, err := decoder.NewGenerator(w, cb)
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked := make([]decoder.Options, batch)
+		for i := range asked {
+			asked[i] = decoder.Options{Length: 1, Width: askBeams}
+			for range askHistory {
+				asked[i].History = append(asked[i].History, cb.ID(int32(r.IntN(askItems))))
+			}
+		}
+		units = float64(batch)
+		work = func() error {
+			errs := make([]error, batch)
+			kernels.Parallel(batch, func(i int) { _, errs[i] = gen.Generate(asked[i]) })
+			for _, err := range errs {
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	case "peak":
+		const n = 1024
+		x, y, z := make([]float32, n*n), make([]float32, n*n), make([]float32, n*n)
+		for i := range x {
+			x[i], y[i] = r.Float32(), r.Float32()
+		}
+		work = func() error {
+			kernels.Gemm(false, false, n, n, n, 1, x, n, y, n, 0, z, n)
+			return nil
+		}
+		units = 2 * n * n * n / 1e9
+	}
+	if work == nil {
+		t.Fatalf("%q is nothing to measure", what)
+	}
+	var times []float64
+	for end := time.Now().Add(time.Duration(*peerSeconds * float64(time.Second))); time.Now().Before(end) || len(times) < 4; {
+		begun := time.Now()
+		if err := work(); err != nil {
+			t.Fatal(err)
+		}
+		times = append(times, time.Since(begun).Seconds())
+	}
+	times = times[1:] // the first warms up
+	slices.Sort(times)
+	median := times[len(times)/2]
+	m = measured{TokensPerS: units / median, RequestsPS: units / median, GFLOPS: units / median, P50: 1e3 * median, P99: 1e3 * times[len(times)*99/100], PeakMiB: peakMiB(t, os.Getpid())}
+	out, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println(string(out))
+}
+
+// BenchmarkDecoderPeers measures our training step and our generation beside PyTorch's on
+// the same model, in turn, and both against the speed of the matrix product, OpenBLAS' and
+// ours. PyTorch may choose: eager or compiled, one thread or all. Run with -benchtime 1x.
+func BenchmarkDecoderPeers(b *testing.B) {
+	seconds := fmt.Sprint(*peerSeconds)
+	median := func(ms []measured, of func(measured) float64) float64 {
+		values := make([]float64, len(ms))
+		for i, m := range ms {
+			values[i] = of(m)
+		}
+		slices.Sort(values)
+		return values[len(values)/2]
+	}
+	for _, s := range decoderShapes() {
+		b.Run("step/"+s.name, func(b *testing.B) {
+			for b.Loop() {
+				var our, their, blas, gemm []measured
+				c := s.config
+				for range *peerRuns {
+					our = append(our, ours(b, "step "+s.name))
+					their = append(their, peer(b, "step", fmt.Sprint(c.Layers), fmt.Sprint(c.Dim), fmt.Sprint(c.Heads), fmt.Sprint(c.Hidden), fmt.Sprint(c.Vocab()), fmt.Sprint(c.MaxLen), fmt.Sprint(s.rows), seconds))
+					blas = append(blas, peer(b, "peak", "1024", "2"))
+					gemm = append(gemm, ours(b, "peak"))
+				}
+				speed := func(m measured) float64 { return m.TokensPerS }
+				memory := func(m measured) float64 { return m.PeakMiB }
+				peak := func(m measured) float64 { return m.GFLOPS }
+				a, t := median(our, speed), median(their, speed)
+				flops := s.flops(1) * a / 1e9
+				b.Logf("%s: %.0f tokens/s, PyTorch %.0f (%s): %.2f times; peak memory %.0f and %.0f MiB: %.2f; %.0f GFLOP/s are %.0f %% of OpenBLAS' %.0f, our product %.0f",
+					s.name, a, t, their[0].Best, a/t, median(our, memory), median(their, memory), median(our, memory)/median(their, memory), flops, 100*flops/median(blas, peak), median(blas, peak), median(gemm, peak))
+				b.ReportMetric(a/t, "times-PyTorch")
+			}
+		})
+	}
+	for _, batch := range []int{1, 8} {
+		b.Run(fmt.Sprint("generate/", batch), func(b *testing.B) {
+			for b.Loop() {
+				var our, their []measured
+				c := askShape
+				for range *peerRuns {
+					our = append(our, ours(b, fmt.Sprint("generate ", batch)))
+					their = append(their, peer(b, "generate", fmt.Sprint(c.Layers), fmt.Sprint(c.Dim), fmt.Sprint(c.Heads), fmt.Sprint(c.Hidden), fmt.Sprint(askLevels), fmt.Sprint(askCodes), fmt.Sprint(askHistory), fmt.Sprint(askBeams), fmt.Sprint(batch), seconds))
+				}
+				speed := func(m measured) float64 { return m.RequestsPS }
+				a, t := median(our, speed), median(their, speed)
+				b.Logf("batch %d: %.2f requests/s (p50 %.0f ms, p99 %.0f ms), PyTorch %.2f (p50 %.0f ms, p99 %.0f ms): %.2f times", batch,
+					a, median(our, func(m measured) float64 { return m.P50 }), median(our, func(m measured) float64 { return m.P99 }),
+					t, median(their, func(m measured) float64 { return m.P50 }), median(their, func(m measured) float64 { return m.P99 }), a/t)
+				b.ReportMetric(a/t, "times-PyTorch")
+			}
+		})
+	}
+}
