@@ -27,6 +27,8 @@ const (
 	kc = 256
 	mc = 96
 	nc = 2048
+	// packedFloats bounds what is laid out of B at a time, beyond one block.
+	packedFloats = 1 << 21
 )
 
 // serialFlops is how much work a matrix product must be to be split.
@@ -82,23 +84,33 @@ func gemm(parallel func(int, func(int)), transA, transB bool, m, n, k int, alpha
 		}
 		beta = 1
 	}
-	// Blocks of rows that keep all processors busy.
-	rowsOf := min(mc, (m+runtime.GOMAXPROCS(0)*mr-1)/(runtime.GOMAXPROCS(0)*mr)*mr)
+	// As many blocks of rows as keep all processors busy to the end.
+	procs := runtime.GOMAXPROCS(0)
+	blocks := ((m+mc-1)/mc + procs - 1) / procs * procs
+	rowsOf := (m/blocks + mr) / mr * mr
 	buf := gemmPool.Get().(*gemmBuffers)
 	defer gemmPool.Put(buf)
 	for jc := 0; jc < n; jc += nc {
 		nb := min(nc, n-jc)
-		for pc := 0; pc < k; pc += kc {
-			kb := min(kc, k-pc)
-			panels := (nb + nr - 1) / nr
-			buf.b = grow(buf.b, panels*nr*kb)
-			const together = 16
-			parallel((panels+together-1)/together, func(i int) {
-				from := i * together * nr
-				packB(buf.b[from*kb:], transB, b, ldb, pc, kb, jc+from, min(nb-from, together*nr), alpha)
+		panels := (nb + nr - 1) / nr
+		// B is laid out for as many steps of kc as fit, so that processors seldom wait for
+		// each other.
+		deep := max(kc, packedFloats/(panels*nr)/kc*kc)
+		for pd := 0; pd < k; pd += deep {
+			kd := min(deep, k-pd)
+			buf.b = grow(buf.b, panels*nr*kd)
+			const together = 8
+			chunks := (panels + together - 1) / together
+			steps := (kd + kc - 1) / kc
+			parallel(chunks*steps, func(i int) {
+				from, pc := i%chunks*together*nr, i/chunks*kc
+				kb := min(kc, kd-pc)
+				packB(buf.b[panels*nr*pc+from*kb:], transB, b, ldb, pd+pc, kb, jc+from, min(nb-from, together*nr), alpha)
 			})
 			parallel((m+rowsOf-1)/rowsOf, func(i int) {
-				gemmRows(transA, i*rowsOf, min(m, (i+1)*rowsOf), kb, nb, a, lda, pc, buf.b, pc > 0 || beta == 1, c[jc:], ldc)
+				for pc := 0; pc < kd; pc += kc {
+					gemmRows(transA, i*rowsOf, min(m, (i+1)*rowsOf), min(kc, kd-pc), nb, a, lda, pd+pc, buf.b[panels*nr*pc:], pd+pc > 0 || beta == 1, c[jc:], ldc)
+				}
 			})
 		}
 	}

@@ -59,6 +59,9 @@ func normBack8(n int, dx, dgain, dy, x, gain *float32, r, dot float32)
 func softmaxBack8(n int, dp, p *float32, dot float32)
 
 //go:noescape
+func turn8(n int, a, b, cos, sin *float32, sign float32)
+
+//go:noescape
 func adamw8(n int, w, grad, m, v *float32, scale, b1, c1, b2, c2, shrink, lr, eps, fix float32)
 
 var useAVX2 = cpu.X86.HasAVX2 && cpu.X86.HasFMA
@@ -241,6 +244,15 @@ func softmaxBackBlocks(dp, p []float32, dot float32) int {
 	if n > 0 {
 		_ = p[n-1]
 		softmaxBack8(n, &dp[0], &p[0], dot)
+	}
+	return n
+}
+
+func turnBlocks(a, b, cos, sin []float32, sign float32) int {
+	n := blocks(a)
+	if n > 0 {
+		_, _, _ = b[n-1], cos[n-1], sin[n-1]
+		turn8(n, &a[0], &b[0], &cos[0], &sin[0], sign)
 	}
 	return n
 }

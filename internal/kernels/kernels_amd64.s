@@ -1015,6 +1015,41 @@ done:
 	VZEROUPPER
 	RET
 
+// func turn8(n int, a *float32, b *float32, cos *float32, sin *float32, sign float32)
+// Requires: AVX, AVX2, FMA3, SSE
+TEXT ·turn8(SB), NOSPLIT, $0-44
+	MOVQ         n+0(FP), AX
+	MOVQ         a+8(FP), CX
+	MOVQ         b+16(FP), DX
+	MOVQ         cos+24(FP), BX
+	MOVQ         sin+32(FP), SI
+	MOVSS        sign+40(FP), X0
+	VBROADCASTSS X0, Y0
+
+loop:
+	TESTQ       AX, AX
+	JZ          done
+	VMOVUPS     (CX), Y1
+	VMOVUPS     (DX), Y2
+	VMOVUPS     (BX), Y3
+	VMULPS      (SI), Y0, Y4
+	VMULPS      Y2, Y4, Y5
+	VFMSUB231PS Y1, Y3, Y5
+	VMOVUPS     Y5, (CX)
+	VMULPS      Y1, Y4, Y5
+	VFMADD231PS Y2, Y3, Y5
+	VMOVUPS     Y5, (DX)
+	ADDQ        $0x20, CX
+	ADDQ        $0x20, DX
+	ADDQ        $0x20, BX
+	ADDQ        $0x20, SI
+	SUBQ        $0x08, AX
+	JMP         loop
+
+done:
+	VZEROUPPER
+	RET
+
 // func adamw8(n int, w *float32, grad *float32, m *float32, v *float32, scale float32, b1 float32, c1 float32, b2 float32, c2 float32, shrink float32, lr float32, eps float32, fix float32)
 // Requires: AVX, AVX2, FMA3, SSE
 TEXT ·adamw8(SB), NOSPLIT, $0-76

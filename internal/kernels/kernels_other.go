@@ -33,4 +33,6 @@ func dot3Blocks(x, y, z []float32) (float32, int)                         { retu
 func normBackBlocks(dx, dgain, dy, x, gain []float32, r, dot float32) int { return 0 }
 func softmaxBackBlocks(dp, p []float32, dot float32) int                  { return 0 }
 
+func turnBlocks(a, b, cos, sin []float32, sign float32) int { return 0 }
+
 func adamwBlocks(w, g, m, v []float32, o adamwConstants) int { return 0 }

@@ -160,15 +160,15 @@ func (r *Rotary) Len() int { return len(r.cos) / r.half }
 // back set it undoes that, which is also the derivative.
 func (r *Rotary) Turn(x []float32, pos int, back bool) {
 	cos, sin := r.cos[pos*r.half:(pos+1)*r.half], r.sin[pos*r.half:(pos+1)*r.half]
+	sign := float32(1)
+	if back {
+		sign = -1
+	}
 	for h := 0; h < len(x); h += 2 * r.half {
 		a, b := x[h:h+r.half], x[h+r.half:h+2*r.half]
-		for i, c := range cos {
-			s := sin[i]
-			if back {
-				s = -s
-			}
-			u, v := a[i], b[i]
-			a[i], b[i] = u*c-v*s, u*s+v*c
+		for i := turnBlocks(a, b, cos, sin, sign); i < r.half; i++ {
+			c, s := cos[i], sign*sin[i]
+			a[i], b[i] = a[i]*c-b[i]*s, a[i]*s+b[i]*c
 		}
 	}
 }

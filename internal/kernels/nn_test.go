@@ -328,6 +328,18 @@ func TestVectors(t *testing.T) {
 		near("its first moment", n, m, wantM)
 		near("its second moment", n, v, wantV)
 
+		rot, pos := NewRotary(2*n, 9), r.IntN(9)
+		turned := append(slices.Clone(x), y...)
+		wantT := make([]float32, 2*n)
+		for i := range n {
+			s, c := math.Sincos(float64(pos) * math.Pow(10000, -float64(i)/float64(n)))
+			wantT[i], wantT[n+i] = float32(float64(x[i])*c-float64(y[i])*s), float32(float64(x[i])*s+float64(y[i])*c)
+		}
+		rot.Turn(turned, pos, false)
+		near("Turn", n, turned, wantT)
+		rot.Turn(turned, pos, true)
+		near("Turn back", n, turned, append(slices.Clone(x), y...))
+
 		const rows = 3
 		xs, dys, dx, dgain := random(r, rows*n), random(r, rows*n), random(r, rows*n), random(r, n)
 		rstd, ys := make([]float32, rows), make([]float32, rows*n)

@@ -248,6 +248,19 @@ func vectors() {
 		VMULPS(at["p"], v, v)
 		VMOVUPS(v, at["dp"])
 	}, nil)
+	vector("turn8", "turn8 turns the pairs (a, b) by the angles of cos and sin times sign.", []string{"sign"}, []string{"a", "b", "cos", "sin"}, func(load func(string) reg.VecVirtual) { a = load("sign") }, func(at map[string]Mem) {
+		u, v, c, s, t := YMM(), YMM(), YMM(), YMM(), YMM()
+		VMOVUPS(at["a"], u)
+		VMOVUPS(at["b"], v)
+		VMOVUPS(at["cos"], c)
+		VMULPS(at["sin"], a, s)
+		VMULPS(v, s, t)
+		VFMSUB231PS(u, c, t)
+		VMOVUPS(t, at["a"])
+		VMULPS(u, s, t)
+		VFMADD231PS(v, c, t)
+		VMOVUPS(t, at["b"])
+	}, nil)
 	names := []string{"scale", "b1", "c1", "b2", "c2", "shrink", "lr", "eps", "fix"}
 	k := make(map[string]reg.VecVirtual)
 	vector("adamw8", "adamw8 is a step of AdamW: grad times scale into the moments m (b1, c1) and v (b2, c2), then w = w shrink - lr m / (sqrt(v fix) + eps).", names, []string{"w", "grad", "m", "v"}, func(load func(string) reg.VecVirtual) {
