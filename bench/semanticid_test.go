@@ -111,8 +111,9 @@ func BenchmarkSemanticIDsPeers(b *testing.B) {
 					b.Fatal(err)
 				}
 				b.StopTimer()
-				for _, q := range cb.Quality(set.x) {
-					b.Logf("onerec, level %d: distortion %.6f", q.Level, q.Distortion)
+				for i, q := range cb.Quality(set.x) {
+					p := cb.Price()[i]
+					b.Logf("onerec, level %d: distortion %.6f; %.6f before %d items got other codes so that IDs are unique", q.Level, q.Distortion, p.Before, p.Moved)
 				}
 				b.StartTimer()
 			}

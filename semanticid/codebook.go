@@ -13,7 +13,7 @@
 // share a prefix than half of the IDs below it, so that there are always codes enough.
 // Cluster sizes still differ by at most one (see spread). The cost: where more items of
 // one prefix are near the same centroid than may be, the farthest get another
-// ([Codebook.Moved]).
+// ([Codebook.Price]).
 //
 // # New items
 //
@@ -90,7 +90,7 @@ type Codebook struct {
 	ids                []uint16 // len(items) x levels
 	index              map[string]int32
 	taken              map[string]bool // ids as bytes
-	moved              int             // items that had to leave their last cluster for a unique ID, in Build
+	price              []Price         // of unique IDs, by level; nil if the codebook was read
 }
 
 // Build makes a codebook for items with embeddings x (len(items) x dim).
@@ -159,13 +159,16 @@ func Build(ctx context.Context, items []string, x []float32, dim int, cfg Config
 			if err != nil {
 				return nil, fmt.Errorf("build codebook: level %d: %w", level, err)
 			}
+			price := Price{Before: distortion(residual, centroids, assign, n, dim)}
+			price.After = price.Before
 			if level > 0 {
-				moved := spreadOut(assign, residual, centroids, n, dim, k, limitAt(level, cfg.Levels, k), group, groups)
-				if level < cfg.Levels-1 && moved > 0 {
+				price.Moved = spreadOut(assign, residual, centroids, n, dim, k, limitAt(level, cfg.Levels, k), group, groups)
+				if level < cfg.Levels-1 && price.Moved > 0 {
 					meansOf(centroids, residual, assign, n, dim, k)
 				}
-				cb.moved += moved
+				price.After = distortion(residual, centroids, assign, n, dim)
 			}
+			cb.price = append(cb.price, price)
 			if cfg.OnLevel != nil {
 				cfg.Resume = cfg.Resume.with(assign, centroids)
 				if err := cfg.OnLevel(cfg.Resume); err != nil {
@@ -325,9 +328,16 @@ func (c *Codebook) Kept(old *Codebook) []float64 {
 	return shares
 }
 
-// Moved is how many times Build had to give an item another code than its cluster's, so
-// that IDs are unique; 0 for a codebook that was read.
-func (c *Codebook) Moved() int { return c.moved }
+// Price is what unique IDs cost at a level.
+type Price struct {
+	Moved  int     // items that had to get another code than their cluster's
+	Before float64 // distortion, had they not
+	After  float64
+}
+
+// Price returns what unique IDs cost at each level that Build made; none for a codebook
+// that was read, or for levels that were resumed after.
+func (c *Codebook) Price() []Price { return slices.Clone(c.price) }
 
 // Levels is L, the number of codes of an ID.
 func (c *Codebook) Levels() int { return c.levels }

@@ -111,6 +111,8 @@ was stopped goes on from its last validation.`,
 	f.IntVar(&cfg.Warmup, "warmup-steps", cfg.Warmup, "steps in which the learning rate rises")
 	f.Float64Var(&cfg.WeightDecay, "weight-decay", cfg.WeightDecay, "weight decay of AdamW")
 	f.Float64Var(&cfg.Dropout, "dropout", cfg.Dropout, "dropout of embeddings and residual branches")
+	f.Float64Var(&cfg.LeaveOut, "leave-out", cfg.LeaveOut, "share of a row's items that are left out, others in each epoch")
+	f.Float64Var(&cfg.Exchange, "exchange", cfg.Exchange, "share of neighbours in a row that are exchanged, others in each epoch")
 	f.IntVar(&cfg.Beams, "beams", cfg.Beams, "width of the beam search that ranks the items")
 	f.IntVar(&cfg.Every, "validate-every", cfg.Every, "epochs between validations")
 	f.IntVar(&cfg.Validation, "validation-users", cfg.Validation, "users of a validation, a sample; 0: all")

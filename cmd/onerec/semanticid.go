@@ -242,7 +242,11 @@ change: a decoder that speaks the old codes needs less training.`,
 		if err := writeCodebook(cb, out); err != nil {
 			return err
 		}
-		fmt.Fprintf(os.Stderr, "%d codes were changed so that IDs are unique\n", cb.Moved())
+		for i, p := range cb.Price() {
+			if p.Moved > 0 {
+				fmt.Fprintf(os.Stderr, "level %d: %d items got another code so that IDs are unique, which costs %.2f %% of distortion\n", began+i+1, p.Moved, 100*(p.After/p.Before-1))
+			}
+		}
 		r := report{cb: cb, e: e}
 		if cfg.Warm != nil {
 			r.kept = cb.Kept(cfg.Warm)

@@ -44,6 +44,7 @@ var allowed = map[string][]string{
 	"internal/stream":      {"schemas"},
 	"internal/history":     {"schemas"},
 	"internal/replay":      {"schemas", "internal/stream"},
+	"internal/nextitem":    {"decoder", "semanticid", "internal/kernels", "internal/ops", "internal/safetensors"},
 	"internal/kernels":     {},
 	"internal/ops":         {"internal/kernels"},
 	"internal/safetensors": {},

@@ -44,6 +44,10 @@ type Config struct {
 	Warmup       int     `json:"warmup_steps"`
 	WeightDecay  float64 `json:"weight_decay"`
 	Dropout      float64 `json:"dropout"`
+	// Augmentation, anew in each epoch: share of a row's items that are left out, and of
+	// neighbours that are exchanged (crop, mask and reorder of CL4SRec, arXiv 2010.14395).
+	LeaveOut float64 `json:"leave_out"`
+	Exchange float64 `json:"exchange"`
 
 	Beams      int    `json:"beams"`
 	Every      int    `json:"validate_every"`   // epochs
@@ -219,10 +223,33 @@ func (r *run) rows(rng *rand.Rand) [][]int32 {
 			from := rng.IntN(over + 1)
 			s = s[from : from+r.cfg.Items]
 		}
+		s = augment(s, r.cfg.LeaveOut, r.cfg.Exchange, rng)
 		rows = append(rows, s)
 	}
 	rng.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
 	return rows
+}
+
+// augment leaves out a share of the items, but for two at least, and exchanges a share of
+// neighbours.
+func augment(s []int32, leaveOut, exchange float64, rng *rand.Rand) []int32 {
+	if leaveOut == 0 && exchange == 0 {
+		return s
+	}
+	out := make([]int32, 0, len(s))
+	for i, item := range s {
+		if left := len(s) - i; len(out)+left > 2 && rng.Float64() < leaveOut {
+			continue
+		}
+		out = append(out, item)
+	}
+	for i := 0; i+1 < len(out); i++ {
+		if rng.Float64() < exchange {
+			out[i], out[i+1] = out[i+1], out[i]
+			i++
+		}
+	}
+	return out
 }
 
 func (r *run) train(ctx context.Context) error {

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 // cycles draws users who walk around one of a few circles of items.
@@ -151,6 +153,30 @@ func TestMeasure(t *testing.T) {
 	if m := measure(nil, 1); m.Recall10 != (Metric{}) {
 		t.Errorf("of no users: %+v", m)
 	}
+}
+
+// TestAugment: the items stay what they are, two at least, near their places.
+func TestAugment(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 20).Draw(t, "n")
+		s := make([]int32, n)
+		for i := range s {
+			s[i] = int32(i)
+		}
+		got := augment(s, rapid.Float64Range(0, 1).Draw(t, "leave out"), rapid.Float64Range(0, 1).Draw(t, "exchange"), rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1)))
+		if len(got) < min(n, 2) || len(got) > n {
+			t.Fatalf("%d of %d items", len(got), n)
+		}
+		order := slices.Sorted(slices.Values(got))
+		for i, item := range order {
+			if i > 0 && item == order[i-1] || s[item] != int32(item) {
+				t.Fatalf("%v", got)
+			}
+			if at := slices.Index(got, item); at < i-1 || at > i+1 {
+				t.Fatalf("item %d of the kept ones is at %d: %v", i, at, got)
+			}
+		}
+	})
 }
 
 // TestPopularity: items that the user has are not ranked.
