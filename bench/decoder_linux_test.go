@@ -55,15 +55,6 @@ func (s decoderShape) batchOf(r *rand.Rand) (*decoder.Batch, error) {
 	return b, nil
 }
 
-// flops is what a step's matrix products take: 6 for each weight and token, and the
-// attention's products, forward and twice that backward.
-func (s decoderShape) flops(tokens int) float64 {
-	c := s.config
-	weights := c.Layers*(4*c.Dim*c.Dim+3*c.Dim*c.Hidden) + c.Vocab()*c.Dim*c.Levels/(c.Levels+1)
-	attention := c.Layers * c.Dim * c.MaxLen // 2 products of half a square, 2 flops each, times 3 below over 6
-	return 6 * float64(tokens) * float64(weights+attention/3*2)
-}
-
 // BenchmarkDecoderStep makes training steps: forward, backward, AdamW.
 func BenchmarkDecoderStep(b *testing.B) {
 	for _, s := range decoderShapes() {
@@ -90,7 +81,7 @@ func BenchmarkDecoderStep(b *testing.B) {
 			}
 			seconds := b.Elapsed().Seconds() / float64(b.N)
 			b.ReportMetric(float64(batch.Tokens())/seconds, "tokens/s")
-			b.ReportMetric(s.flops(batch.Tokens())/seconds/1e9, "GFLOP/s")
+			b.ReportMetric(s.config.FLOPs(batch.Tokens())/seconds/1e9, "GFLOP/s")
 		})
 	}
 }
@@ -307,7 +298,7 @@ func BenchmarkDecoderPeers(b *testing.B) {
 				memory := func(m measured) float64 { return m.PeakMiB }
 				peak := func(m measured) float64 { return m.GFLOPS }
 				a, t := median(our, speed), median(their, speed)
-				flops := s.flops(1) * a / 1e9
+				flops := s.config.FLOPs(1) * a / 1e9
 				b.Logf("%s: %.0f tokens/s, PyTorch %.0f (%s): %.2f times; peak memory %.0f and %.0f MiB: %.2f; %.0f GFLOP/s are %.0f %% of OpenBLAS' %.0f, our product %.0f",
 					s.name, a, t, their[0].Best, a/t, median(our, memory), median(their, memory), median(our, memory)/median(their, memory), flops, 100*flops/median(blas, peak), median(blas, peak), median(gemm, peak))
 				b.ReportMetric(a/t, "times-PyTorch")

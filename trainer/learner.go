@@ -114,6 +114,9 @@ type Learner struct {
 	heldOut []sample
 	nextOut int
 	popular []int // views of training users, by item
+	follows successors
+
+	memory Memory
 
 	debt float64 // rows that arrived sessions paid for
 	stat Stats
@@ -380,12 +383,45 @@ func (l *Learner) begin(cb *semanticid.Codebook, raw, average *decoder.Weights, 
 	}
 	l.popular = make([]int, cb.Len())
 	capacity := max(l.cfg.BatchTokens, raw.Config.MaxLen) // the longest row fits in any case
+	if l.memory, err = l.fits(raw.Config, capacity, availableMemory()); err != nil {
+		return err
+	}
 	if l.graph, err = decoder.NewGraph(l.raw, capacity); err != nil {
 		return err
 	}
 	l.eval, err = decoder.NewScorer(l.average, capacity)
 	return err
 }
+
+// Memory is what training takes at most, in bytes.
+type Memory struct {
+	decoder.Memory
+	Scorer int64 // of held-out users
+	Buffer int64 // of replay and held-out rows
+}
+
+// Total is the sum.
+func (m Memory) Total() int64 { return m.Memory.Total() + m.Scorer + m.Buffer }
+
+func (m Memory) String() string {
+	const mib = 1 << 20
+	return fmt.Sprintf("%d MiB: weights %d, optimizer %d, activations %d, scorer %d, replay buffer %d", m.Total()/mib, m.Weights/mib, m.Optimizer/mib, m.Activations/mib, m.Scorer/mib, m.Buffer/mib)
+}
+
+// fits returns what training takes, and an error if that is more than there is; available
+// 0: nobody knows.
+func (l *Learner) fits(c decoder.Config, tokens int, available int64) (Memory, error) {
+	m := Memory{Memory: c.Memory(tokens)}
+	m.Scorer = m.Activations / 2
+	m.Buffer = int64(l.cfg.Buffer+l.cfg.MaxHoldout) * (4*int64(l.cfg.History+l.cfg.Session) + 64)
+	if available > 0 && m.Total() > available {
+		return m, fmt.Errorf("training takes %v; %d MiB are available. Choose a smaller --preset, --batch-tokens or --replay-buffer", m, available>>20)
+	}
+	return m, nil
+}
+
+// Memory returns what training takes at most, once there is a model.
+func (l *Learner) Memory() Memory { return l.memory }
 
 // add puts a session into the buffer or among the held-out ones; new items of
 // training users get IDs.
@@ -424,8 +460,16 @@ func (l *Learner) add(s *onerecv1.Session, train bool) error {
 			l.heldOut, l.nextOut = ring(l.heldOut, l.nextOut, l.cfg.MaxHoldout, row)
 			continue
 		}
+		last := int32(unknown)
+		if len(row.history) > 0 {
+			last = row.history[len(row.history)-1]
+		}
 		for _, i := range row.session {
 			l.popular[i]++
+			if last != unknown {
+				l.follows.add(last, i)
+			}
+			last = i
 		}
 		l.buffer, l.next = ring(l.buffer, l.next, l.cfg.Buffer, row)
 		if train {
@@ -621,9 +665,11 @@ type Holdout struct {
 	Predictions int     // next items asked for
 	Loss        float64 // nats a code, over the sessions' codes
 	// Share of next items among the ten best of all items not yet seen, and
-	// their discounted gain; beside them those of the most popular items.
-	HitRate10, NDCG10               float64
-	PopularHitRate10, PopularNDCG10 float64
+	// their discounted gain; beside them those of the most popular items, and of those that
+	// most often followed the last item.
+	HitRate10, NDCG10                 float64
+	PopularHitRate10, PopularNDCG10   float64
+	LastItemHitRate10, LastItemNDCG10 float64
 }
 
 // rankBeams is the beam width with which all items are ranked for the next one;
@@ -651,7 +697,7 @@ func (l *Learner) Evaluate(ctx context.Context, progress func(done, total int)) 
 	}
 	slices.SortStableFunc(byPopularity, func(a, b int32) int { return l.popular[b] - l.popular[a] })
 
-	type result struct{ model, popular int } // rank of the next item, from 0; -1 beyond ten
+	type result struct{ model, popular, last int } // rank of the next item, from 0; -1 beyond ten
 	results := make([][]result, len(l.heldOut))
 	errs := make([]error, len(l.heldOut))
 	const batch = 16
@@ -667,8 +713,12 @@ func (l *Learner) Evaluate(ctx context.Context, progress func(done, total int)) 
 				seen[item] = true
 			}
 			known := 0 // items of the session that the model has read
+			last := int32(unknown)
+			if len(s.history) > 0 {
+				last = s.history[len(s.history)-1]
+			}
 			for _, want := range s.session {
-				res := result{-1, -1}
+				res := result{-1, -1, -1}
 				if want != unknown {
 					lists, err := gen.Generate(decoder.Options{History: r.History, Session: r.Session[:known], Exclude: seen, Length: 1, Width: rankBeams})
 					if err != nil {
@@ -680,8 +730,10 @@ func (l *Learner) Evaluate(ctx context.Context, progress func(done, total int)) 
 							res.model = rank
 						}
 					}
-					res.popular = rankOf(want, byPopularity, seen)
+					res.popular = rankOf(want, seen, byPopularity)
+					res.last = rankOf(want, seen, l.follows.after(last), byPopularity)
 					seen[want] = true
+					last = want
 					known++
 				}
 				results[lo+i] = append(results[lo+i], res)
@@ -705,26 +757,34 @@ func (l *Learner) Evaluate(ctx context.Context, progress func(done, total int)) 
 				h.PopularHitRate10++
 				h.PopularNDCG10 += 1 / math.Log2(float64(r.popular)+2)
 			}
+			if r.last >= 0 {
+				h.LastItemHitRate10++
+				h.LastItemNDCG10 += 1 / math.Log2(float64(r.last)+2)
+			}
 		}
 	}
-	for _, v := range []*float64{&h.HitRate10, &h.NDCG10, &h.PopularHitRate10, &h.PopularNDCG10} {
+	for _, v := range []*float64{&h.HitRate10, &h.NDCG10, &h.PopularHitRate10, &h.PopularNDCG10, &h.LastItemHitRate10, &h.LastItemNDCG10} {
 		*v /= float64(max(h.Predictions, 1))
 	}
 	return h, nil
 }
 
-// rankOf returns the rank of an item in an order from which seen ones are left
-// out, -1 beyond ten.
-func rankOf(want int32, order []int32, seen map[int32]bool) int {
+// rankOf returns the rank of an item in orders that follow each other, from which seen ones
+// and repeated ones are left out, -1 beyond ten.
+func rankOf(want int32, seen map[int32]bool, orders ...[]int32) int {
 	rank := 0
-	for _, item := range order {
-		switch {
-		case seen[item]:
-		case item == want:
-			return rank
-		default:
-			if rank++; rank == 10 {
-				return -1
+	var before []int32
+	for _, order := range orders {
+		for _, item := range order {
+			switch {
+			case seen[item] || slices.Contains(before, item):
+			case item == want:
+				return rank
+			default:
+				before = append(before, item)
+				if rank++; rank == 10 {
+					return -1
+				}
 			}
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"onerec/decoder"
+	"onerec/internal/kernels"
 	"onerec/internal/stream"
 	"onerec/publisher"
 	"onerec/schemas"
@@ -82,6 +83,8 @@ type run struct {
 	items   map[int32]int64 // of items: the next record to read
 	parent  string          // version that the weights came from
 	release string          // newest release among that version and its ancestors
+
+	peak float64 // FLOP/s of the matrix product
 
 	published   Stats // as of the last candidate
 	publishedAt time.Time
@@ -170,6 +173,7 @@ func (r *run) resume(ctx context.Context) error {
 	if r.release, err = r.newestRelease(ctx, m); err != nil {
 		return err
 	}
+	r.trains()
 	r.Log.Info("resumed training", "version", m.Version, "steps", r.published.Steps, "replayed_sessions", n)
 	return r.rebase(ctx)
 }
@@ -275,6 +279,7 @@ func (r *run) bootstrap(ctx context.Context) error {
 	if err := r.learner.Bootstrap(ctx); err != nil {
 		return err
 	}
+	r.trains()
 	return r.steps(ctx)
 }
 
@@ -296,7 +301,7 @@ func (r *run) steps(ctx context.Context) error {
 		if st.Skipped > before.Skipped {
 			r.Log.Warn("a training step was not finite: skipped, continuing from the averaged weights", "step", st.Steps)
 		}
-		r.Metrics.step(st)
+		r.Metrics.step(st, r.learner.raw.Config, r.peak)
 		if r.Progress != nil {
 			r.Progress("train the decoder", "steps", st.Steps, st.Steps+r.learner.Due())
 		}
@@ -309,6 +314,17 @@ const storeRetry = 30 * time.Second
 
 // errNotStored says that a checkpoint is not in the store.
 var errNotStored = errors.New("the checkpoint was not stored")
+
+// trains says what training takes, and finds what the processors can do.
+func (r *run) trains() {
+	m := r.learner.Memory()
+	const mib = 1 << 20
+	r.Log.Info("memory of training, at most", "mib", m.Total()/mib, "weights", m.Weights/mib, "optimizer", m.Optimizer/mib, "activations", m.Activations/mib, "scorer", m.Scorer/mib, "replay_buffer", m.Buffer/mib)
+	r.Metrics.memory(m)
+	if r.Metrics != nil && r.peak == 0 {
+		r.peak = kernels.Peak()
+	}
+}
 
 // describe reads on in the items topic: to its end, or, to know what the learner knew that
 // a checkpoint is of, up to the given offsets. Items
@@ -403,6 +419,7 @@ func (r *run) publish(ctx context.Context) error {
 			"items": float64(r.learner.cb.Len()), "items_since_codebook": float64(st.New), "items_displaced": float64(st.Displaced), "codebook_rebuilds": float64(st.Rebuilds),
 			"holdout_loss": h.Loss, "holdout_hit_rate_10": h.HitRate10, "holdout_ndcg_10": h.NDCG10,
 			"popularity_hit_rate_10": h.PopularHitRate10, "popularity_ndcg_10": h.PopularNDCG10,
+			"last_item_hit_rate_10": h.LastItemHitRate10, "last_item_ndcg_10": h.LastItemNDCG10,
 		},
 	}
 	hash, err := r.Store.Publish(ctx, m, files)
@@ -477,6 +494,7 @@ func endOf(s *onerecv1.Session) int64 { return s.EndMs }
 type Metrics struct {
 	steps, tokens, loss, norm, speed prometheus.Gauge
 	items, fresh, displaced          prometheus.Gauge
+	utilisation, bytes               prometheus.Gauge
 	failed                           prometheus.Counter
 	hitRate                          *prometheus.GaugeVec
 }
@@ -489,28 +507,40 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		return g
 	}
 	m := &Metrics{
-		steps:     gauge("onerec_train_steps", "Training steps of the model since it began."),
-		tokens:    gauge("onerec_train_tokens", "Tokens trained on since the model began."),
-		loss:      gauge("onerec_train_loss_nats", "Running mean of the next-token loss, nats a token."),
-		norm:      gauge("onerec_train_gradient_norm", "Gradient norm of the last step, before clipping."),
-		speed:     gauge("onerec_train_tokens_per_second", "Speed of training steps."),
-		items:     gauge("onerec_train_items", "Items that have a semantic ID."),
-		fresh:     gauge("onerec_train_items_since_codebook", "Items that got their ID after the codebook was built."),
-		displaced: gauge("onerec_train_items_displaced", "Those of them whose nearest ID was taken; when many are, build the codebook anew."),
+		steps:       gauge("onerec_train_steps", "Training steps of the model since it began."),
+		tokens:      gauge("onerec_train_tokens", "Tokens trained on since the model began."),
+		loss:        gauge("onerec_train_loss_nats", "Running mean of the next-token loss, nats a token."),
+		norm:        gauge("onerec_train_gradient_norm", "Gradient norm of the last step, before clipping."),
+		speed:       gauge("onerec_train_tokens_per_second", "Speed of training steps."),
+		utilisation: gauge("onerec_train_flop_utilisation_ratio", "Model FLOP/s of training as a share of what the matrix product reaches alone on this machine."),
+		bytes:       gauge("onerec_train_memory_bytes", "What training takes at most: weights, optimizer, activations, replay buffer."),
+		items:       gauge("onerec_train_items", "Items that have a semantic ID."),
+		fresh:       gauge("onerec_train_items_since_codebook", "Items that got their ID after the codebook was built."),
+		displaced:   gauge("onerec_train_items_displaced", "Those of them whose nearest ID was taken; when many are, build the codebook anew."),
 		failed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "onerec_train_checkpoints_failed_total", Help: "Checkpoints that could not be written; the one before stands.",
 		}),
 		hitRate: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "onerec_train_holdout_hit_rate_10", Help: "Hit rate at 10 on held-out users, of the newest candidate and of the most popular items.",
+			Name: "onerec_train_holdout_hit_rate_10", Help: "Hit rate at 10 on held-out users: of the newest candidate, of the most popular items, and of those that most often followed the last item.",
 		}, []string{"model"}),
 	}
 	reg.MustRegister(m.hitRate, m.failed)
 	return m
 }
 
-func (m *Metrics) step(s Stats) {
+func (m *Metrics) memory(of Memory) {
+	if m != nil {
+		m.bytes.Set(float64(of.Total()))
+	}
+}
+
+// step shows the counters after a step; peak is what the processors can do, FLOP/s.
+func (m *Metrics) step(s Stats, c decoder.Config, peak float64) {
 	if m == nil {
 		return
+	}
+	if peak > 0 && s.Seconds > 0 {
+		m.utilisation.Set(c.FLOPs(1) * s.TokensPerSecond() / peak)
 	}
 	m.steps.Set(float64(s.Steps))
 	m.tokens.Set(float64(s.Tokens))
@@ -534,4 +564,5 @@ func (m *Metrics) candidate(s Stats, h Holdout) {
 	m.displaced.Set(float64(s.Displaced))
 	m.hitRate.WithLabelValues("candidate").Set(h.HitRate10)
 	m.hitRate.WithLabelValues("popularity").Set(h.PopularHitRate10)
+	m.hitRate.WithLabelValues("last_item").Set(h.LastItemHitRate10)
 }

@@ -251,6 +251,7 @@ func (a *App) demoTrain(ctx context.Context, r *Report) error {
 		Holdout: HoldoutReport{
 			Sessions: h.Sessions, Predictions: h.Predictions, Loss: Float(h.Loss), HitRate10: Float(h.HitRate10), NDCG10: Float(h.NDCG10),
 			PopularityHitRate10: Float(h.PopularHitRate10), PopularityNDCG10: Float(h.PopularNDCG10),
+			LastItemHitRate10: Float(h.LastItemHitRate10), LastItemNDCG10: Float(h.LastItemNDCG10),
 		},
 	}
 	return nil

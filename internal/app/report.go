@@ -73,6 +73,8 @@ type HoldoutReport struct {
 	NDCG10              Float `json:"ndcg_10"`
 	PopularityHitRate10 Float `json:"popularity_hit_rate_10"`
 	PopularityNDCG10    Float `json:"popularity_ndcg_10"`
+	LastItemHitRate10   Float `json:"last_item_hit_rate_10"`
+	LastItemNDCG10      Float `json:"last_item_ndcg_10"`
 }
 
 // RewardReport is about the reward model on held-out users.
@@ -151,7 +153,7 @@ func (r *Report) Print(w io.Writer) error {
 	fmt.Fprintf(t, "\nviews\t%d read\t%d accepted, %d rejected, %d duplicate, %d late\n", v.Read, v.Accepted, v.Rejected, v.Duplicates, v.Late)
 	fmt.Fprintf(t, "sessions\t%d closed\t%d good; %s\n", s.Closed, s.Good, failures(s.FailedRules))
 	fmt.Fprintf(t, "training\t%d steps\tloss %.3f to %.3f nats a code; %d tokens, %.0f a second\n", tr.Steps, tr.FirstLoss, tr.LastLoss, tr.Tokens, tr.TokensPerSecond)
-	fmt.Fprintf(t, "held-out users\t%d predictions\thit rate at 10: %.4f, popularity %.4f; NDCG at 10: %.4f, popularity %.4f; loss %.3f\n", h.Predictions, h.HitRate10, h.PopularityHitRate10, h.NDCG10, h.PopularityNDCG10, h.Loss)
+	fmt.Fprintf(t, "held-out users\t%d predictions\thit rate at 10: %.4f, popularity %.4f, what followed the last item %.4f; NDCG at 10: %.4f, %.4f, %.4f; loss %.3f\n", h.Predictions, h.HitRate10, h.PopularityHitRate10, h.LastItemHitRate10, h.NDCG10, h.PopularityNDCG10, h.LastItemNDCG10, h.Loss)
 	if h.HitRate10 <= h.PopularityHitRate10 {
 		fmt.Fprintf(t, "\t\tthe decoder does not beat popularity on these users: %d good sessions may be too few to learn from\n", s.Good)
 	}
