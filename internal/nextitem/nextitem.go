@@ -62,7 +62,7 @@ func DefaultConfig() Config {
 		Levels: 3, Codes: 256, Width: 128, Window: 5, Attribute: 1,
 		Layers: 4, Dim: 128, Heads: 4, Hidden: 352, Items: 32,
 		Epochs: 40, BatchTokens: 4096, LearningRate: 2e-3, Warmup: 200, WeightDecay: 0.05, Dropout: 0.3,
-		Beams: 50, Every: 2, Validation: 3000, Patience: 5, Seed: 1,
+		Beams: 50, Every: 4, Validation: 10_000, Patience: 5, Seed: 1,
 	}
 }
 
