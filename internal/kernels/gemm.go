@@ -47,12 +47,19 @@ func grow(b []float32, n int) []float32 {
 	return b[:n]
 }
 
+// external is another library's product for what is large; nil: ours. See gemm_netlib.go.
+var external func(transA, transB bool, m, n, k int, alpha float32, a []float32, lda int, b []float32, ldb int, beta float32, c []float32, ldc int)
+
 // Gemm computes C = alpha op(A) op(B) + beta C for C m x n, op(A) m x k and
 // op(B) k x n, where op transposes if transA or transB is set.
 func Gemm(transA, transB bool, m, n, k int, alpha float32, a []float32, lda int, b []float32, ldb int, beta float32, c []float32, ldc int) {
 	parallel := Parallel
-	if 2*m*n*k < serialFlops {
+	switch {
+	case 2*m*n*k < serialFlops:
 		parallel = serially
+	case external != nil:
+		external(transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+		return
 	}
 	gemm(parallel, transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
 }

@@ -5,7 +5,9 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
+	"time"
 
 	"gonum.org/v1/gonum/blas"
 	"gonum.org/v1/gonum/blas/gonum"
@@ -120,25 +122,69 @@ func TestGemmThreads(t *testing.T) {
 	}
 }
 
-// BenchmarkGemm runs gonum's pure Go product beside ours on the decoder's
-// shapes.
+// BenchmarkGemm runs the products of the decoder's layers, forward and both gradients, with
+// ours, with gonum's and, with the build tag netlib, with OpenBLAS', in turn:
+//
+//	CGO_LDFLAGS=-lopenblas go test -tags netlib -run xxx -bench Gemm ./internal/kernels
 func BenchmarkGemm(b *testing.B) {
+	theirs := external
+	defer func() { external = theirs }()
 	r := rand.New(rand.NewPCG(1, 2))
-	for _, s := range []struct{ m, n, k int }{{2048, 384, 128}, {2048, 128, 352}, {2048, 1024, 128}} {
-		x, w, y := random(r, s.m*s.k), random(r, s.n*s.k), make([]float32, s.m*s.n)
-		flops := float64(2 * s.m * s.n * s.k)
-		rate := func(b *testing.B) { b.ReportMetric(flops*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s") }
-		b.Run(fmt.Sprintf("onerec/%dx%dx%d", s.m, s.n, s.k), func(b *testing.B) {
-			for b.Loop() {
-				Gemm(false, true, s.m, s.n, s.k, 1, x, s.k, w, s.k, 0, y, s.n)
+	for _, layer := range []struct{ tokens, out, in int }{
+		{2048, 384, 128}, {2048, 704, 128}, {2048, 128, 352}, {1536, 1023, 128},
+		{2048, 768, 256}, {2048, 1408, 256}, {2048, 256, 704},
+		{2048, 1536, 512}, {2048, 512, 1408},
+	} {
+		x, w, y := random(r, layer.tokens*layer.in), random(r, layer.out*layer.in), random(r, layer.tokens*layer.out)
+		t, o, i := layer.tokens, layer.out, layer.in
+		for _, kind := range []struct {
+			name           string
+			transA, transB bool
+			m, n, k        int
+			a              []float32
+			lda            int
+			b              []float32
+			ldb            int
+		}{
+			{"forward", false, true, t, o, i, x, i, w, i},
+			{"dx", false, false, t, i, o, y, o, w, i},
+			{"dw", true, false, o, i, t, y, o, x, i},
+		} {
+			c := make([]float32, kind.m*kind.n)
+			flops := float64(2*kind.m) * float64(kind.n*kind.k)
+			run := func(product func()) float64 { // GFLOP/s, the median of 9
+				time.Sleep(100 * time.Millisecond) // OpenBLAS' threads go on looking for work for a while
+				product()
+				times := make([]float64, 9)
+				for j := range times {
+					begun := time.Now()
+					product()
+					times[j] = time.Since(begun).Seconds()
+				}
+				slices.Sort(times)
+				return flops / times[len(times)/2] / 1e9
 			}
-			rate(b)
-		})
-		b.Run(fmt.Sprintf("gonum/%dx%dx%d", s.m, s.n, s.k), func(b *testing.B) {
-			for b.Loop() {
-				gonum.Implementation{}.Sgemm(blas.NoTrans, blas.Trans, s.m, s.n, s.k, 1, x, s.k, w, s.k, 0, y, s.n)
+			gemm := func() {
+				Gemm(kind.transA, kind.transB, kind.m, kind.n, kind.k, 1, kind.a, kind.lda, kind.b, kind.ldb, 0, c, kind.n)
 			}
-			rate(b)
-		})
+			b.Run(fmt.Sprintf("%dx%dx%d/%s", t, o, i, kind.name), func(b *testing.B) {
+				for b.Loop() {
+					external = nil
+					b.ReportMetric(run(gemm), "GFLOP/s")
+					if external = theirs; theirs != nil {
+						blas := run(gemm)
+						external = nil
+						ours := run(gemm) // again: what the machine's other users do changes
+						b.ReportMetric(ours/blas, "times-OpenBLAS")
+						continue
+					}
+					transpose := map[bool]blas.Transpose{false: blas.NoTrans, true: blas.Trans}
+					pure := run(func() {
+						gonum.Implementation{}.Sgemm(transpose[kind.transA], transpose[kind.transB], kind.m, kind.n, kind.k, 1, kind.a, kind.lda, kind.b, kind.ldb, 0, c, kind.n)
+					})
+					b.ReportMetric(run(gemm)/pure, "times-gonum")
+				}
+			})
+		}
 	}
 }
