@@ -129,6 +129,9 @@ type Stats struct {
 	Rows     int64
 	Tokens   int64
 	Skipped  int // steps whose loss or gradient was not finite
+	// Diverging counts the latest steps in a row whose loss was far above LastLoss,
+	// Rollbacks how often there were so many that the weights went back to their average.
+	Diverging, Rollbacks int
 	// Built is the number of items for which the codebook was built, New that of those
 	// which got an ID since, Displaced that of new ones whose nearest ID was taken.
 	Built, New, Displaced int
@@ -577,6 +580,14 @@ func (l *Learner) Due() int {
 	return int(math.Ceil(l.debt * rowTokens / float64(l.cfg.BatchTokens)))
 }
 
+// Training has diverged when so many steps in a row have a loss so many times and nats
+// above the running mean: then the weights go back to their average, and the moments and
+// the warm-up of the learning rate begin anew.
+const (
+	divergedSteps = 10
+	divergedBy    = 1.5
+)
+
 // Step makes one training step if one is due, and reports whether it was.
 func (l *Learner) Step() (bool, error) {
 	if l.cb == nil || len(l.buffer) == 0 || l.debt <= 0 {
@@ -624,6 +635,16 @@ func (l *Learner) Step() (bool, error) {
 	if l.stat.Steps == 1 {
 		l.stat.FirstLoss, l.stat.LastLoss = float64(losses.NTP), float64(losses.NTP)
 	}
+	if float64(losses.NTP) > divergedBy*l.stat.LastLoss+divergedBy {
+		if l.stat.Diverging++; l.stat.Diverging == divergedSteps {
+			l.restart(l.average)
+			l.stat.Diverging = 0
+			l.stat.Rollbacks++
+		}
+		l.stat.Seconds += time.Since(start).Seconds()
+		return true, nil // the average does not follow
+	}
+	l.stat.Diverging = 0
 	l.stat.LastLoss += 0.05 * (float64(losses.NTP) - l.stat.LastLoss)
 	// Young averages forget faster, or they would hold on to the first weights.
 	decay := float32(min(l.cfg.Average, float64(1+l.stat.Steps)/float64(10+l.stat.Steps)))

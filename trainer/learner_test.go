@@ -330,3 +330,26 @@ func TestRebuild(t *testing.T) {
 		t.Errorf("training on: loss %.2f after %.2f, %v", again.Loss, after.Loss, err)
 	}
 }
+
+// TestDivergence: when the weights are spoilt, training goes back to their average and on
+// from there.
+func TestDivergence(t *testing.T) {
+	l := trained(t, testConfig(), testSessions(150, 1), nil)
+	before, err := l.Evaluate(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range l.raw.Tensors() {
+		for i := range p.Data {
+			p.Data[i] *= 30
+		}
+	}
+	observe(t, l, testSessions(100, 2))
+	after, err := l.Evaluate(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := l.Stats(); st.Rollbacks != 1 || st.LastLoss > 2*before.Loss || after.Loss > before.Loss+0.2 {
+		t.Errorf("held-out loss %.2f before and %.2f after, %+v", before.Loss, after.Loss, st)
+	}
+}

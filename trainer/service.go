@@ -301,6 +301,9 @@ func (r *run) steps(ctx context.Context) error {
 		if st.Skipped > before.Skipped {
 			r.Log.Warn("a training step was not finite: skipped, continuing from the averaged weights", "step", st.Steps)
 		}
+		if st.Rollbacks > before.Rollbacks {
+			r.Log.Error("training has diverged: back to the averaged weights; choose a lower --learning-rate if it happens again", "step", st.Steps, "loss", st.LastLoss)
+		}
 		r.Metrics.step(st, r.learner.raw.Config, r.peak)
 		if r.Progress != nil {
 			r.Progress("train the decoder", "steps", st.Steps, st.Steps+r.learner.Due())
@@ -494,7 +497,7 @@ func endOf(s *onerecv1.Session) int64 { return s.EndMs }
 type Metrics struct {
 	steps, tokens, loss, norm, speed prometheus.Gauge
 	items, fresh, displaced          prometheus.Gauge
-	utilisation, bytes               prometheus.Gauge
+	utilisation, bytes, back         prometheus.Gauge
 	failed                           prometheus.Counter
 	hitRate                          *prometheus.GaugeVec
 }
@@ -512,6 +515,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		loss:        gauge("onerec_train_loss_nats", "Running mean of the next-token loss, nats a token."),
 		norm:        gauge("onerec_train_gradient_norm", "Gradient norm of the last step, before clipping."),
 		speed:       gauge("onerec_train_tokens_per_second", "Speed of training steps."),
+		back:        gauge("onerec_train_rollbacks", "How often training went back to the averaged weights: a step was not finite, or the loss had run away."),
 		utilisation: gauge("onerec_train_flop_utilisation_ratio", "Model FLOP/s of training as a share of what the matrix product reaches alone on this machine."),
 		bytes:       gauge("onerec_train_memory_bytes", "What training takes at most: weights, optimizer, activations, replay buffer."),
 		items:       gauge("onerec_train_items", "Items that have a semantic ID."),
@@ -543,6 +547,7 @@ func (m *Metrics) step(s Stats, c decoder.Config, peak float64) {
 		m.utilisation.Set(c.FLOPs(1) * s.TokensPerSecond() / peak)
 	}
 	m.steps.Set(float64(s.Steps))
+	m.back.Set(float64(s.Skipped + s.Rollbacks))
 	m.tokens.Set(float64(s.Tokens))
 	m.loss.Set(s.LastLoss)
 	m.norm.Set(s.GradNorm)
