@@ -75,7 +75,7 @@ func BenchmarkDecoderStep(b *testing.B) {
 			defer g.Close()
 			solver := ops.NewSolver(1e-3, 0.01)
 			for b.Loop() {
-				if _, err := g.Step(batch, nil, 0, 1, solver); err != nil {
+				if _, err := g.Step(batch, nil, decoder.Dropout{}, solver); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -189,7 +189,7 @@ func TestDecoderChild(t *testing.T) {
 			solver := ops.NewSolver(1e-3, 0.01)
 			units = float64(batch.Tokens())
 			work = func() error {
-				_, err := g.Step(batch, nil, 0, 1, solver)
+				_, err := g.Step(batch, nil, decoder.Dropout{}, solver)
 				return err
 			}
 		}

@@ -38,8 +38,7 @@ type Batch struct {
 	at, target  []int32   // predictions: position of the token before, token
 	weight      []float32 // of each prediction in the loss; sums to 1 over the batch
 	firstTarget []int     // predictions of row r begin here
-	dropout     float32
-	seed        uint64
+	dropout     Dropout
 
 	historyWeight float32
 }

@@ -30,7 +30,7 @@ func TestMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		b := testBatch(t, c, 1, Row{Session: []Item{make(Item, c.Levels)}})
-		if _, err := g.Step(b, nil, 0, 1, ops.NewSolver(1e-3, 0)); err != nil {
+		if _, err := g.Step(b, nil, Dropout{}, ops.NewSolver(1e-3, 0)); err != nil {
 			t.Fatal(err)
 		}
 		got, want := float64(allocated()-before), float64(c.Memory(tokens).Total())

@@ -34,7 +34,7 @@ func testCodebook(t testing.TB, n, codes int) *semanticid.Codebook {
 // graphLogProb scores a session with the training graph.
 func graphLogProb(t *testing.T, g *Graph, c Config, history, session []Item) float64 {
 	t.Helper()
-	if _, err := g.Run(testBatch(t, c, 0, Row{history, session}), nil, 0, 0); err != nil {
+	if _, err := g.Run(testBatch(t, c, 0, Row{history, session}), nil, Dropout{}); err != nil {
 		t.Fatal(err)
 	}
 	return float64(g.LogProbs()[0])

@@ -95,7 +95,7 @@ func TestPyTorch(t *testing.T) {
 	o := want.Optimizer
 	solver := &ops.Solver{AdamW: kernels.AdamW{LearningRate: o.LearningRate, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, WeightDecay: o.WeightDecay}, ClipNorm: o.Clip}
 	for step, loss := range want.Losses {
-		l, err := g.Run(b, nil, 0, 0)
+		l, err := g.Run(b, nil, Dropout{})
 		if err != nil {
 			t.Fatal(err)
 		}

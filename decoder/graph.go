@@ -80,18 +80,19 @@ func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, beta, lambda
 		gr.params = append(gr.params, n)
 	}
 	rotary := kernels.NewRotary(c.Dim/c.Heads, c.MaxLen)
-	dropout := func() (float32, uint64) { return gr.batch.dropout, gr.batch.seed }
+	residual := func() (float32, uint64) { return gr.batch.dropout.Residual, gr.batch.dropout.Seed }
+	embedding := func() (float32, uint64) { return gr.batch.dropout.Embedding, gr.batch.dropout.Seed }
 	pos := func(i int) int { return int(gr.batch.pos[i]) }
 
 	x := ops.Embed(gr.params[0], func() []int32 { return gr.batch.tokens }, capacity)
-	x = ops.Dropout(gr, x, 2*c.Layers, dropout)
+	x = ops.Dropout(gr, x, 2*c.Layers, embedding)
 	for l := range c.Layers {
 		p := gr.params[1+6*l:]
 		h := ops.Linear(gr, ops.RMSNorm(gr, x, p[0]), p[1])
 		h = ops.Linear(gr, ops.Attention(gr, h, c.Heads, true, rotary, pos), p[2])
-		x = ops.AddDropout(gr, x, h, 2*l, dropout)
+		x = ops.AddDropout(gr, x, h, 2*l, residual)
 		h = ops.SwiGLU(gr, ops.Linear(gr, ops.RMSNorm(gr, x, p[3]), p[4]))
-		x = ops.AddDropout(gr, x, ops.Linear(gr, h, p[5]), 2*l+1, dropout)
+		x = ops.AddDropout(gr, x, ops.Linear(gr, h, p[5]), 2*l+1, residual)
 	}
 	x = ops.RMSNorm(gr, x, gr.params[len(gr.params)-1])
 	logp := ops.LogProbs(x, gr.params[0], func() (at, target []int32) { return gr.batch.at, gr.batch.target }, capacity)
@@ -156,14 +157,20 @@ type Losses struct {
 // ErrNotFinite says that the loss of a batch is NaN or infinite.
 var ErrNotFinite = errors.New("the loss is not finite")
 
-// Run computes the losses of a batch and, in the graph, the gradients. With a
-// dropout above 0, masks follow from seed.
-func (g *Graph) Run(b *Batch, pairs []Pair, dropout float32, seed uint64) (Losses, error) {
+// Dropout is the share of values that are left out of a pass; which follows from the seed.
+type Dropout struct {
+	Residual  float32 // of what each part adds to the residual stream
+	Embedding float32 // of the tokens' embeddings
+	Seed      uint64
+}
+
+// Run computes the losses of a batch and, in the graph, the gradients.
+func (g *Graph) Run(b *Batch, pairs []Pair, dropout Dropout) (Losses, error) {
 	if len(b.tokens) == 0 || len(b.tokens) > g.capacity {
 		return Losses{}, fmt.Errorf("a batch of %d tokens, allowed is 1 to %d", len(b.tokens), g.capacity)
 	}
 	g.batch = b
-	b.dropout, b.seed = dropout, seed
+	b.dropout = dropout
 	w := g.weight.Data().([]float32)
 	clear(w)
 	copy(w, b.weight)
@@ -194,11 +201,11 @@ func (g *Graph) Run(b *Batch, pairs []Pair, dropout float32, seed uint64) (Losse
 
 // Step runs a batch and updates the weights. After an error the weights are as
 // they were.
-func (g *Graph) Step(b *Batch, pairs []Pair, dropout float32, seed uint64, solver gorgonia.Solver) (Losses, error) {
+func (g *Graph) Step(b *Batch, pairs []Pair, dropout Dropout, solver gorgonia.Solver) (Losses, error) {
 	if g.model == nil {
 		return Losses{}, errors.New("a scorer can't step")
 	}
-	l, err := g.Run(b, pairs, dropout, seed)
+	l, err := g.Run(b, pairs, dropout)
 	if err != nil {
 		return l, err
 	}

@@ -61,10 +61,10 @@ func randomWeights(t testing.TB, c Config, seed uint64) *Weights {
 
 // checkGradients holds the graph's gradient of each parameter against central
 // differences along random directions.
-func checkGradients(t *testing.T, g *Graph, b *Batch, pairs []Pair, dropout float32) {
+func checkGradients(t *testing.T, g *Graph, b *Batch, pairs []Pair, dropout Dropout) {
 	t.Helper()
 	gradcheck.Directions(t, g.weights.params, g.model, func() float64 {
-		l, err := g.Run(b, pairs, dropout, 3)
+		l, err := g.Run(b, pairs, dropout)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,8 +82,8 @@ func TestGradientsOfNextTokenLoss(t *testing.T) {
 	defer g.Close()
 	r := rand.New(rand.NewPCG(1, 2))
 	b := testBatch(t, c, 0.5, randomRow(r, c, 3, 2), randomRow(r, c, 0, 4), randomRow(r, c, 5, 1))
-	checkGradients(t, g, b, nil, 0)
-	checkGradients(t, g, b, nil, 0.2)
+	checkGradients(t, g, b, nil, Dropout{})
+	checkGradients(t, g, b, nil, Dropout{Residual: 0.2, Embedding: 0.3, Seed: 3})
 }
 
 func TestGradientsOfDPO(t *testing.T) {
@@ -97,10 +97,10 @@ func TestGradientsOfDPO(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	b := testBatch(t, c, 0, randomRow(r, c, 3, 2), randomRow(r, c, 3, 2), randomRow(r, c, 1, 3), randomRow(r, c, 1, 3))
 	pairs := []Pair{{Winner: 0, Loser: 1, RefMargin: 0.4}, {Winner: 3, Loser: 2, RefMargin: -0.7}}
-	checkGradients(t, g, b, pairs, 0)
+	checkGradients(t, g, b, pairs, Dropout{})
 
 	// The value, by the formula.
-	l, err := g.Run(b, pairs, 0, 0)
+	l, err := g.Run(b, pairs, Dropout{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,12 +126,12 @@ func TestPacking(t *testing.T) {
 	defer g.Close()
 	r := rand.New(rand.NewPCG(5, 6))
 	rows := []Row{randomRow(r, c, 3, 2), randomRow(r, c, 1, 4), randomRow(r, c, 0, 1)}
-	if _, err := g.Run(testBatch(t, c, 1, rows...), nil, 0, 0); err != nil {
+	if _, err := g.Run(testBatch(t, c, 1, rows...), nil, Dropout{}); err != nil {
 		t.Fatal(err)
 	}
 	together := g.LogProbs()
 	for i, row := range rows {
-		if _, err := g.Run(testBatch(t, c, 1, row), nil, 0, 0); err != nil {
+		if _, err := g.Run(testBatch(t, c, 1, row), nil, Dropout{}); err != nil {
 			t.Fatal(err)
 		}
 		if alone := g.LogProbs()[0]; math.Abs(float64(alone-together[i])) > 1e-4 {
@@ -157,7 +157,7 @@ func TestMemorises(t *testing.T) {
 	solver := ops.NewSolver(0.01, 0)
 	var first, last Losses
 	for i := range 120 {
-		last, err = g.Step(b, nil, 0, 0, solver)
+		last, err = g.Step(b, nil, Dropout{}, solver)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -319,14 +319,14 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 				lo++
 			}
 			b.Close()
-			if _, err := scorer.Run(b, nil, 0, 0); err != nil {
+			if _, err := scorer.Run(b, nil, decoder.Dropout{}); err != nil {
 				return fmt.Errorf("score pairs with the reference: %w", err)
 			}
 			logp := scorer.LogProbs()
 			for i := range batch {
 				batch[i].RefMargin = logp[batch[i].Winner] - logp[batch[i].Loser]
 			}
-			l, err := graph.Step(b, batch, 0, 0, solver)
+			l, err := graph.Step(b, batch, decoder.Dropout{}, solver)
 			if errors.Is(err, decoder.ErrNotFinite) || errors.Is(err, ops.ErrDiverged) {
 				return fmt.Errorf("DPO step: %w: %w", ErrDiverged, err)
 			}
@@ -472,7 +472,7 @@ func (a *aligner) logProbs(w *decoder.Weights, rows []decoder.Row) (logp []float
 			lo++
 		}
 		b.Close()
-		if _, err := scorer.Run(b, nil, 0, 0); err != nil {
+		if _, err := scorer.Run(b, nil, decoder.Dropout{}); err != nil {
 			return nil, 0, fmt.Errorf("score sessions: %w", err)
 		}
 		for _, lp := range scorer.LogProbs() {

@@ -50,14 +50,16 @@ type Config struct {
 	EmbeddingDim     int // of learned item embeddings
 	EmbeddingWindow  int
 
-	BatchTokens   int     // tokens of a step at most
-	ReplayRatio   float64 // rows trained for each row that arrives
-	LearningRate  float64
-	WarmupSteps   int
-	WeightDecay   float64
-	Dropout       float64
-	HistoryWeight float64 // of the history's codes in the loss, against 1 for the session's
-	Average       float64 // decay of the weights' moving average, per step
+	BatchTokens  int     // tokens of a step at most
+	ReplayRatio  float64 // rows trained for each row that arrives
+	LearningRate float64
+	WarmupSteps  int
+	WeightDecay  float64
+	Dropout      float64
+	// EmbeddingDropout is that of the tokens' embeddings.
+	EmbeddingDropout float64
+	HistoryWeight    float64 // of the history's codes in the loss, against 1 for the session's
+	Average          float64 // decay of the weights' moving average, per step
 
 	Buffer int // sessions in the replay buffer at most
 	// RebuildAfter is the growth of the catalogue after which the codebook is built anew, as
@@ -618,7 +620,7 @@ func (l *Learner) Step() (bool, error) {
 	}
 	b.Close()
 	l.solver.LearningRate = l.learningRate()
-	losses, err := l.graph.Step(b, nil, float32(l.cfg.Dropout), l.cfg.Seed<<32+step, l.solver)
+	losses, err := l.graph.Step(b, nil, decoder.Dropout{Residual: float32(l.cfg.Dropout), Embedding: float32(l.cfg.EmbeddingDropout), Seed: l.cfg.Seed<<32 + step}, l.solver)
 	switch {
 	case errors.Is(err, decoder.ErrNotFinite), errors.Is(err, ops.ErrDiverged):
 		// The weights are as before; start again from their average.
@@ -836,7 +838,7 @@ func (l *Learner) holdoutLoss() (float64, error) {
 			break
 		}
 		b.Close()
-		losses, err := l.eval.Run(b, nil, 0, 0)
+		losses, err := l.eval.Run(b, nil, decoder.Dropout{})
 		if err != nil {
 			return 0, err
 		}

@@ -181,6 +181,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Int(GroupTrain, "warmup-steps", &t.WarmupSteps, 0, 1_000_000, "steps in which the learning rate rises")
 	c.Float(GroupTrain, "weight-decay", &t.WeightDecay, 0, 1, "weight decay of AdamW")
 	c.Float(GroupTrain, "dropout", &t.Dropout, 0, 0.9, "dropout of the residual branches")
+	c.Float(GroupTrain, "embedding-dropout", &t.EmbeddingDropout, 0, 0.9, "dropout of the tokens' embeddings")
 	c.Float(GroupTrain, "history-weight", &t.HistoryWeight, 0, 1, "weight of the history's codes in the loss, against 1 for the session's")
 	c.Float(GroupTrain, "average", &t.Average, 0, 0.99999, "decay, by step, of the moving average that is published")
 	c.Int(GroupTrain, "replay-buffer", &t.Buffer, 1, 10_000_000, "rows of the replay buffer")

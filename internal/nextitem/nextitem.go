@@ -287,7 +287,7 @@ func (r *run) train(ctx context.Context) error {
 			total := float64(c.Epochs)
 			done := float64(r.state.Epoch) + float64(at)/float64(len(rows))
 			r.solver.LearningRate = c.LearningRate * min(1, float64(r.state.Steps+1)/float64(max(c.Warmup, 1))) * 0.5 * (1 + math.Cos(math.Pi*min(1, done/total)))
-			l, err := graph.Step(b, nil, float32(c.Dropout), c.Seed<<32+uint64(r.state.Steps), r.solver)
+			l, err := graph.Step(b, nil, decoder.Dropout{Residual: float32(c.Dropout), Embedding: float32(c.Dropout), Seed: c.Seed<<32 + uint64(r.state.Steps)}, r.solver)
 			if err != nil {
 				return fmt.Errorf("step %d: %w", r.state.Steps, err)
 			}
