@@ -64,14 +64,7 @@ func TestPyTorch(t *testing.T) {
 	defer g.Close()
 	b := NewBatch(want.HistoryWeight)
 	for _, r := range want.Rows {
-		var row Row
-		for _, id := range r.History {
-			row.History = append(row.History, id)
-		}
-		for _, id := range r.Session {
-			row.Session = append(row.Session, id)
-		}
-		if err := b.Add(want.Config, row); err != nil {
+		if err := b.Add(want.Config, Row{History: r.History, Session: r.Session}); err != nil {
 			t.Fatal(err)
 		}
 	}
