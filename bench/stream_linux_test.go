@@ -17,6 +17,7 @@ import (
 	"onerec/filters"
 	"onerec/ingest"
 	"onerec/internal/history"
+	"onerec/internal/hugepages"
 	"onerec/internal/stream"
 	"onerec/schemas"
 	"onerec/schemas/onerecv1"
@@ -263,6 +264,7 @@ func grow(b *testing.B, users int) {
 		}
 		closed, changes := core.TakeClosed(), core.TakeChanges()
 		elapsed += time.Since(start)
+		hugepages.Heap() // as the stage does with every transaction; asking takes long only while the heap grows
 		defer core.Recycle()
 		sessions += len(closed)
 		for _, r := range changes {

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"onerec/internal/hugepages"
 	"onerec/internal/stream"
 	"onerec/schemas"
 	"onerec/schemas/onerecv1"
@@ -156,6 +157,7 @@ func (s *Stage) Restore(partition int32, newest []*kgo.Record) error {
 
 // Recycle implements [stream.Recycler].
 func (s *Stage) Recycle() {
+	hugepages.Heap()
 	for _, core := range s.cores {
 		core.Recycle()
 	}

@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 	"schemas/onerecv1": {},
 
 	"ingest":      {"schemas", "internal/stream"},
-	"sessionizer": {"schemas", "internal/stream", "internal/history"},
+	"sessionizer": {"schemas", "internal/stream", "internal/history", "internal/hugepages"},
 	"filters":     {"schemas", "internal/stream"},
 	"snapshots":   {"schemas", "internal/stream"},
 	"semanticid":  {"schemas", "internal/kernels"},
@@ -45,6 +45,7 @@ var allowed = map[string][]string{
 	"internal/history":     {"schemas"},
 	"internal/replay":      {"schemas", "internal/stream"},
 	"internal/nextitem":    {"decoder", "semanticid", "internal/kernels", "internal/ops", "internal/safetensors"},
+	"internal/hugepages":   {},
 	"internal/kernels":     {},
 	"internal/ops":         {"internal/kernels"},
 	"internal/safetensors": {},
