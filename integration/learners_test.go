@@ -251,7 +251,9 @@ func TestKillTheLearners(t *testing.T) {
 		moment.Reset(time.Duration(l.rng.IntN(1500)) * time.Millisecond)
 		<-moment.C // where in a step, a publish or a round it is, is up to chance
 		svc.kill()
-		l.feed(30) // so that there is something to learn in any case
+		// Enough for a step in any case: the last one may have trained on more rows than had
+		// been paid for.
+		l.feed(100)
 		return time.Now()
 	}
 	<-moment.C
