@@ -1,5 +1,7 @@
 package decoder
 
+import "onerec/internal/kernels"
+
 // FLOPs is what a training step over so many tokens takes in products of matrices: 6 for
 // each weight and token (Kaplan et al., arXiv 2001.08361, table 1), and those of causal
 // attention over rows of MaxLen at most.
@@ -34,9 +36,6 @@ func (c Config) Memory(tokens int) Memory {
 	// the projections give, the feed-forward part; the gradients are as much again. Of
 	// gradients of weights there are two copies: the operation's and the sum.
 	floats := int64(tokens) * (int64(c.Layers)*(24*d+6*f) + 6*d)
-	floats += ceRows * (int64(c.Vocab()) + d)
+	floats += kernels.LogitRows * (int64(c.Vocab()) + d)
 	return Memory{Weights: 2 * 4 * weights, Optimizer: 4 * 4 * weights, Activations: 4 * floats}
 }
-
-// ceRows is how many rows of logits the kernels keep at a time.
-const ceRows = 512

@@ -2,7 +2,6 @@ package semanticid
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -36,9 +35,11 @@ func (c *Catalogue) Put(item *onerecv1.Item) {
 		c.refuse("item %.40q: the id has %d bytes, allowed are 1 to %d", id, len(id), schemas.MaxIDBytes)
 		return
 	}
-	if why := c.faultOf(item.Embedding); why != "" {
-		c.refuse("item %q: the embedding %s", id, why)
-		item.Embedding = nil
+	if len(item.Embedding) > 0 {
+		if why := faultOf(item.Embedding, c.width); why != "" {
+			c.refuse("item %q: the embedding %s", id, why)
+			item.Embedding = nil
+		}
 	}
 	if c.items[id] == nil {
 		limit := c.MaxItems
@@ -71,27 +72,6 @@ func (c *Catalogue) Remove(id string) { delete(c.items, id) }
 func (c *Catalogue) refuse(format string, args ...any) {
 	c.Refused++
 	c.Why = fmt.Sprintf(format, args...)
-}
-
-// faultOf says what is wrong with an embedding; "" if nothing is, or there is none.
-func (c *Catalogue) faultOf(x []float32) string {
-	switch {
-	case len(x) == 0:
-		return ""
-	case len(x) > MaxDim || c.width != 0 && len(x) != c.width:
-		return fmt.Sprintf("has width %d, those before %d, allowed is 1 to %d", len(x), c.width, MaxDim)
-	}
-	zero := true
-	for j, v := range x {
-		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-			return fmt.Sprintf("holds %v at %d", v, j)
-		}
-		zero = zero && v == 0
-	}
-	if zero {
-		return "is all zeros"
-	}
-	return ""
 }
 
 // Len is how many items there are.

@@ -327,23 +327,34 @@ func (e *Embeddings) Add(item string, x []float32) error {
 		return errors.New("the item id is empty")
 	case e.known[item]:
 		return fmt.Errorf("item %q stands there twice", item)
+	}
+	if fault := faultOf(x, e.Dim); fault != "" {
+		return fmt.Errorf("item %q: the embedding %s", item, fault)
+	}
+	e.append(item, x)
+	return nil
+}
+
+// faultOf says what is wrong with an embedding, where those before have a width, or 0;
+// "" if nothing is.
+func faultOf(x []float32, width int) string {
+	switch {
 	case len(x) == 0 || len(x) > MaxDim:
-		return fmt.Errorf("item %q: the embedding has width %d, allowed is 1 to %d", item, len(x), MaxDim)
-	case e.Dim != 0 && len(x) != e.Dim:
-		return fmt.Errorf("item %q: the embedding has width %d, those before %d", item, len(x), e.Dim)
+		return fmt.Sprintf("has width %d, allowed is 1 to %d", len(x), MaxDim)
+	case width != 0 && len(x) != width:
+		return fmt.Sprintf("has width %d, those before %d", len(x), width)
 	}
 	zero := true
 	for j, v := range x {
 		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-			return fmt.Errorf("item %q: the embedding holds %v at %d", item, v, j)
+			return fmt.Sprintf("holds %v at %d", v, j)
 		}
 		zero = zero && v == 0
 	}
 	if zero {
-		return fmt.Errorf("item %q: the embedding is all zeros; leave the item out, it gets an ID when something is known of it", item)
+		return "is all zeros; leave the item out, it gets an ID when something is known of it"
 	}
-	e.append(item, x)
-	return nil
+	return ""
 }
 
 // append takes an item that nothing is wrong with.

@@ -94,6 +94,8 @@ const unknown = -1
 
 // Learner is the trainer's pure core. It is not safe for concurrent use.
 type Learner struct {
+	Available int64 // bytes that training may take; 0: nobody knows
+
 	cfg Config
 
 	catalogue *semanticid.Catalogue // what the items topic says
@@ -388,7 +390,7 @@ func (l *Learner) begin(cb *semanticid.Codebook, raw, average *decoder.Weights, 
 	}
 	l.popular = make([]int, cb.Len())
 	capacity := max(l.cfg.BatchTokens, raw.Config.MaxLen) // the longest row fits in any case
-	if l.memory, err = l.fits(raw.Config, capacity, availableMemory()); err != nil {
+	if l.memory, err = l.fits(raw.Config, capacity); err != nil {
 		return err
 	}
 	if l.graph, err = decoder.NewGraph(l.raw, capacity); err != nil {
@@ -413,14 +415,13 @@ func (m Memory) String() string {
 	return fmt.Sprintf("%d MiB: weights %d, optimizer %d, activations %d, scorer %d, replay buffer %d", m.Total()/mib, m.Weights/mib, m.Optimizer/mib, m.Activations/mib, m.Scorer/mib, m.Buffer/mib)
 }
 
-// fits returns what training takes, and an error if that is more than there is; available
-// 0: nobody knows.
-func (l *Learner) fits(c decoder.Config, tokens int, available int64) (Memory, error) {
+// fits returns what training takes, and an error if that is more than is available.
+func (l *Learner) fits(c decoder.Config, tokens int) (Memory, error) {
 	m := Memory{Memory: c.Memory(tokens)}
 	m.Scorer = m.Activations / 2
 	m.Buffer = int64(l.cfg.Buffer+l.cfg.MaxHoldout) * (4*int64(l.cfg.History+l.cfg.Session) + 64)
-	if available > 0 && m.Total() > available {
-		return m, fmt.Errorf("training takes %v; %d MiB are available. Choose a smaller --preset, --batch-tokens or --replay-buffer", m, available>>20)
+	if l.Available > 0 && m.Total() > l.Available {
+		return m, fmt.Errorf("training takes %v; %d MiB are available. Choose a smaller --preset, --batch-tokens or --replay-buffer", m, l.Available>>20)
 	}
 	return m, nil
 }

@@ -59,6 +59,7 @@ func (s *Service) Run(ctx context.Context) (*Candidate, error) {
 	var last *Candidate
 	err := stream.Lead(ctx, s.Cluster, Group, s.Static, s.OnReady, func(ctx context.Context) error {
 		r := &run{Service: s, learner: NewLearner(s.Learner), offsets: make(map[int32]int64), items: make(map[int32]int64)}
+		r.learner.Available = availableMemory()
 		err := r.run(ctx)
 		if r.last != nil {
 			last = r.last
@@ -329,10 +330,10 @@ func (r *run) trains() {
 	}
 }
 
-// describe reads on in the items topic: to its end, or, to know what the learner knew that
-// a checkpoint is of, up to the given offsets. Items
-// are only looked at here, at the beginning and before each candidate, so that what is
-// learned between two candidates depends on the sessions alone.
+// describe reads on in the items topic: to its end, or, to know what the learner of a
+// checkpoint knew, up to the given offsets. Items are only looked at here, at the beginning
+// and before each candidate, so that what is learned between two candidates depends on the
+// sessions alone.
 func (r *run) describe(ctx context.Context, until map[int32]int64) error {
 	spans, err := r.Cluster.Spans(ctx, schemas.TopicItems)
 	if err != nil {

@@ -56,7 +56,7 @@ func (l *Learner) Checkpoint() (map[string][]byte, json.RawMessage, error) {
 }
 
 // Resume makes a new learner continue from a candidate's files. The sessions
-// before the candidate's offsets are then handed to Remember, items to Describe.
+// before the candidate's offsets are then handed to Remember, items to its Catalogue.
 func (l *Learner) Resume(files map[string][]byte, config json.RawMessage) error {
 	average, cb, err := decoder.Decode(files, config)
 	if err != nil {

@@ -60,14 +60,17 @@ func TestMemoryIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := l.fits(c, 1<<16, 1<<30)
+	l.Available = 1 << 30
+	m, err := l.fits(c, 1<<16)
 	if err == nil || !strings.Contains(err.Error(), "1024 MiB are available") || !strings.Contains(err.Error(), "--preset") {
 		t.Errorf("%v take %v", m, err)
 	}
-	if _, err := l.fits(c, 1<<16, m.Total()); err != nil {
+	l.Available = m.Total()
+	if _, err := l.fits(c, 1<<16); err != nil {
 		t.Error(err)
 	}
-	if _, err := l.fits(c, 1<<16, 0); err != nil {
+	l.Available = 0
+	if _, err := l.fits(c, 1<<16); err != nil {
 		t.Error(err)
 	}
 }

@@ -43,7 +43,7 @@ func (a *App) Catalogue(ctx context.Context) (*semanticid.Catalogue, error) {
 	return c, err
 }
 
-// PutItems writes items into the items topic and returns how many.
+// PutItems writes items into the items topic.
 func (a *App) PutItems(ctx context.Context, items []*onerecv1.Item) error {
 	return a.withClient(ctx, func(cl *kgo.Client) error {
 		const batch = 1000

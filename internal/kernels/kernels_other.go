@@ -2,8 +2,6 @@
 
 package kernels
 
-const useAVX2 = false
-
 func gemm6x16(k int, a, b, c []float32, ldc int, add bool) { gemm6x16Go(k, a, b, c, ldc, add) }
 
 func gemm6x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool) {

@@ -331,8 +331,8 @@ func AttentionBackward(dqkv, dout, qkv []float32, bounds []int, d, heads int, ca
 	})
 }
 
-// ceChunk bounds the logits in memory at one time, in rows.
-const ceChunk = 512
+// LogitRows bounds the logits in memory at one time, in rows.
+const LogitRows = 512
 
 // LogProbs computes log softmax(h[at[i]] table')[target[i]] for each i: h is n x
 // d, table vocab x d. The logits are never all in memory.
@@ -350,7 +350,7 @@ func LogProbs(logp, h []float32, at, target []int32, table []float32, vocab, d i
 
 // LogProbsBackward adds to dh and dtable the gradient of sum_i dlogp[i] logp[i].
 func LogProbsBackward(dh, dtable, dlogp, h []float32, at, target []int32, table []float32, vocab, d int) {
-	buf := take(ceChunk * d)
+	buf := take(LogitRows * d)
 	defer scratch.Put(buf)
 	eachChunk(h, at, table, vocab, d, func(i0 int, x, logits []float32, n int) {
 		rows(n, func(lo, hi int) {
@@ -374,12 +374,12 @@ func LogProbsBackward(dh, dtable, dlogp, h []float32, at, target []int32, table 
 
 // eachChunk gathers rows of h and computes their logits, chunk by chunk.
 func eachChunk(h []float32, at []int32, table []float32, vocab, d int, fn func(i0 int, x, logits []float32, n int)) {
-	size := min(ceChunk, len(at))
+	size := min(LogitRows, len(at))
 	bufX, bufL := take(size*d), take(size*vocab)
 	defer scratch.Put(bufX)
 	defer scratch.Put(bufL)
-	for i0 := 0; i0 < len(at); i0 += ceChunk {
-		n := min(ceChunk, len(at)-i0)
+	for i0 := 0; i0 < len(at); i0 += LogitRows {
+		n := min(LogitRows, len(at)-i0)
 		x, logits := (*bufX)[:n*d], (*bufL)[:n*vocab]
 		for i := range n {
 			copy(x[i*d:(i+1)*d], h[int(at[i0+i])*d:])
