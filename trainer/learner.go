@@ -16,7 +16,8 @@
 // # Held-out users
 //
 // A fixed share of users, by hash, is never trained on; their sessions measure
-// the model. They bring no item into the codebook either: that an item has an ID
+// the model: each once when it arrives ([Learner.Prequential]), and the newest ones
+// together ([Learner.Evaluate]). They bring no item into the codebook either: that an item has an ID
 // would tell that a held-out user engaged with it. An item that only they watch
 // is therefore a miss for every model.
 package trainer
@@ -117,7 +118,9 @@ type Learner struct {
 	fresh   []sample
 	heldOut []sample
 	nextOut int
-	popular []int // views of training users, by item
+	arrived []sample // held-out rows that are not scored yet, see Prequential
+	scored  tally    // those that were, since the last ResetPrequential
+	popular []int    // views of training users, by item
 	follows successors
 
 	memory Memory
@@ -202,7 +205,13 @@ func (l *Learner) Observe(s *onerecv1.Session) error {
 		}
 		return nil
 	}
-	return l.add(s, true)
+	if err := l.add(s, true); err != nil {
+		return err
+	}
+	if !holdout.Contains(s.UserId, l.cfg.HoldoutPercent) {
+		return nil
+	}
+	return l.arrive()
 }
 
 // Waiting returns how many sessions wait for Bootstrap.
@@ -464,6 +473,9 @@ func (l *Learner) add(s *onerecv1.Session, train bool) error {
 		history = append(slices.Clip(history), slices.DeleteFunc(slices.Clone(row.session), isUnknown)...)
 		if held {
 			l.heldOut, l.nextOut = ring(l.heldOut, l.nextOut, l.cfg.MaxHoldout, row)
+			if train && l.stat.Steps > 0 {
+				l.arrived = append(l.arrived, row)
+			}
 			continue
 		}
 		last := int32(unknown)
@@ -682,169 +694,3 @@ func (l *Learner) learningRate() float64 {
 
 // Stats returns the counters.
 func (l *Learner) Stats() Stats { return l.stat }
-
-// Holdout is what the model is worth on users it never saw.
-type Holdout struct {
-	Sessions    int     // rows
-	Predictions int     // next items asked for
-	Loss        float64 // nats a code, over the sessions' codes
-	// Share of next items among the ten best of all items not yet seen, and
-	// their discounted gain; beside them those of the most popular items, and of those that
-	// most often followed the last item.
-	HitRate10, NDCG10                 float64
-	PopularHitRate10, PopularNDCG10   float64
-	LastItemHitRate10, LastItemNDCG10 float64
-}
-
-// rankBeams is the beam width with which all items are ranked for the next one;
-// the trie is then searched nearly exhaustively.
-const rankBeams = 50
-
-// Evaluate scores the published weights on the held-out sessions: each item of
-// each session, given the history and the items before it.
-func (l *Learner) Evaluate(ctx context.Context, progress func(done, total int)) (Holdout, error) {
-	h := Holdout{Sessions: len(l.heldOut)}
-	if l.cb == nil || len(l.heldOut) == 0 {
-		return h, nil
-	}
-	var err error
-	if h.Loss, err = l.holdoutLoss(); err != nil {
-		return h, err
-	}
-	gen, err := decoder.NewGenerator(l.average, l.cb)
-	if err != nil {
-		return h, err
-	}
-	byPopularity := make([]int32, len(l.popular))
-	for i := range byPopularity {
-		byPopularity[i] = int32(i)
-	}
-	slices.SortStableFunc(byPopularity, func(a, b int32) int { return l.popular[b] - l.popular[a] })
-
-	type result struct{ model, popular, last int } // rank of the next item, from 0; -1 beyond ten
-	results := make([][]result, len(l.heldOut))
-	errs := make([]error, len(l.heldOut))
-	const batch = 16
-	for lo := 0; lo < len(l.heldOut); lo += batch {
-		if err := ctx.Err(); err != nil {
-			return h, err
-		}
-		kernels.Parallel(min(batch, len(l.heldOut)-lo), func(i int) {
-			s := l.heldOut[lo+i]
-			r := l.row(s)
-			seen := make(map[int32]bool)
-			for _, item := range s.history {
-				seen[item] = true
-			}
-			known := 0 // items of the session that the model has read
-			last := int32(unknown)
-			if len(s.history) > 0 {
-				last = s.history[len(s.history)-1]
-			}
-			for _, want := range s.session {
-				res := result{-1, -1, -1}
-				if want != unknown {
-					lists, err := gen.Generate(decoder.Options{History: r.History, Session: r.Session[:known], Exclude: seen, Length: 1, Width: rankBeams})
-					if err != nil {
-						errs[lo+i] = err
-						return
-					}
-					for rank, list := range lists[:min(10, len(lists))] {
-						if list.Items[0] == want {
-							res.model = rank
-						}
-					}
-					res.popular = rankOf(want, seen, byPopularity)
-					res.last = rankOf(want, seen, l.follows.after(last), byPopularity)
-					seen[want] = true
-					last = want
-					known++
-				}
-				results[lo+i] = append(results[lo+i], res)
-			}
-		})
-		if progress != nil {
-			progress(min(lo+batch, len(l.heldOut)), len(l.heldOut))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return h, err
-	}
-	for _, rs := range results {
-		for _, r := range rs {
-			h.Predictions++
-			if r.model >= 0 {
-				h.HitRate10++
-				h.NDCG10 += 1 / math.Log2(float64(r.model)+2)
-			}
-			if r.popular >= 0 {
-				h.PopularHitRate10++
-				h.PopularNDCG10 += 1 / math.Log2(float64(r.popular)+2)
-			}
-			if r.last >= 0 {
-				h.LastItemHitRate10++
-				h.LastItemNDCG10 += 1 / math.Log2(float64(r.last)+2)
-			}
-		}
-	}
-	for _, v := range []*float64{&h.HitRate10, &h.NDCG10, &h.PopularHitRate10, &h.PopularNDCG10, &h.LastItemHitRate10, &h.LastItemNDCG10} {
-		*v /= float64(max(h.Predictions, 1))
-	}
-	return h, nil
-}
-
-// rankOf returns the rank of an item in orders that follow each other, from which seen ones
-// and repeated ones are left out, -1 beyond ten.
-func rankOf(want int32, seen map[int32]bool, orders ...[]int32) int {
-	rank := 0
-	var before []int32
-	for _, order := range orders {
-		for _, item := range order {
-			switch {
-			case seen[item] || slices.Contains(before, item):
-			case item == want:
-				return rank
-			default:
-				before = append(before, item)
-				if rank++; rank == 10 {
-					return -1
-				}
-			}
-		}
-	}
-	return -1
-}
-
-// holdoutLoss is the mean next-token loss over the held-out sessions' codes.
-func (l *Learner) holdoutLoss() (float64, error) {
-	var sum float64
-	codes := 0
-	for lo := 0; lo < len(l.heldOut); {
-		b := decoder.NewBatch(0)
-		n := 0
-		for ; lo < len(l.heldOut); lo++ {
-			r := l.row(l.heldOut[lo])
-			if b.Tokens() > 0 && b.Tokens()+l.raw.Config.Tokens(r) > l.cfg.BatchTokens {
-				break
-			}
-			if len(r.Session) == 0 {
-				continue // all of it unknown
-			}
-			if err := b.Add(l.raw.Config, r); err != nil {
-				return 0, err
-			}
-			n += len(r.Session) * l.cfg.Levels
-		}
-		if n == 0 {
-			break
-		}
-		b.Close()
-		losses, err := l.eval.Run(b, nil, decoder.Dropout{})
-		if err != nil {
-			return 0, err
-		}
-		sum += float64(losses.NTP) * float64(n)
-		codes += n
-	}
-	return sum / float64(max(codes, 1)), nil
-}

@@ -51,6 +51,9 @@ type Candidate struct {
 	Hash     string // of the manifest
 	Stats    Stats
 	Holdout  Holdout
+	// Prequential is over the held-out sessions that came since the candidate before, each
+	// scored when it came.
+	Prequential Holdout
 }
 
 // Run works until ctx ends or, with Once, until it is done; it returns the last
@@ -400,6 +403,10 @@ func (r *run) publish(ctx context.Context) error {
 	if r.Progress != nil {
 		progress = func(done, total int) { r.Progress("rank for held-out users", "rows", done, total) }
 	}
+	pre, err := r.learner.Prequential(ctx) // before an item gets an ID, or another one
+	if err != nil {
+		return fmt.Errorf("score the held-out users who came: %w", err)
+	}
 	if err := r.describe(ctx, nil); err != nil {
 		return err
 	}
@@ -426,6 +433,14 @@ func (r *run) publish(ctx context.Context) error {
 			"last_item_hit_rate_10": h.LastItemHitRate10, "last_item_ndcg_10": h.LastItemNDCG10,
 		},
 	}
+	if pre.Predictions > 0 {
+		maps.Copy(m.Metrics, map[string]float64{
+			"prequential_predictions": float64(pre.Predictions), "prequential_loss": pre.Loss,
+			"prequential_hit_rate_10": pre.HitRate10, "prequential_ndcg_10": pre.NDCG10,
+			"prequential_popularity_hit_rate_10": pre.PopularHitRate10, "prequential_popularity_ndcg_10": pre.PopularNDCG10,
+			"prequential_last_item_hit_rate_10": pre.LastItemHitRate10, "prequential_last_item_ndcg_10": pre.LastItemNDCG10,
+		})
+	}
 	hash, err := r.Store.Publish(ctx, m, files)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotStored, err)
@@ -433,10 +448,11 @@ func (r *run) publish(ctx context.Context) error {
 	if err := r.announce(ctx, m.Version, hash); err != nil {
 		return err
 	}
-	r.last = &Candidate{m, hash, st, h}
+	r.last = &Candidate{m, hash, st, h, pre}
+	r.learner.ResetPrequential()
 	r.parent, r.published, r.publishedAt = m.Version, st, time.Now()
-	r.Metrics.candidate(st, h)
-	r.Log.Info("published candidate", "version", m.Version, "steps", st.Steps, "loss", st.LastLoss, "holdout_loss", h.Loss, "hit_rate_10", h.HitRate10)
+	r.Metrics.candidate(st, h, pre)
+	r.Log.Info("published candidate", "version", m.Version, "steps", st.Steps, "loss", st.LastLoss, "holdout_loss", h.Loss, "hit_rate_10", h.HitRate10, "prequential_hit_rate_10", pre.HitRate10)
 	return nil
 }
 
@@ -500,7 +516,8 @@ type Metrics struct {
 	items, fresh, displaced          prometheus.Gauge
 	utilisation, bytes, back         prometheus.Gauge
 	failed                           prometheus.Counter
-	hitRate                          *prometheus.GaugeVec
+	hitRate, prequential             *prometheus.GaugeVec
+	prequentialLoss                  prometheus.Gauge
 }
 
 // NewMetrics registers the trainer's metrics.
@@ -529,7 +546,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "onerec_train_holdout_hit_rate_10", Help: "Hit rate at 10 on held-out users: of the newest candidate, of the most popular items, and of those that most often followed the last item.",
 		}, []string{"model"}),
 	}
-	reg.MustRegister(m.hitRate, m.failed)
+	m.prequential = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "onerec_train_prequential_hit_rate_10", Help: "Hit rate at 10 on held-out users' sessions, each scored when it came, between the two newest candidates.",
+	}, []string{"model"})
+	m.prequentialLoss = gauge("onerec_train_prequential_loss_nats", "Next-token loss on held-out users' sessions, each scored when it came, between the two newest candidates.")
+	reg.MustRegister(m.hitRate, m.prequential, m.failed)
 	return m
 }
 
@@ -561,14 +582,21 @@ func (m *Metrics) notStored() {
 	}
 }
 
-func (m *Metrics) candidate(s Stats, h Holdout) {
+func (m *Metrics) candidate(s Stats, h, pre Holdout) {
 	if m == nil {
 		return
 	}
 	m.items.Set(float64(s.Built + s.New))
 	m.fresh.Set(float64(s.New))
 	m.displaced.Set(float64(s.Displaced))
-	m.hitRate.WithLabelValues("candidate").Set(h.HitRate10)
-	m.hitRate.WithLabelValues("popularity").Set(h.PopularHitRate10)
-	m.hitRate.WithLabelValues("last_item").Set(h.LastItemHitRate10)
+	show := func(g *prometheus.GaugeVec, h Holdout) {
+		g.WithLabelValues("candidate").Set(h.HitRate10)
+		g.WithLabelValues("popularity").Set(h.PopularHitRate10)
+		g.WithLabelValues("last_item").Set(h.LastItemHitRate10)
+	}
+	show(m.hitRate, h)
+	if pre.Predictions > 0 {
+		show(m.prequential, pre)
+		m.prequentialLoss.Set(pre.Loss)
+	}
 }
