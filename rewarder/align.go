@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"slices"
 
 	"onerec/decoder"
 	"onerec/internal/kernels"
@@ -37,12 +36,6 @@ type AlignConfig struct {
 // list.
 type RewardWeights struct{ Watch, Like, Completion float64 }
 
-// Gates are the bounds that a round must keep.
-type Gates struct {
-	MaxLossRise float64 // of the held-out next-token loss, relative to the reference's
-	MaxKL       float64 // nats a session
-}
-
 // DefaultAlignConfig follows the paper where it gives figures, N excepted (128
 // there).
 func DefaultAlignConfig() AlignConfig {
@@ -50,7 +43,7 @@ func DefaultAlignConfig() AlignConfig {
 		Users: 256, HeldOut: 200, Candidates: 32, Length: 5, Temperature: 1, Beta: 0.2, Lambda: 1,
 		LearningRate: 1e-4, Epochs: 2, MinMargin: 0.05, BatchTokens: 2048,
 		Weights: RewardWeights{Watch: 1, Like: 1, Completion: 0.5},
-		Gates:   Gates{MaxLossRise: 0.05, MaxKL: 10}, Seed: 1,
+		Gates:   DefaultGates(), Seed: 1,
 	}
 }
 
@@ -87,16 +80,34 @@ func (w RewardWeights) Reward(p Prediction, avg Averages) float64 {
 
 // Outcome is what a round found.
 type Outcome struct {
-	Users, Candidates, Pairs  int
-	HeldOutUsers              int
-	RewardBefore, RewardAfter float64 // mean over held-out users of the best candidate's reward
-	GainLow, GainHigh         float64 // 95 % interval of the mean gain
-	KL                        float64 // nats a session, from the aligned model's own samples
-	LossBefore, LossAfter     float64 // nats a code, on held-out good sessions; 0 if there are none
-	DPOFirst, DPOLast         float64 // mean DPO loss of the first and the last pass
-	Wins                      float64 // share of pairs whose margin grew, last pass
-	Accepted                  bool
-	Why                       string
+	Users, Candidates, Pairs int
+	DPOFirst, DPOLast        float64 // mean DPO loss of the first and the last pass
+	Wins                     float64 // share of pairs whose margin grew, last pass
+
+	// On held-out users, by the reference and by the aligned model, with the same random
+	// numbers. What is served is the first list of the beam search.
+	HeldOutUsers          int
+	Before, After         Held
+	GainLow, GainHigh     float64 // 95 % interval of the mean gain of the served list's reward, paired by user
+	SecondLow, SecondHigh float64 // the same by the second reward model; NaN without one
+	KL                    float64 // nats a session, from the aligned model's own samples
+	LossBefore, LossAfter float64 // nats a code, on held-out good sessions; 0 if there are none
+
+	Gates    []Gate
+	Accepted bool
+	Why      string
+
+	ServedBefore, ServedAfter []float64 // reward by held-out user
+}
+
+// Held is what a model is worth on held-out users.
+type Held struct {
+	Reward    float64  // of the list that would be served
+	Best      float64  // of the best of the candidates
+	Second    float64  // of the list that would be served, by the second reward model
+	Objective Averages // of the list that would be served: predicted for a view
+	Coverage  float64  // different items among what would be served, as a share of all
+	Diversity float64  // share of pairs within a list whose first code differs
 }
 
 // ErrNoPairs says that no prompt gave a pair that differs enough.
@@ -112,24 +123,38 @@ type pair struct {
 	rewardMargin float64
 }
 
+// Scorer predicts what users make of lists; a [Model] does.
+type Scorer interface {
+	Predict(examples []Example) ([]Prediction, error)
+}
+
+// Judges score candidates.
+type Judges struct {
+	Reward Scorer
+	// Second learned the same from another seed and other users; it only judges. What the
+	// aligned model gains by Reward's mistakes it does not gain by Second (Gao et al., 2023). Or nil.
+	Second   Scorer
+	Averages Averages
+}
+
 // Align runs one round: draw, score, pair best against worst, train a copy of
 // the reference with DPO, and judge it on held-out users with the same random
 // numbers. It returns the aligned weights whether they passed the gates or not.
-func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, rm *Model, avg Averages, prompts, heldOut []Prompt, cfg AlignConfig, progress func(stage, unit string, done, total int)) (*decoder.Weights, *Outcome, error) {
+func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, judges Judges, prompts, heldOut []Prompt, cfg AlignConfig, progress func(stage, unit string, done, total int)) (*decoder.Weights, *Outcome, error) {
 	if progress == nil {
 		progress = func(string, string, int, int) {}
 	}
-	o := &Outcome{Users: len(prompts), Candidates: cfg.Candidates}
-	a := &aligner{cfg: cfg, cb: cb, rm: rm, avg: avg}
+	o := &Outcome{Users: len(prompts), Candidates: cfg.Candidates, SecondLow: math.NaN(), SecondHigh: math.NaN()}
+	a := &aligner{cfg: cfg, cb: cb, Judges: judges}
 	drawn, err := a.draw(ctx, reference, prompts, 0, func(done, total int) { progress("draw candidates", "users", done, total) })
 	if err != nil {
 		return nil, nil, err
 	}
-	rewards, err := a.score(prompts, drawn)
+	predicted, err := a.predict(judges.Reward, prompts, drawn)
 	if err != nil {
 		return nil, o, err
 	}
-	pairs := a.pairs(drawn, rewards)
+	pairs := a.pairs(drawn, a.rewards(predicted))
 	if o.Pairs = len(pairs); o.Pairs == 0 {
 		return nil, o, ErrNoPairs
 	}
@@ -138,16 +163,15 @@ func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codeb
 		return nil, o, err
 	}
 	if err := a.judge(ctx, reference, aligned, heldOut, o, func(done, total int) { progress("judge on held-out users", "draws", done, total) }); err != nil {
-		return nil, nil, err
+		return nil, o, err
 	}
 	return aligned, o, nil
 }
 
 type aligner struct {
+	Judges
 	cfg AlignConfig
 	cb  *semanticid.Codebook
-	rm  *Model
-	avg Averages
 }
 
 // draw returns candidates for each prompt: half by beam search, which are the
@@ -202,8 +226,8 @@ func (a *aligner) items(l decoder.List) []semanticid.Item {
 	return ids
 }
 
-// score returns each candidate's reward.
-func (a *aligner) score(prompts []Prompt, drawn [][]decoder.List) ([][]float64, error) {
+// predict asks a judge about each candidate.
+func (a *aligner) predict(judge Scorer, prompts []Prompt, drawn [][]decoder.List) ([][]Prediction, error) {
 	var examples []Example
 	for i, lists := range drawn {
 		for _, l := range lists {
@@ -214,22 +238,30 @@ func (a *aligner) score(prompts []Prompt, drawn [][]decoder.List) ([][]float64, 
 			examples = append(examples, e)
 		}
 	}
-	predicted, err := a.rm.Predict(examples)
+	predicted, err := judge.Predict(examples)
 	if err != nil {
 		return nil, err
 	}
-	out := make([][]float64, len(drawn))
+	out := make([][]Prediction, len(drawn))
 	for i, lists := range drawn {
-		for range lists {
-			r := a.cfg.Weights.Reward(predicted[0], a.avg)
-			if math.IsNaN(r) || math.IsInf(r, 0) {
+		out[i], predicted = predicted[:len(lists)], predicted[len(lists):]
+		for _, p := range out[i] {
+			if r := a.cfg.Weights.Reward(p, a.Averages); math.IsNaN(r) || math.IsInf(r, 0) {
 				return nil, fmt.Errorf("the reward model gives %v; it has diverged: %w", r, ErrDiverged)
 			}
-			out[i] = append(out[i], r)
-			predicted = predicted[1:]
 		}
 	}
 	return out, nil
+}
+
+func (a *aligner) rewards(predicted [][]Prediction) [][]float64 {
+	out := make([][]float64, len(predicted))
+	for i, ps := range predicted {
+		for _, p := range ps {
+			out[i] = append(out[i], a.cfg.Weights.Reward(p, a.Averages))
+		}
+	}
+	return out
 }
 
 // pairs takes the best and the worst candidate of each prompt whose rewards
@@ -344,66 +376,6 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 		o.DPOLast, o.Wins = dpo, wins
 	}
 	return nil
-}
-
-// judge measures the aligned model beside the reference and applies the gates.
-func (a *aligner) judge(ctx context.Context, reference, aligned *decoder.Weights, heldOut []Prompt, o *Outcome, progress func(done, total int)) error {
-	const salt = 1
-	users := len(heldOut)
-	before, err := a.draw(ctx, reference, heldOut, salt, func(done, _ int) { progress(done, 2*users) })
-	if err != nil {
-		return err
-	}
-	after, err := a.draw(ctx, aligned, heldOut, salt, func(done, _ int) { progress(users+done, 2*users) })
-	if err != nil {
-		return err
-	}
-	rBefore, err := a.score(heldOut, before)
-	if err != nil {
-		return err
-	}
-	rAfter, err := a.score(heldOut, after)
-	if err != nil {
-		return err
-	}
-	var was, is, gain []float64
-	for i := range heldOut {
-		if len(rBefore[i]) > 0 && len(rAfter[i]) > 0 {
-			x, y := slices.Max(rBefore[i]), slices.Max(rAfter[i])
-			was, is, gain = append(was, x), append(is, y), append(gain, y-x)
-		}
-	}
-	o.HeldOutUsers = len(gain)
-	if len(gain) > 0 {
-		o.RewardBefore, o.RewardAfter = mean(was), mean(is)
-		o.GainLow, o.GainHigh = interval(gain, rand.New(rand.NewPCG(a.cfg.Seed, 0xb007)))
-	}
-	if o.KL, err = a.divergence(reference, heldOut, after); err != nil {
-		return err
-	}
-	if o.LossBefore, err = a.loss(reference, heldOut); err != nil {
-		return err
-	}
-	if o.LossAfter, err = a.loss(aligned, heldOut); err != nil {
-		return err
-	}
-	o.Accepted, o.Why = a.cfg.Gates.judge(o)
-	return nil
-}
-
-// judge applies the gates; the first that fails decides.
-func (g Gates) judge(o *Outcome) (accepted bool, why string) {
-	switch {
-	case o.HeldOutUsers == 0:
-		return false, "no held-out user could be asked, so nothing shows that the round helps"
-	case !(o.GainLow > 0):
-		return false, fmt.Sprintf("held-out reward went from %.4f to %.4f; the 95 %% interval of the gain, %.4f to %.4f, must lie above 0", o.RewardBefore, o.RewardAfter, o.GainLow, o.GainHigh)
-	case !(o.KL <= g.MaxKL):
-		return false, fmt.Sprintf("distance from the reference is %.3f nats a session, at most %.3f is allowed", o.KL, g.MaxKL)
-	case !(o.LossAfter <= o.LossBefore*(1+g.MaxLossRise)):
-		return false, fmt.Sprintf("held-out next-token loss rose from %.4f to %.4f, at most %.1f %% is allowed", o.LossBefore, o.LossAfter, 100*g.MaxLossRise)
-	}
-	return true, fmt.Sprintf("held-out reward rose by %.4f to %.4f (95 %%); distance %.3f of at most %.3f nats; loss %.4f to %.4f", o.GainLow, o.GainHigh, o.KL, g.MaxKL, o.LossBefore, o.LossAfter)
 }
 
 // divergence estimates KL(aligned || reference) from the aligned model's sampled

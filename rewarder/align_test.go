@@ -2,10 +2,10 @@ package rewarder
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,24 +111,41 @@ func TestPairs(t *testing.T) {
 }
 
 func TestGates(t *testing.T) {
-	good := Outcome{HeldOutUsers: 10, RewardBefore: 1, RewardAfter: 1.2, GainLow: 0.1, GainHigh: 0.3, KL: 1, LossBefore: 2, LossAfter: 2.05}
-	g := Gates{MaxLossRise: 0.05, MaxKL: 2}
+	good := Outcome{
+		HeldOutUsers: 10, GainLow: 0.1, GainHigh: 0.3, KL: 1, LossBefore: 2, LossAfter: 2.05,
+		Before: Held{Reward: 1, Second: 1, Coverage: 0.5, Diversity: 0.8, Objective: Averages{1000, 0.1, 0.4}},
+		After:  Held{Reward: 1.2, Second: 1.1, Coverage: 0.4, Diversity: 0.7, Objective: Averages{1100, 0.1, 0.395}},
+	}
+	g := Gates{MaxLossRise: 0.05, MaxKL: 2, MinCoverage: 0.7, MinDiversity: 0.7, MaxDrop: 0.02}
 	for name, change := range map[string]func(*Outcome){
-		"held-out user": func(o *Outcome) { o.HeldOutUsers = 0 },
-		"reward":        func(o *Outcome) { o.GainLow = -0.01 },
-		"interval":      func(o *Outcome) { o.GainLow = math.NaN() },
-		"distance":      func(o *Outcome) { o.KL = 2.1 },
-		"nats":          func(o *Outcome) { o.KL = math.NaN() },
-		"loss":          func(o *Outcome) { o.LossAfter = 2.2 },
+		"held-out user":             func(o *Outcome) { o.HeldOutUsers = 0 },
+		"reward went":               func(o *Outcome) { o.GainLow = -0.01 },
+		"interval":                  func(o *Outcome) { o.GainLow = math.NaN() },
+		"second":                    func(o *Outcome) { o.After.Second = 0.99 },
+		"distance":                  func(o *Outcome) { o.KL = 2.1 },
+		"nats":                      func(o *Outcome) { o.KL = math.NaN() },
+		"loss":                      func(o *Outcome) { o.LossAfter = 2.2 },
+		"different items":           func(o *Outcome) { o.After.Coverage = 0.3 },
+		"diversity":                 func(o *Outcome) { o.After.Diversity = 0.5 },
+		"predicted watch time went": func(o *Outcome) { o.After.Objective.WatchMs = 900 },
+		"predicted like went":       func(o *Outcome) { o.After.Objective.Like = 0.09 },
+		"predicted completion went": func(o *Outcome) { o.After.Objective.Completion = 0.3 },
 	} {
 		o := good
 		change(&o)
-		if ok, why := g.judge(&o); ok || !strings.Contains(why, name) {
-			t.Errorf("%s: accepted %v, why %q", name, ok, why)
+		g.judge(&o)
+		failed := 0
+		for _, gate := range o.Gates {
+			if !gate.Passed() {
+				failed++
+			}
+		}
+		if o.Accepted || failed != 1 || !strings.Contains(o.Why, name) {
+			t.Errorf("%s: accepted %v, %d gates failed, why %q", name, o.Accepted, failed, o.Why)
 		}
 	}
-	if ok, why := g.judge(&good); !ok || why == "" {
-		t.Errorf("a good round: accepted %v, why %q", ok, why)
+	if g.judge(&good); !good.Accepted || good.Why == "" {
+		t.Errorf("a good round: accepted %v, why %q", good.Accepted, good.Why)
 	}
 }
 
@@ -207,11 +224,9 @@ func TestAlign(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := DefaultAlignConfig()
-	cfg.Candidates, cfg.Length, cfg.LearningRate, cfg.Epochs, cfg.BatchTokens = 12, 3, 3e-3, 6, 256
-	cfg.Gates = Gates{MaxLossRise: 1, MaxKL: 100}
+	cfg := alignConfig()
 	run := func() (*decoder.Weights, *Outcome) {
-		aligned, o, err := Align(t.Context(), w, cb, rm, averages(taste), testPrompts(cb, "train", 40, rand.New(rand.NewPCG(1, 1))), testPrompts(cb, "held", 30, rand.New(rand.NewPCG(2, 2))), cfg, nil)
+		aligned, o, err := Align(t.Context(), w, cb, Judges{Reward: rm, Averages: averages(taste)}, testPrompts(cb, "train", 40, rand.New(rand.NewPCG(1, 1))), testPrompts(cb, "held", 30, rand.New(rand.NewPCG(2, 2))), cfg, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -219,7 +234,7 @@ func TestAlign(t *testing.T) {
 	}
 	before := w.Clone()
 	aligned, o := run()
-	if !o.Accepted || o.RewardAfter <= o.RewardBefore || o.DPOLast >= o.DPOFirst || o.Wins < 0.8 || o.KL <= 0 || o.Pairs == 0 {
+	if !o.Accepted || o.After.Reward <= o.Before.Reward || o.DPOLast >= o.DPOFirst || o.Wins < 0.8 || o.KL <= 0 || o.Pairs == 0 {
 		t.Fatalf("outcome %+v", o)
 	}
 	for i, p := range w.Tensors() {
@@ -230,19 +245,80 @@ func TestAlign(t *testing.T) {
 		}
 	}
 	again, o2 := run()
-	if *o != *o2 || again.Tensors()[0].Data[7] != aligned.Tensors()[0].Data[7] {
+	if !slices.Equal(o.ServedAfter, o2.ServedAfter) || o.KL != o2.KL || again.Tensors()[0].Data[7] != aligned.Tensors()[0].Data[7] {
 		t.Fatalf("the same round again: %+v, before %+v", o2, o)
 	}
+}
 
-	// A reward that is the same for everything, or not a number, stops the round.
-	for _, p := range rm.params {
-		clear(p.Data)
+func alignConfig() AlignConfig {
+	cfg := DefaultAlignConfig()
+	cfg.Candidates, cfg.Length, cfg.LearningRate, cfg.Epochs, cfg.BatchTokens = 12, 3, 3e-3, 6, 256
+	cfg.Gates = Gates{MaxLossRise: 1, MaxKL: 100}
+	return cfg
+}
+
+// scorer scores each item by itself.
+type scorer func(id semanticid.Item) float64
+
+func (s scorer) Predict(examples []Example) ([]Prediction, error) {
+	out := make([]Prediction, len(examples))
+	for i, e := range examples {
+		for _, v := range e.Items {
+			r := s(v.ID)
+			out[i].Like, out[i].Completion = append(out[i].Like, r), append(out[i].Completion, r)
+			out[i].WatchMs += 1000 * r
+		}
 	}
-	if _, _, err := Align(t.Context(), w, cb, rm, averages(taste), testPrompts(cb, "train", 5, r), nil, cfg, nil); !errors.Is(err, ErrNoPairs) {
-		t.Fatalf("constant reward: error %v, want %v", err, ErrNoPairs)
+	return out, nil
+}
+
+// TestPoisonedRewards: whatever is wrong with the reward, no round of it is released, and it is
+// said why.
+func TestPoisonedRewards(t *testing.T) {
+	cb := testCodebook(t)
+	honest := scorer(func(id semanticid.Item) float64 { return 0.2 + 0.6*float64(id[0])/testCodes })
+	favourite := cb.ID(7)
+	c := decoder.Config{Layers: 1, Dim: 16, Heads: 2, Hidden: 24, Levels: testLevels, Codes: testCodes, MaxLen: 40}
+	w, err := decoder.NewWeights(c, 1)
+	if err != nil {
+		t.Fatal(err)
 	}
-	rm.params[len(rm.params)-1].Data[0] = float32(math.NaN())
-	if _, _, err := Align(t.Context(), w, cb, rm, averages(taste), testPrompts(cb, "train", 5, r), nil, cfg, nil); !errors.Is(err, ErrDiverged) {
-		t.Fatalf("reward of NaN: error %v", err)
+	round := func(reward, second Scorer, gates Gates) *Outcome {
+		t.Helper()
+		cfg := alignConfig()
+		cfg.Gates = gates
+		core := &Core{cfg: CoreConfig{Second: second != nil}}
+		judges := Judges{Reward: reward, Second: second, Averages: Averages{1000, 0.5, 0.5}}
+		_, o, err := Align(t.Context(), w, cb, judges, testPrompts(cb, "train", 40, rand.New(rand.NewPCG(1, 1))), testPrompts(cb, "held", 30, rand.New(rand.NewPCG(2, 2))), cfg, nil)
+		if err = core.rejected(o, err); err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	lax := Gates{MaxLossRise: 10, MaxKL: 1000, MaxDrop: 1}
+	if o := round(honest, honest, lax); !o.Accepted || !(o.SecondLow > 0) {
+		t.Fatalf("an honest reward: %s", o.Why)
+	}
+	flipped := scorer(func(id semanticid.Item) float64 { return 1 - honest(id) })
+	one := scorer(func(id semanticid.Item) float64 {
+		if slices.Equal(id, favourite) {
+			return 1
+		}
+		return 0.1
+	})
+	for name, tt := range map[string]struct {
+		reward, second Scorer
+		gates          Gates
+		why            string
+	}{
+		"constant":       {scorer(func(semanticid.Item) float64 { return 0.5 }), honest, lax, ErrNoPairs.Error()},
+		"NaN":            {scorer(func(semanticid.Item) float64 { return math.NaN() }), honest, lax, ErrDiverged.Error()},
+		"infinite later": {honest, scorer(func(semanticid.Item) float64 { return math.Inf(1) }), lax, ErrDiverged.Error()},
+		"sign flipped":   {flipped, honest, lax, "second reward model"},
+		"one favourite":  {one, honest, Gates{MaxLossRise: 10, MaxKL: 1000, MaxDrop: 1, MinCoverage: 0.6}, "different items"},
+	} {
+		if o := round(tt.reward, tt.second, tt.gates); o.Accepted || !strings.Contains(o.Why, tt.why) {
+			t.Errorf("%s: accepted %v, why %q, want %q", name, o.Accepted, o.Why, tt.why)
+		}
 	}
 }

@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,11 +55,8 @@ type Service struct {
 	Store   *publisher.Store
 	Model   string
 
-	Network           ModelConfig
-	ModelEpochs       int // passes over the sessions before the first round; later rounds make one
-	ModelLearningRate float64
-	HoldoutPercent    int // the trainer's
-	Align             AlignConfig
+	Reward CoreConfig
+	Align  AlignConfig
 
 	Every time.Duration // least time between rounds
 	Once  bool          // end after Rounds rounds
@@ -82,24 +78,12 @@ type Report struct {
 	Rounds  []*onerecv1.AlignmentRound
 }
 
-// Quality is what the reward model is worth on held-out users.
-type Quality struct {
-	Sessions          int64   // it was trained on
-	HeldOut           int     // sessions measured
-	LikeAUC           float64 // over views of items with an ID
-	CompletionAUC     float64 // over those of them whose duration is known
-	WatchTimeSpearman float64 // over sessions' total watch time
-}
-
 // Run works until ctx ends or, with Once, until its rounds are done.
 func (s *Service) Run(ctx context.Context) (*Report, error) {
 	var last *Report
 	err := stream.Lead(ctx, s.Cluster, Group, s.Static, s.OnReady, func(ctx context.Context) error {
-		r := &run{Service: s, data: newDataset(s.HoldoutPercent), offsets: make(map[int32]int64), report: new(Report)}
-		err := r.run(ctx)
-		if r.model != nil {
-			err = errors.Join(err, r.model.Close())
-		}
+		r := &run{Service: s, core: NewCore(s.Reward), offsets: make(map[int32]int64), report: new(Report)}
+		err := errors.Join(r.run(ctx), r.core.Close())
 		last = r.report
 		if ctx.Err() == nil {
 			return err
@@ -116,12 +100,9 @@ func (s *Service) Run(ctx context.Context) (*Report, error) {
 // run is one term as the model's only rewarder.
 type run struct {
 	*Service
-	data    *dataset
+	core    *Core
 	offsets map[int32]int64 // of sessions.judged: the next session to read
-	model   *Model
-	shape   [2]int // levels and codes that the model speaks
-	avg     Averages
-	rounds  int32 // made so far, by anyone
+	rounds  int32           // made so far, by anyone
 	report  *Report
 }
 
@@ -169,11 +150,11 @@ func (r *run) run(ctx context.Context) error {
 			wait = min(wait, firstWait)
 		} else if err := r.read(ctx); err != nil {
 			return err
-		} else if ref.Version != last || r.data.seen != seen { // the same again would say the same again
+		} else if ref.Version != last || r.core.Sessions() != seen { // the same again would say the same again
 			if err := r.round(ctx, ref); err != nil {
 				return err
 			}
-			last, seen = ref.Version, r.data.seen
+			last, seen = ref.Version, r.core.Sessions()
 		}
 		select {
 		case <-ctx.Done():
@@ -209,36 +190,29 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 	if err != nil {
 		return fmt.Errorf("load the reference %s: %w", ref.Version, err)
 	}
-	if err := r.learn(ctx, cb); err != nil {
+	r.rounds++
+	if err := r.core.Learn(ctx, cb, uint64(r.rounds), r.Progress); err != nil {
 		return err
 	}
-	q := r.report.Quality
-	r.rounds++
+	q := r.core.Quality()
+	r.report.Quality = q
 	round := &onerecv1.AlignmentRound{
 		Model: r.Model, Round: r.rounds, Reference: ref.Version,
 		RewardSessions: q.Sessions, LikeAuc: q.LikeAUC, WatchTimeSpearman: q.WatchTimeSpearman,
 	}
 	cfg := r.Align
 	cfg.Seed += uint64(r.rounds)
-	prompts := r.prompts(cb, cfg)
-	heldOut := r.heldOutPrompts(cb, cfg)
-	r.Log.Info("round begins", "round", r.rounds, "reference", ref.Version, "users", len(prompts), "held_out_users", len(heldOut), "candidates", cfg.Candidates)
-	aligned, o, err := Align(ctx, weights, cb, r.model, r.avg, prompts, heldOut, cfg, r.Progress)
-	if errors.Is(err, ErrNoPairs) || errors.Is(err, ErrDiverged) { // a bad round is rejected like any other
-		o.Why = err.Error()
-		if errors.Is(err, ErrDiverged) { // the next round learns a new reward model
-			err = r.model.Close()
-			r.model = nil
-		} else {
-			err = nil
-		}
-	}
+	r.Log.Info("round begins", "round", r.rounds, "reference", ref.Version, "candidates", cfg.Candidates)
+	aligned, o, err := r.core.Round(ctx, weights, cb, cfg, r.Progress)
 	if err != nil {
 		return fmt.Errorf("round %d: %w", r.rounds, err)
 	}
 	round.Users, round.Candidates, round.Pairs = int32(o.Users), int32(o.Candidates), int32(o.Pairs)
-	round.RewardBefore, round.RewardAfter, round.Kl = o.RewardBefore, o.RewardAfter, o.KL
+	round.RewardBefore, round.RewardAfter, round.Kl = o.Before.Reward, o.After.Reward, o.KL
 	round.LossBefore, round.LossAfter, round.Accepted, round.Why = o.LossBefore, o.LossAfter, o.Accepted, o.Why
+	for _, g := range o.Gates {
+		round.Gates = append(round.Gates, &onerecv1.AlignmentGate{Name: g.Name, Figure: g.Figure, Bound: g.Bound, Least: g.Least, Passed: g.Passed()})
+	}
 	if o.Accepted {
 		if round.Published, err = r.release(ctx, m, aligned, cb, o); err != nil {
 			return fmt.Errorf("round %d: %w", r.rounds, err)
@@ -273,7 +247,7 @@ func (r *run) read(ctx context.Context) error {
 		}
 		return j, nil
 	}, func(j *onerecv1.JudgedSession) int64 { return j.Session.EndMs }, func(j *onerecv1.JudgedSession) error {
-		r.data.add(j)
+		r.core.Add(j)
 		return nil
 	})
 	if err != nil {
@@ -285,155 +259,35 @@ func (r *run) read(ctx context.Context) error {
 	return nil
 }
 
-// learn brings the reward model up to date and measures it on held-out users. A
-// codebook of another shape needs another model.
-func (r *run) learn(ctx context.Context, cb *semanticid.Codebook) error {
-	sessions := r.data.train.sessions
-	if len(sessions) == 0 {
-		return fmt.Errorf("topic %s holds no session of a training user; there is nothing to learn a reward from", schemas.TopicJudgedSessions)
-	}
-	train := r.data.examples(cb, sessions)
-	r.avg = averages(train)
-	epochs := 1
-	if shape := [2]int{cb.Levels(), cb.Codes()}; r.model == nil || r.shape != shape {
-		if r.model != nil {
-			if err := r.model.Close(); err != nil {
-				return err
-			}
-		}
-		var err error
-		if r.model, err = NewModel(r.Network, cb.Levels(), cb.Codes(), max(r.avg.WatchMs, 1), r.ModelLearningRate, r.Align.Seed); err != nil {
-			return err
-		}
-		r.shape, epochs = shape, r.ModelEpochs
-	}
-	for epoch := range epochs {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		loss, err := r.model.Train(train, rand.New(rand.NewPCG(r.Align.Seed, uint64(r.rounds)<<32+uint64(epoch))))
-		if err != nil {
-			return err
-		}
-		if r.Progress != nil {
-			r.Progress("train the reward model", "passes", epoch+1, epochs)
-		}
-		r.Log.Debug("trained reward model", "epoch", epoch+1, "loss", loss)
-	}
-	q, err := r.model.Measure(r.data.examples(cb, r.data.heldOut.sessions))
-	q.Sessions = r.data.seen
-	r.report.Quality = q
-	return err
-}
-
-// averages are over views with the label, watch time over all views.
-func averages(examples []Example) (a Averages) {
-	var views, liked, completed float64
-	for _, e := range examples {
-		a.WatchMs += float64(e.WatchMs)
-		for _, v := range e.Items {
-			views++
-			if v.Like != Unknown {
-				liked++
-			}
-			if v.Like == Yes {
-				a.Like++
-			}
-			if v.Completion != Unknown {
-				completed++
-			}
-			if v.Completion == Yes {
-				a.Completion++
-			}
-		}
-	}
-	a.WatchMs /= max(views, 1)
-	a.Like /= max(liked, 1)
-	a.Completion /= max(completed, 1)
-	return a
-}
-
-// Measure holds the model's predictions against what held-out users did.
-func (m *Model) Measure(examples []Example) (Quality, error) {
-	predicted, err := m.Predict(examples)
-	if err != nil {
-		return Quality{}, err
-	}
-	q := Quality{HeldOut: len(examples)}
-	var like, completion, watch, truth []float64
-	var liked, completed []bool
-	for i, e := range examples {
-		for j, v := range e.Items {
-			if v.Like != Unknown {
-				like, liked = append(like, predicted[i].Like[j]), append(liked, v.Like == Yes)
-			}
-			if v.Completion != Unknown {
-				completion, completed = append(completion, predicted[i].Completion[j]), append(completed, v.Completion == Yes)
-			}
-		}
-		watch, truth = append(watch, predicted[i].WatchMs), append(truth, float64(e.WatchMs))
-	}
-	q.LikeAUC, q.CompletionAUC, q.WatchTimeSpearman = auc(like, liked), auc(completion, completed), spearman(watch, truth)
-	return q, nil
-}
-
-// prompts draws training users' good sessions, one a user while there are enough.
-func (r *run) prompts(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
-	rng := rand.New(rand.NewPCG(cfg.Seed, 0x9409))
-	return choose(r.data, cb, r.data.train.sessions, cfg.Users, rng, func(p Prompt) bool { return len(p.Session) > 0 && len(p.History) > 0 })
-}
-
-// heldOutPrompts draws held-out users' sessions, one a user.
-func (r *run) heldOutPrompts(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
-	rng := rand.New(rand.NewPCG(cfg.Seed, 0x4e1d))
-	return choose(r.data, cb, r.data.heldOut.sessions, cfg.HeldOut, rng, func(p Prompt) bool { return len(p.History) > 0 })
-}
-
-// choose draws one session a user, those that ok accepts, up to n users.
-func choose(d *dataset, cb *semanticid.Codebook, sessions []session, n int, rng *rand.Rand, ok func(Prompt) bool) []Prompt {
-	var out []Prompt
-	used := make(map[string]bool)
-	for _, i := range rng.Perm(len(sessions)) {
-		if len(out) == n {
-			break
-		}
-		if used[sessions[i].user] {
-			continue
-		}
-		if p := d.prompt(cb, sessions[i]); ok(p) {
-			used[p.User] = true
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
 // release publishes the aligned model and points the released channel at it.
 func (r *run) release(ctx context.Context, parent *publisher.Manifest, w *decoder.Weights, cb *semanticid.Codebook, o *Outcome) (string, error) {
 	files, config, err := decoder.Encode(w, cb)
 	if err != nil {
 		return "", err
 	}
-	meta, err := json.Marshal(r.Network)
+	meta, err := json.Marshal(r.Reward.Network)
 	if err != nil {
 		return "", fmt.Errorf("encode the reward model's configuration: %w", err)
 	}
 	var b bytes.Buffer
-	err = safetensors.Write(&b, safetensors.File{Tensors: r.model.params, Metadata: map[string]string{
-		"config": string(meta), "scale_ms": fmt.Sprint(r.model.scaleMs),
+	err = safetensors.Write(&b, safetensors.File{Tensors: r.core.model.params, Metadata: map[string]string{
+		"config": string(meta), "scale_ms": fmt.Sprint(r.core.model.scaleMs),
 	}})
 	if err != nil {
 		return "", err
 	}
 	files[FileReward] = b.Bytes()
-	q := r.report.Quality
+	q := r.core.Quality()
 	m := &publisher.Manifest{
 		Model: r.Model, Kind: publisher.KindAligned, Parent: parent.Version, Codebook: cb.Version(), Config: config, Offsets: parent.Offsets,
 		Metrics: map[string]float64{
-			"round": float64(r.rounds), "reward_before": o.RewardBefore, "reward_after": o.RewardAfter, "gain_low": o.GainLow, "gain_high": o.GainHigh,
-			"kl": o.KL, "loss_before": o.LossBefore, "loss_after": o.LossAfter, "pairs": float64(o.Pairs),
-			"like_auc": q.LikeAUC, "watch_time_spearman": q.WatchTimeSpearman,
+			"round": float64(r.rounds), "reward_before": o.Before.Reward, "reward_after": o.After.Reward, "gain_low": o.GainLow, "gain_high": o.GainHigh,
+			"best_reward_before": o.Before.Best, "best_reward_after": o.After.Best, "second_reward_before": o.Before.Second, "second_reward_after": o.After.Second,
+			"loss_before": o.LossBefore, "pairs": float64(o.Pairs), "like_auc": q.LikeAUC, "watch_time_spearman": q.WatchTimeSpearman,
 		},
+	}
+	for _, g := range o.Gates {
+		m.Metrics["gate_"+g.Name], m.Metrics["bound_"+g.Name] = g.Figure, g.Bound
 	}
 	maps.DeleteFunc(m.Metrics, func(_ string, v float64) bool { return v != v }) // JSON has no NaN
 	hash, err := r.Store.Publish(ctx, m, files)

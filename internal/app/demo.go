@@ -268,7 +268,12 @@ func (a *App) demoAlign(ctx context.Context, r *Report) error {
 	q := report.Quality
 	r.RewardModel = RewardReport{q.Sessions, Float(q.LikeAUC), Float(q.CompletionAUC), Float(q.WatchTimeSpearman)}
 	for _, round := range report.Rounds {
+		var gates []GateReport
+		for _, g := range round.Gates {
+			gates = append(gates, GateReport{g.Name, Float(g.Figure), Float(g.Bound), g.Least, g.Passed})
+		}
 		r.Alignment = append(r.Alignment, RoundReport{
+			Gates: gates,
 			Round: round.Round, Users: round.Users, Candidates: round.Candidates, Pairs: round.Pairs,
 			RewardBefore: Float(round.RewardBefore), RewardAfter: Float(round.RewardAfter), KL: Float(round.Kl), Accepted: round.Accepted, Why: round.Why,
 		})

@@ -36,7 +36,7 @@ func small(t testing.TB) *App {
 	s.Simulate.Users, s.Simulate.Items, s.Simulate.Days = 60, 120, 3
 	s.Simulate.Duplicates, s.Simulate.Broken = 0.02, 0.01
 	s.Train.ReplayRatio, s.Train.WarmupSteps, s.Train.History, s.Train.HoldoutPercent, s.Train.BatchTokens = 2, 5, 8, 20, 1024
-	s.Align.Users, s.Align.Candidates, s.Align.Length, s.Align.Epochs, s.ModelEpochs = 20, 8, 3, 1, 1
+	s.Align.Users, s.Align.Candidates, s.Align.Length, s.Align.Epochs, s.Reward.Epochs = 20, 8, 3, 1, 1
 	return New(s, testWriter{t}, nil)
 }
 

@@ -96,6 +96,17 @@ type RoundReport struct {
 	KL           Float  `json:"kl"`
 	Accepted     bool   `json:"accepted"`
 	Why          string `json:"why"`
+
+	Gates []GateReport `json:"gates"`
+}
+
+// GateReport is a bound of a round, with what was found.
+type GateReport struct {
+	Name   string `json:"name"`
+	Figure Float  `json:"figure"`
+	Bound  Float  `json:"bound"`
+	Least  bool   `json:"least"` // the bound is the least that passes; else the most
+	Passed bool   `json:"passed"`
 }
 
 // VersionReport is one checkpoint.
@@ -165,6 +176,16 @@ func (r *Report) Print(w io.Writer) error {
 			verdict = "accepted"
 		}
 		fmt.Fprintf(t, "DPO round %d\t%s\t%d users x %d candidates, %d pairs; reward %.4f to %.4f; %s\n", a.Round, verdict, a.Users, a.Candidates, a.Pairs, a.RewardBefore, a.RewardAfter, a.Why)
+		for _, g := range a.Gates {
+			verdict, side := "passed", "at most"
+			if !g.Passed {
+				verdict = "FAILED"
+			}
+			if g.Least {
+				side = "at least"
+			}
+			fmt.Fprintf(t, "\tgate %s\t%s: %.4g, %s %.4g\n", verdict, strings.ReplaceAll(g.Name, "_", " "), g.Figure, side, g.Bound)
+		}
 	}
 	for _, c := range r.Checkpoints {
 		parent := "no parent"

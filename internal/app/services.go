@@ -320,10 +320,10 @@ func (a *App) reward(ctx context.Context, h host, once bool) (report *rewarder.R
 	err = a.withStore(ctx, func(store *publisher.Store) error {
 		align := a.Align
 		align.Seed, align.BatchTokens = a.Train.Seed, a.Train.BatchTokens
+		reward := a.Reward
+		reward.Seed, reward.HoldoutPercent = a.Train.Seed, a.Train.HoldoutPercent
 		s := &rewarder.Service{
-			Cluster: a.cluster(), Store: store, Model: a.Model, Network: a.Network,
-			ModelEpochs: a.ModelEpochs, ModelLearningRate: a.ModelLearningRate, HoldoutPercent: a.Train.HoldoutPercent,
-			Align: align, Every: a.RewardEvery, Once: once, Rounds: a.Rounds,
+			Cluster: a.cluster(), Store: store, Model: a.Model, Reward: reward, Align: align, Every: a.RewardEvery, Once: once, Rounds: a.Rounds,
 			Static: a.static(rewarder.Group), Log: a.Log.With("service", "reward"), Metrics: rewarder.NewMetrics(h.reg), OnReady: h.ready,
 			Progress: a.Progress.Update,
 		}

@@ -79,12 +79,10 @@ type Settings struct {
 	PublishSteps int
 	PublishEvery time.Duration
 
-	Network           rewarder.ModelConfig
-	ModelEpochs       int
-	ModelLearningRate float64
-	Align             rewarder.AlignConfig
-	RewardEvery       time.Duration
-	Rounds            int
+	Reward      rewarder.CoreConfig
+	Align       rewarder.AlignConfig
+	RewardEvery time.Duration
+	Rounds      int
 
 	Listen             string
 	Channel            string
@@ -108,7 +106,7 @@ func Defaults() *Settings {
 		Sessions:       sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
 		SnapshotDir: "snapshots", SnapshotRows: 20_000, SnapshotAge: time.Minute,
 		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: time.Minute,
-		Network: rewarder.DefaultModelConfig(), ModelEpochs: 4, ModelLearningRate: 2e-3, Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
+		Reward: rewarder.DefaultCoreConfig(), Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
 		Listen: "127.0.0.1:8080", Channel: publisher.ChannelReleased, Beams: 32, MaxUsers: 1_000_000, MaxItems: 5_000_000,
 		Simulate: simulator.DefaultConfig(),
 	}
@@ -193,8 +191,9 @@ func (s *Settings) Register(c *config.Set) {
 	c.Uint64(GroupLearn, "seed", &t.Seed, "seed of everything random in training and rounds")
 
 	a := &s.Align
-	c.Int(GroupReward, "reward-epochs", &s.ModelEpochs, 1, 1000, "passes of a new reward model over the sessions")
-	c.Float(GroupReward, "reward-learning-rate", &s.ModelLearningRate, 1e-7, 1, "learning rate of the reward model")
+	c.Int(GroupReward, "reward-epochs", &s.Reward.Epochs, 1, 1000, "passes of a new reward model over the sessions")
+	c.Float(GroupReward, "reward-learning-rate", &s.Reward.LearningRate, 1e-7, 1, "learning rate of the reward model")
+	c.Bool(GroupReward, "second-reward-model", &s.Reward.Second, "learn a second reward model from other users, which must see a round's gain, too")
 	c.Duration(GroupReward, "reward-every", &s.RewardEvery, time.Second, year, "least time between rounds")
 	c.Int(GroupReward, "rounds", &s.Rounds, 1, 1000, "rounds of a run with --once, and of the demo")
 	c.Int(GroupReward, "align-users", &a.Users, 1, 1_000_000, "training users for whom candidates are drawn in a round")
@@ -212,6 +211,9 @@ func (s *Settings) Register(c *config.Set) {
 	c.Float(GroupReward, "weight-completion", &a.Weights.Completion, 0, 1000, "weight of completion in the reward")
 	c.Float(GroupReward, "max-loss-rise", &a.Gates.MaxLossRise, 0, 10, "gate: how much the held-out next-token loss may rise, relative to the reference's")
 	c.Float(GroupReward, "max-kl", &a.Gates.MaxKL, 0, 1000, "gate: largest distance from the reference, nats a session")
+	c.Float(GroupReward, "min-coverage", &a.Gates.MinCoverage, 0, 1, "gate: least share of different items among what is served, relative to the reference's")
+	c.Float(GroupReward, "min-diversity", &a.Gates.MinDiversity, 0, 1, "gate: least diversity within lists, relative to the reference's")
+	c.Float(GroupReward, "max-drop", &a.Gates.MaxDrop, 0, 1, "gate: how much any objective (watch time, likes, completion) may fall, relative to the reference's")
 
 	c.String(GroupServe, "listen", &s.Listen, "address of the recommendation API; there is no authentication yet, so only loopback is sensible")
 	c.String(GroupServe, "channel", &s.Channel, "channel that is served; until it has a version, the newest candidate is", publisher.ChannelReleased, publisher.ChannelCandidate)

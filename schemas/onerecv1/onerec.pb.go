@@ -1188,8 +1188,8 @@ type AlignmentRound struct {
 	Users      int32 `protobuf:"varint,5,opt,name=users,proto3" json:"users,omitempty"`
 	Candidates int32 `protobuf:"varint,6,opt,name=candidates,proto3" json:"candidates,omitempty"`
 	Pairs      int32 `protobuf:"varint,7,opt,name=pairs,proto3" json:"pairs,omitempty"`
-	// Mean over held-out users of the best candidate's reward, by the reference
-	// and by the aligned model, from the same random numbers.
+	// Mean over held-out users of the reward of what would be served, by the
+	// reference and by the aligned model.
 	RewardBefore float64 `protobuf:"fixed64,8,opt,name=reward_before,json=rewardBefore,proto3" json:"reward_before,omitempty"`
 	RewardAfter  float64 `protobuf:"fixed64,9,opt,name=reward_after,json=rewardAfter,proto3" json:"reward_after,omitempty"`
 	// Mean over the aligned model's samples of log p_aligned - log p_reference.
@@ -1205,8 +1205,10 @@ type AlignmentRound struct {
 	RewardSessions    int64   `protobuf:"varint,15,opt,name=reward_sessions,json=rewardSessions,proto3" json:"reward_sessions,omitempty"`
 	LikeAuc           float64 `protobuf:"fixed64,16,opt,name=like_auc,json=likeAuc,proto3" json:"like_auc,omitempty"`
 	WatchTimeSpearman float64 `protobuf:"fixed64,17,opt,name=watch_time_spearman,json=watchTimeSpearman,proto3" json:"watch_time_spearman,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Every gate, passed or not; none when there was no model to judge.
+	Gates         []*AlignmentGate `protobuf:"bytes,18,rep,name=gates,proto3" json:"gates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AlignmentRound) Reset() {
@@ -1358,6 +1360,91 @@ func (x *AlignmentRound) GetWatchTimeSpearman() float64 {
 	return 0
 }
 
+func (x *AlignmentRound) GetGates() []*AlignmentGate {
+	if x != nil {
+		return x.Gates
+	}
+	return nil
+}
+
+// AlignmentGate is a bound that a round has to keep, with what was found.
+type AlignmentGate struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Figure float64                `protobuf:"fixed64,2,opt,name=figure,proto3" json:"figure,omitempty"`
+	Bound  float64                `protobuf:"fixed64,3,opt,name=bound,proto3" json:"bound,omitempty"`
+	// Whether the bound is the least that passes; else it is the most.
+	Least         bool `protobuf:"varint,4,opt,name=least,proto3" json:"least,omitempty"`
+	Passed        bool `protobuf:"varint,5,opt,name=passed,proto3" json:"passed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlignmentGate) Reset() {
+	*x = AlignmentGate{}
+	mi := &file_onerec_v1_onerec_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlignmentGate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlignmentGate) ProtoMessage() {}
+
+func (x *AlignmentGate) ProtoReflect() protoreflect.Message {
+	mi := &file_onerec_v1_onerec_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlignmentGate.ProtoReflect.Descriptor instead.
+func (*AlignmentGate) Descriptor() ([]byte, []int) {
+	return file_onerec_v1_onerec_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AlignmentGate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AlignmentGate) GetFigure() float64 {
+	if x != nil {
+		return x.Figure
+	}
+	return 0
+}
+
+func (x *AlignmentGate) GetBound() float64 {
+	if x != nil {
+		return x.Bound
+	}
+	return 0
+}
+
+func (x *AlignmentGate) GetLeast() bool {
+	if x != nil {
+		return x.Least
+	}
+	return false
+}
+
+func (x *AlignmentGate) GetPassed() bool {
+	if x != nil {
+		return x.Passed
+	}
+	return false
+}
+
 var File_onerec_v1_onerec_proto protoreflect.FileDescriptor
 
 const file_onerec_v1_onerec_proto_rawDesc = "" +
@@ -1461,7 +1548,7 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\x06parent\x18\x06 \x01(\tR\x06parent\x12\x12\n" +
 	"\x04kind\x18\a \x01(\tR\x04kind\x12\x1a\n" +
 	"\bcodebook\x18\b \x01(\tR\bcodebook\x12&\n" +
-	"\x0fannounced_at_ms\x18\t \x01(\x03R\rannouncedAtMs\"\xfe\x03\n" +
+	"\x0fannounced_at_ms\x18\t \x01(\x03R\rannouncedAtMs\"\xae\x04\n" +
 	"\x0eAlignmentRound\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x05round\x18\x02 \x01(\x05R\x05round\x12\x1c\n" +
@@ -1484,7 +1571,14 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\x03why\x18\x0e \x01(\tR\x03why\x12'\n" +
 	"\x0freward_sessions\x18\x0f \x01(\x03R\x0erewardSessions\x12\x19\n" +
 	"\blike_auc\x18\x10 \x01(\x01R\alikeAuc\x12.\n" +
-	"\x13watch_time_spearman\x18\x11 \x01(\x01R\x11watchTimeSpearman*t\n" +
+	"\x13watch_time_spearman\x18\x11 \x01(\x01R\x11watchTimeSpearman\x12.\n" +
+	"\x05gates\x18\x12 \x03(\v2\x18.onerec.v1.AlignmentGateR\x05gates\"\x7f\n" +
+	"\rAlignmentGate\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06figure\x18\x02 \x01(\x01R\x06figure\x12\x14\n" +
+	"\x05bound\x18\x03 \x01(\x01R\x05bound\x12\x14\n" +
+	"\x05least\x18\x04 \x01(\bR\x05least\x12\x16\n" +
+	"\x06passed\x18\x05 \x01(\bR\x06passed*t\n" +
 	"\bClosedBy\x12\x19\n" +
 	"\x15CLOSED_BY_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rCLOSED_BY_GAP\x10\x01\x12\x12\n" +
@@ -1505,7 +1599,7 @@ func file_onerec_v1_onerec_proto_rawDescGZIP() []byte {
 }
 
 var file_onerec_v1_onerec_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_onerec_v1_onerec_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_onerec_v1_onerec_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_onerec_v1_onerec_proto_goTypes = []any{
 	(ClosedBy)(0),          // 0: onerec.v1.ClosedBy
 	(*ViewEvent)(nil),      // 1: onerec.v1.ViewEvent
@@ -1520,21 +1614,23 @@ var file_onerec_v1_onerec_proto_goTypes = []any{
 	(*PartitionState)(nil), // 10: onerec.v1.PartitionState
 	(*CheckpointRef)(nil),  // 11: onerec.v1.CheckpointRef
 	(*AlignmentRound)(nil), // 12: onerec.v1.AlignmentRound
+	(*AlignmentGate)(nil),  // 13: onerec.v1.AlignmentGate
 }
 var file_onerec_v1_onerec_proto_depIdxs = []int32{
-	2, // 0: onerec.v1.Session.views:type_name -> onerec.v1.View
-	0, // 1: onerec.v1.Session.closed_by:type_name -> onerec.v1.ClosedBy
-	4, // 2: onerec.v1.Session.history:type_name -> onerec.v1.HistoryItem
-	5, // 3: onerec.v1.JudgedSession.session:type_name -> onerec.v1.Session
-	6, // 4: onerec.v1.JudgedSession.verdict:type_name -> onerec.v1.Verdict
-	5, // 5: onerec.v1.GoodSession.session:type_name -> onerec.v1.Session
-	2, // 6: onerec.v1.UserState.views:type_name -> onerec.v1.View
-	4, // 7: onerec.v1.UserState.history:type_name -> onerec.v1.HistoryItem
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2,  // 0: onerec.v1.Session.views:type_name -> onerec.v1.View
+	0,  // 1: onerec.v1.Session.closed_by:type_name -> onerec.v1.ClosedBy
+	4,  // 2: onerec.v1.Session.history:type_name -> onerec.v1.HistoryItem
+	5,  // 3: onerec.v1.JudgedSession.session:type_name -> onerec.v1.Session
+	6,  // 4: onerec.v1.JudgedSession.verdict:type_name -> onerec.v1.Verdict
+	5,  // 5: onerec.v1.GoodSession.session:type_name -> onerec.v1.Session
+	2,  // 6: onerec.v1.UserState.views:type_name -> onerec.v1.View
+	4,  // 7: onerec.v1.UserState.history:type_name -> onerec.v1.HistoryItem
+	13, // 8: onerec.v1.AlignmentRound.gates:type_name -> onerec.v1.AlignmentGate
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_onerec_v1_onerec_proto_init() }
@@ -1548,7 +1644,7 @@ func file_onerec_v1_onerec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_onerec_v1_onerec_proto_rawDesc), len(file_onerec_v1_onerec_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

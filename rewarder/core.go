@@ -1,0 +1,248 @@
+package rewarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+
+	"onerec/decoder"
+	"onerec/internal/holdout"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+	"onerec/semanticid"
+)
+
+// CoreConfig is about the reward models.
+type CoreConfig struct {
+	Network        ModelConfig
+	Epochs         int // passes over the sessions when a model is new; later it makes one before each round
+	LearningRate   float64
+	Second         bool // keep a second reward model, which only judges
+	HoldoutPercent int  // the trainer's
+	Seed           uint64
+}
+
+// DefaultCoreConfig suits a small service.
+func DefaultCoreConfig() CoreConfig {
+	return CoreConfig{Network: DefaultModelConfig(), Epochs: 4, LearningRate: 2e-3, Second: true, HoldoutPercent: 10, Seed: 1}
+}
+
+// Core is the rewarder's pure part: sessions in, rounds out. What it does depends on nothing but
+// the sessions, the configuration and the seeds. It is not safe for concurrent use.
+type Core struct {
+	cfg           CoreConfig
+	data          *dataset
+	model, second *Model
+	shape         [2]int // levels and codes that the models speak
+	avg           Averages
+	quality       Quality
+}
+
+// NewCore returns a core that has seen nothing.
+func NewCore(cfg CoreConfig) *Core { return &Core{cfg: cfg, data: newDataset(cfg.HoldoutPercent)} }
+
+// Add takes a session, good or not.
+func (c *Core) Add(j *onerecv1.JudgedSession) { c.data.add(j) }
+
+// Sessions returns how many were added.
+func (c *Core) Sessions() int64 { return c.data.seen }
+
+// Quality is what the reward model was worth on held-out users when it last learned.
+func (c *Core) Quality() Quality { return c.quality }
+
+// Close frees the models.
+func (c *Core) Close() error {
+	var err error
+	for _, m := range []*Model{c.model, c.second} {
+		if m != nil {
+			err = errors.Join(err, m.Close())
+		}
+	}
+	c.model, c.second = nil, nil
+	return err
+}
+
+// Quality is what the reward model is worth on held-out users.
+type Quality struct {
+	Sessions          int64   // it was trained on
+	HeldOut           int     // sessions measured
+	LikeAUC           float64 // over views of items with an ID
+	CompletionAUC     float64 // over those of them whose duration is known
+	WatchTimeSpearman float64 // over sessions' total watch time
+}
+
+// Learn brings the reward models up to date and measures the first on held-out users. A
+// codebook of another shape needs other models. round tells calls apart.
+func (c *Core) Learn(ctx context.Context, cb *semanticid.Codebook, round uint64, progress func(stage, unit string, done, total int)) error {
+	sessions := c.data.train.sessions
+	if len(sessions) == 0 {
+		return fmt.Errorf("topic %s holds no session of a training user; there is nothing to learn a reward from", schemas.TopicJudgedSessions)
+	}
+	train := c.data.examples(cb, sessions)
+	c.avg = averages(train)
+	epochs := 1
+	if shape := [2]int{cb.Levels(), cb.Codes()}; c.model == nil || c.shape != shape {
+		if err := c.Close(); err != nil {
+			return err
+		}
+		var err error
+		if c.model, err = NewModel(c.cfg.Network, cb.Levels(), cb.Codes(), max(c.avg.WatchMs, 1), c.cfg.LearningRate, c.cfg.Seed); err != nil {
+			return err
+		}
+		if c.cfg.Second {
+			if c.second, err = NewModel(c.cfg.Network, cb.Levels(), cb.Codes(), max(c.avg.WatchMs, 1), c.cfg.LearningRate, c.cfg.Seed^secondSeed); err != nil {
+				return err
+			}
+		}
+		c.shape, epochs = shape, c.cfg.Epochs
+	}
+	var half []Example // what the second one learns from: half of the users
+	if c.second != nil {
+		for i, s := range sessions {
+			if holdout.Contains(secondHalf+s.user, 50) {
+				half = append(half, train[i])
+			}
+		}
+		if len(half) == 0 {
+			half = train
+		}
+	}
+	for epoch := range epochs {
+		for _, of := range []struct {
+			model    *Model
+			examples []Example
+			salt     uint64
+		}{{c.model, train, 0}, {c.second, half, secondSeed}} {
+			if of.model == nil {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if _, err := of.model.Train(of.examples, rand.New(rand.NewPCG(c.cfg.Seed^of.salt, round<<32+uint64(epoch)))); err != nil {
+				return err
+			}
+		}
+		if progress != nil {
+			progress("train the reward model", "passes", epoch+1, epochs)
+		}
+	}
+	q, err := c.model.Measure(c.data.examples(cb, c.data.heldOut.sessions))
+	q.Sessions = c.data.seen
+	c.quality = q
+	return err
+}
+
+// The second reward model's seed, and which half of the users it learns from.
+const (
+	secondSeed = 0x2d
+	secondHalf = "second/"
+)
+
+// Round aligns a reference after Learn. A round in which no pair was found, or something was
+// not a finite number, is an outcome that is not accepted, and not an error; after the latter the next
+// Learn begins with new models.
+func (c *Core) Round(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, cfg AlignConfig, progress func(stage, unit string, done, total int)) (*decoder.Weights, *Outcome, error) {
+	judges := Judges{Reward: c.model, Averages: c.avg}
+	if c.second != nil {
+		judges.Second = c.second
+	}
+	aligned, o, err := Align(ctx, reference, cb, judges, c.prompts(cb, cfg), c.heldOutPrompts(cb, cfg), cfg, progress)
+	return aligned, o, c.rejected(o, err)
+}
+
+// rejected makes an error that says that a round is no good the round's outcome.
+func (c *Core) rejected(o *Outcome, err error) error {
+	switch {
+	case errors.Is(err, ErrNoPairs):
+		o.Why = err.Error()
+		return nil
+	case errors.Is(err, ErrDiverged):
+		o.Why = err.Error()
+		return c.Close()
+	}
+	return err
+}
+
+// averages are over views with the label, watch time over all views.
+func averages(examples []Example) (a Averages) {
+	var views, liked, completed float64
+	for _, e := range examples {
+		a.WatchMs += float64(e.WatchMs)
+		for _, v := range e.Items {
+			views++
+			if v.Like != Unknown {
+				liked++
+			}
+			if v.Like == Yes {
+				a.Like++
+			}
+			if v.Completion != Unknown {
+				completed++
+			}
+			if v.Completion == Yes {
+				a.Completion++
+			}
+		}
+	}
+	a.WatchMs /= max(views, 1)
+	a.Like /= max(liked, 1)
+	a.Completion /= max(completed, 1)
+	return a
+}
+
+// Measure holds the model's predictions against what held-out users did.
+func (m *Model) Measure(examples []Example) (Quality, error) {
+	predicted, err := m.Predict(examples)
+	if err != nil {
+		return Quality{}, err
+	}
+	q := Quality{HeldOut: len(examples)}
+	var like, completion, watch, truth []float64
+	var liked, completed []bool
+	for i, e := range examples {
+		for j, v := range e.Items {
+			if v.Like != Unknown {
+				like, liked = append(like, predicted[i].Like[j]), append(liked, v.Like == Yes)
+			}
+			if v.Completion != Unknown {
+				completion, completed = append(completion, predicted[i].Completion[j]), append(completed, v.Completion == Yes)
+			}
+		}
+		watch, truth = append(watch, predicted[i].WatchMs), append(truth, float64(e.WatchMs))
+	}
+	q.LikeAUC, q.CompletionAUC, q.WatchTimeSpearman = auc(like, liked), auc(completion, completed), spearman(watch, truth)
+	return q, nil
+}
+
+// prompts draws training users' good sessions, one a user while there are enough.
+func (c *Core) prompts(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
+	rng := rand.New(rand.NewPCG(cfg.Seed, 0x9409))
+	return choose(c.data, cb, c.data.train.sessions, cfg.Users, rng, func(p Prompt) bool { return len(p.Session) > 0 && len(p.History) > 0 })
+}
+
+// heldOutPrompts draws held-out users' sessions, one a user.
+func (c *Core) heldOutPrompts(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
+	rng := rand.New(rand.NewPCG(cfg.Seed, 0x4e1d))
+	return choose(c.data, cb, c.data.heldOut.sessions, cfg.HeldOut, rng, func(p Prompt) bool { return len(p.History) > 0 })
+}
+
+// choose draws one session a user, those that ok accepts, up to n users.
+func choose(d *dataset, cb *semanticid.Codebook, sessions []session, n int, rng *rand.Rand, ok func(Prompt) bool) []Prompt {
+	var out []Prompt
+	used := make(map[string]bool)
+	for _, i := range rng.Perm(len(sessions)) {
+		if len(out) == n {
+			break
+		}
+		if used[sessions[i].user] {
+			continue
+		}
+		if p := d.prompt(cb, sessions[i]); ok(p) {
+			used[p.User] = true
+			out = append(out, p)
+		}
+	}
+	return out
+}
