@@ -208,7 +208,7 @@ func TestAlign(t *testing.T) {
 	var taste []Example
 	for range 600 {
 		id := cb.ID(int32(r.IntN(cb.Len())))
-		e := Example{Items: []Viewed{{ID: id, Like: labelOf(id[0] == 2), Completion: labelOf(id[0] == 2)}}, WatchMs: 1000}
+		e := Example{Items: []Viewed{{ID: id, Like: labelOf(id[0] == 2), Completion: labelOf(id[0] == 2), Watch: -1}}, WatchMs: 1000}
 		if id[0] == 2 {
 			e.WatchMs = 20_000
 		}

@@ -63,15 +63,6 @@ func (c *Core) Close() error {
 	return err
 }
 
-// Quality is what the reward model is worth on held-out users.
-type Quality struct {
-	Sessions          int64   // it was trained on
-	HeldOut           int     // sessions measured
-	LikeAUC           float64 // over views of items with an ID
-	CompletionAUC     float64 // over those of them whose duration is known
-	WatchTimeSpearman float64 // over sessions' total watch time
-}
-
 // Learn brings the reward models up to date and measures the first on held-out users. A
 // codebook of another shape needs other models. round tells calls apart.
 func (c *Core) Learn(ctx context.Context, cb *semanticid.Codebook, round uint64, progress func(stage, unit string, done, total int)) error {
@@ -128,10 +119,15 @@ func (c *Core) Learn(ctx context.Context, cb *semanticid.Codebook, round uint64,
 			progress("train the reward model", "passes", epoch+1, epochs)
 		}
 	}
-	q, err := c.model.Measure(c.data.examples(cb, c.data.heldOut.sessions))
+	held := c.data.examples(cb, c.data.heldOut.sessions)
+	q, err := c.model.Measure(held)
+	if err != nil {
+		return err
+	}
 	q.Sessions = c.data.seen
+	q.baselines(train, held, c.data.heldOut.sessions)
 	c.quality = q
-	return err
+	return nil
 }
 
 // The second reward model's seed, and which half of the users it learns from.
@@ -190,30 +186,6 @@ func averages(examples []Example) (a Averages) {
 	a.Like /= max(liked, 1)
 	a.Completion /= max(completed, 1)
 	return a
-}
-
-// Measure holds the model's predictions against what held-out users did.
-func (m *Model) Measure(examples []Example) (Quality, error) {
-	predicted, err := m.Predict(examples)
-	if err != nil {
-		return Quality{}, err
-	}
-	q := Quality{HeldOut: len(examples)}
-	var like, completion, watch, truth []float64
-	var liked, completed []bool
-	for i, e := range examples {
-		for j, v := range e.Items {
-			if v.Like != Unknown {
-				like, liked = append(like, predicted[i].Like[j]), append(liked, v.Like == Yes)
-			}
-			if v.Completion != Unknown {
-				completion, completed = append(completion, predicted[i].Completion[j]), append(completed, v.Completion == Yes)
-			}
-		}
-		watch, truth = append(watch, predicted[i].WatchMs), append(truth, float64(e.WatchMs))
-	}
-	q.LikeAUC, q.CompletionAUC, q.WatchTimeSpearman = auc(like, liked), auc(completion, completed), spearman(watch, truth)
-	return q, nil
 }
 
 // prompts draws training users' good sessions, one a user while there are enough.

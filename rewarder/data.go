@@ -19,6 +19,7 @@ type session struct {
 	history, items []int32
 	like           []bool
 	completion     []Label
+	watch          []int64 // ms
 	watchMs        int64
 	good           bool
 }
@@ -65,6 +66,7 @@ func (d *dataset) add(j *onerecv1.JudgedSession) {
 			complete = labelOf(v.WatchMs >= v.DurationMs)
 		}
 		s.completion = append(s.completion, complete)
+		s.watch = append(s.watch, v.WatchMs)
 		s.watchMs += v.WatchMs
 	}
 	if len(s.items) == 0 {
@@ -112,9 +114,10 @@ func (d *dataset) example(cb *semanticid.Codebook, s session) Example {
 		}
 	}
 	for i, item := range s.items {
-		v := Viewed{ID: d.id(cb, item)}
+		v := Viewed{ID: d.id(cb, item), Watch: -1}
 		if v.ID != nil {
 			v.Like, v.Completion = labelOf(s.like[i]), s.completion[i]
+			v.Watch = s.watch[i]
 		}
 		e.Items = append(e.Items, v)
 	}

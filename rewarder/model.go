@@ -21,11 +21,16 @@ type ModelConfig struct {
 	Heads  int // attention heads
 	Hidden int // width of the feed-forward part
 	Rows   int // views of a batch at most
+	// Own is the number of embeddings that items have of their own, beside those of their codes; items
+	// share one when there are more of them. Codes say what an item is like, its own embedding how good it is.
+	Own         int
+	Dropout     float64 // of what is known of items and of the user
+	WeightDecay float64
 }
 
 // DefaultModelConfig is small: there is one label a view, not one a token.
 func DefaultModelConfig() ModelConfig {
-	return ModelConfig{Dim: 48, Heads: 2, Hidden: 96, Rows: 1024}
+	return ModelConfig{Dim: 48, Heads: 2, Hidden: 96, Rows: 1024, Own: 8192, Dropout: 0.3, WeightDecay: 0.05}
 }
 
 // The outputs for a view, in their order.
@@ -48,6 +53,7 @@ type Viewed struct {
 	ID         semanticid.Item // nil if the codebook doesn't know the item
 	Like       Label
 	Completion Label
+	Watch      int64 // ms; below 0: unknown
 }
 
 // Label is a yes, a no or an unknown.
@@ -79,15 +85,19 @@ func labelOf(yes bool) Label {
 //	p(like) = sigmoid(z.0)  p(completion) = sigmoid(z.1)  watch = scale * sum over views of softplus(z.2)
 //
 // The loss is binary cross-entropy for the first two and the squared difference
-// of log(1 + watch/scale) for the third, which a few very long views can't
-// dominate. It is not safe for concurrent use.
+// of log(1 + watch/scale) for the third, of each view and of the whole list, which a few very long
+// views can't dominate. It is not safe for concurrent use.
 type Model struct {
 	cfg           ModelConfig
 	levels, codes int
 	scaleMs       float64 // mean watch time of a view
 	params        []safetensors.Tensor
 
-	batch        *batch // what the graphs read
+	batch   *batch // what the graphs read
+	dropout struct {
+		rate float32
+		seed uint64
+	}
 	train, infer *net
 	solver       *ops.Solver
 }
@@ -103,10 +113,10 @@ type net struct {
 // NewModel returns an untrained model for a codebook's shape; scaleMs is the mean
 // watch time of a view.
 func NewModel(cfg ModelConfig, levels, codes int, scaleMs float64, learningRate float64, seed uint64) (*Model, error) {
-	if cfg.Dim < 2 || cfg.Heads < 1 || cfg.Dim%(2*cfg.Heads) != 0 || cfg.Hidden < 1 || cfg.Rows < 1 || !(scaleMs > 0) {
+	if cfg.Dim < 2 || cfg.Heads < 1 || cfg.Dim%(2*cfg.Heads) != 0 || cfg.Hidden < 1 || cfg.Rows < 1 || cfg.Own < 0 || !(cfg.Dropout >= 0 && cfg.Dropout < 1) || !(scaleMs > 0) {
 		return nil, fmt.Errorf("reward model: %+v with a scale of %v ms is out of range", cfg, scaleMs)
 	}
-	m := &Model{cfg: cfg, levels: levels, codes: codes, scaleMs: scaleMs, batch: new(batch), solver: ops.NewSolver(learningRate, 0.01)}
+	m := &Model{cfg: cfg, levels: levels, codes: codes, scaleMs: scaleMs, batch: new(batch), solver: ops.NewSolver(learningRate, cfg.WeightDecay)}
 	rng := rand.New(rand.NewPCG(seed, 0x4e3a4d))
 	for _, t := range m.layout() {
 		t.Data = make([]float32, tensor.Shape(t.Shape).TotalSize())
@@ -114,7 +124,9 @@ func NewModel(cfg ModelConfig, levels, codes int, scaleMs float64, learningRate 
 		for i := range t.Data {
 			if len(t.Shape) == 1 {
 				t.Data[i] = 1 // gains
-			} else {
+			} else if t.Name == "bias" {
+				t.Data[i] = 0
+			} else if t.Name != "codes" || i < (1+levels*codes)*cfg.Dim { // an item's own begins as nothing
 				t.Data[i] = float32(rng.NormFloat64() * dev)
 			}
 		}
@@ -132,11 +144,13 @@ func NewModel(cfg ModelConfig, levels, codes int, scaleMs float64, learningRate 
 func (m *Model) layout() []safetensors.Tensor {
 	d := m.cfg.Dim
 	return []safetensors.Tensor{
-		{Name: "codes", Shape: []int{1 + m.levels*m.codes, d}}, // row 0: an item without an ID
+		{Name: "codes", Shape: []int{1 + m.levels*m.codes + m.cfg.Own, d}}, // row 0: an item without an ID
 		{Name: "item", Shape: []int{d, d}}, {Name: "user", Shape: []int{d, d}}, {Name: "match", Shape: []int{d, d}},
 		{Name: "norm_attn", Shape: []int{d}}, {Name: "qkv", Shape: []int{3 * d, d}}, {Name: "out", Shape: []int{d, d}},
 		{Name: "norm_ff", Shape: []int{d}}, {Name: "up", Shape: []int{2 * m.cfg.Hidden, d}}, {Name: "down", Shape: []int{d, m.cfg.Hidden}},
 		{Name: "norm", Shape: []int{d}}, {Name: "heads", Shape: []int{heads, d}},
+		{Name: "norm_item", Shape: []int{d}}, {Name: "norm_user", Shape: []int{d}},
+		{Name: "bias", Shape: []int{1 + m.cfg.Own, heads}}, // of an item by itself
 	}
 }
 
@@ -158,6 +172,10 @@ func (m *Model) build(train bool) (_ *net, err error) {
 	b := m.batch
 	v := ops.EmbedBag(b, p["codes"], func() (ids, starts []int32) { return b.items.ids, b.items.starts }, m.cfg.Rows)
 	u := ops.EmbedBag(b, p["codes"], func() (ids, starts []int32) { return b.users.ids, b.users.starts }, m.cfg.Rows)
+	dropout := func() (float32, uint64) { return m.dropout.rate, m.dropout.seed }
+	// Normalised, or the product of two means of small numbers would be lost beside them.
+	v, u = ops.RMSNorm(b, v, p["norm_item"]), ops.RMSNorm(b, u, p["norm_user"])
+	v, u = ops.Dropout(b, v, 0, dropout), ops.Dropout(b, u, 1, dropout)
 	x := ops.Linear(b, v, p["item"])
 	x = ops.Add(b, x, ops.Linear(b, u, p["user"]))
 	x = ops.Add(b, x, ops.Linear(b, ops.Mul(b, v, u), p["match"]))
@@ -167,6 +185,7 @@ func (m *Model) build(train bool) (_ *net, err error) {
 	h = ops.SwiGLU(b, ops.Linear(b, ops.RMSNorm(b, x, p["norm_ff"]), p["up"]))
 	x = ops.Add(b, x, ops.Linear(b, h, p["down"]))
 	z := ops.Linear(b, ops.RMSNorm(b, x, p["norm"]), p["heads"])
+	z = ops.Add(b, z, ops.EmbedBag(b, p["bias"], func() (ids, starts []int32) { return b.own.ids, b.own.starts }, m.cfg.Rows))
 	n := new(net)
 	gorgonia.Read(z, &n.logits)
 	if !train {
@@ -201,6 +220,10 @@ func (m *Model) loss(z *gorgonia.Node) *gorgonia.Node {
 			lo, hi := b.bounds[s], b.bounds[s+1]
 			for i := lo; i < hi; i++ {
 				out[i] += b.perView * (crossEntropy(v[0][i*heads+headLike], b.like[i]) + crossEntropy(v[0][i*heads+headCompletion], b.completion[i]))
+				if b.logView[i] >= 0 {
+					diff := watched(v[0], i, i+1) - b.logView[i]
+					out[i] += b.perView * diff * diff
+				}
 			}
 			diff := watched(v[0], lo, hi) - b.logWatch[s]
 			out[lo] += b.perList * diff * diff
@@ -216,7 +239,12 @@ func (m *Model) loss(z *gorgonia.Node) *gorgonia.Node {
 					row := dz[i*heads : (i+1)*heads]
 					row[headLike] = dy[i] * b.perView * crossEntropySlope(z[i*heads+headLike], b.like[i])
 					row[headCompletion] = dy[i] * b.perView * crossEntropySlope(z[i*heads+headCompletion], b.completion[i])
-					row[headWatch] = dWatch * kernels.Sigmoid(z[i*heads+headWatch])
+					d := dWatch
+					if b.logView[i] >= 0 {
+						log := watched(z, i, i+1)
+						d += dy[i] * b.perView * 2 * (log - b.logView[i]) * kernels.Exp(-log)
+					}
+					row[headWatch] = d * kernels.Sigmoid(z[i*heads+headWatch])
 				}
 			}
 		}, nil, dy, v[0])}
@@ -262,10 +290,12 @@ type bag struct{ ids, starts []int32 }
 // batch is a set of lists packed one after the other.
 type batch struct {
 	items, users     bag
+	own              bag   // of each item the row of its bias
 	bounds           []int // list s is rows bounds[s] to bounds[s+1]
 	like, completion []Label
-	logWatch         []float32
-	perView, perList float32 // weights that make the loss a mean
+	logWatch         []float32 // of lists
+	logView          []float32 // of views; -1: unknown
+	perView, perList float32   // weights that make the loss a mean
 }
 
 func (b *batch) Len() int      { return b.bounds[len(b.bounds)-1] }
@@ -277,7 +307,8 @@ func (m *Model) load(examples []Example) {
 	b := m.batch
 	*b = batch{
 		items: bag{b.items.ids[:0], append(b.items.starts[:0], 0)}, users: bag{b.users.ids[:0], append(b.users.starts[:0], 0)},
-		bounds: append(b.bounds[:0], 0), like: b.like[:0], completion: b.completion[:0], logWatch: b.logWatch[:0],
+		own:    bag{b.own.ids[:0], append(b.own.starts[:0], 0)},
+		bounds: append(b.bounds[:0], 0), like: b.like[:0], completion: b.completion[:0], logWatch: b.logWatch[:0], logView: b.logView[:0],
 	}
 	var user []int32
 	for _, e := range examples {
@@ -288,9 +319,16 @@ func (m *Model) load(examples []Example) {
 		for _, v := range e.Items {
 			b.items.ids = m.tokens(b.items.ids, v.ID)
 			b.items.starts = append(b.items.starts, int32(len(b.items.ids)))
+			b.own.ids = append(b.own.ids, m.own(v.ID))
+			b.own.starts = append(b.own.starts, int32(len(b.own.ids)))
 			b.users.ids = append(b.users.ids, user...)
 			b.users.starts = append(b.users.starts, int32(len(b.users.ids)))
 			b.like, b.completion = append(b.like, v.Like), append(b.completion, v.Completion)
+			log := float32(-1)
+			if v.Watch >= 0 {
+				log = float32(math.Log1p(float64(v.Watch) / m.scaleMs))
+			}
+			b.logView = append(b.logView, log)
 		}
 		b.bounds = append(b.bounds, len(b.like))
 		b.logWatch = append(b.logWatch, float32(math.Log1p(float64(e.WatchMs)/m.scaleMs)))
@@ -305,7 +343,22 @@ func (m *Model) tokens(dst []int32, id semanticid.Item) []int32 {
 	for l, code := range id {
 		dst = append(dst, int32(1+l*m.codes+int(code)))
 	}
+	if m.cfg.Own > 0 {
+		dst = append(dst, int32(m.levels*m.codes)+m.own(id))
+	}
 	return dst
+}
+
+// own is the number of what an item has of its own, from 1; 0 of an unknown one.
+func (m *Model) own(id semanticid.Item) int32 {
+	if id == nil || m.cfg.Own == 0 {
+		return 0
+	}
+	path := uint64(0)
+	for _, code := range id {
+		path = (path ^ uint64(code)) * 0x9e3779b97f4a7c15
+	}
+	return 1 + int32(path>>33%uint64(m.cfg.Own))
 }
 
 // split calls fn with runs of examples that fit a batch. A list longer than a
@@ -350,7 +403,10 @@ func (m *Model) Train(examples []Example, rng *rand.Rand) (float64, error) {
 	var sum float64
 	steps := 0
 	err := m.split(shuffled, func(_ int, part []Example) error {
-		if err := m.run(m.train, part); err != nil {
+		m.dropout.rate, m.dropout.seed = float32(m.cfg.Dropout), rng.Uint64()
+		err := m.run(m.train, part)
+		m.dropout.rate = 0
+		if err != nil {
 			return err
 		}
 		loss, ok := m.train.cost.Data().(float32)
@@ -368,6 +424,7 @@ func (m *Model) Train(examples []Example, rng *rand.Rand) (float64, error) {
 type Prediction struct {
 	Like       []float64 // probability, by view
 	Completion []float64 // probability, by view
+	Watch      []float64 // ms, by view
 	WatchMs    float64   // of the whole list
 }
 
@@ -387,7 +444,8 @@ func (m *Model) Predict(examples []Example) ([]Prediction, error) {
 			for i := m.batch.bounds[s]; i < m.batch.bounds[s+1]; i++ {
 				p.Like = append(p.Like, float64(kernels.Sigmoid(z[i*heads+headLike])))
 				p.Completion = append(p.Completion, float64(kernels.Sigmoid(z[i*heads+headCompletion])))
-				p.WatchMs += m.scaleMs * softplus(z[i*heads+headWatch])
+				p.Watch = append(p.Watch, m.scaleMs*softplus(z[i*heads+headWatch]))
+				p.WatchMs += p.Watch[len(p.Watch)-1]
 			}
 		}
 		return nil

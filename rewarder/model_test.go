@@ -13,7 +13,7 @@ const testLevels, testCodes = 2, 5
 
 func testModel(t testing.TB) *Model {
 	t.Helper()
-	m, err := NewModel(ModelConfig{Dim: 8, Heads: 2, Hidden: 12, Rows: 32}, testLevels, testCodes, 5000, 0.01, 1)
+	m, err := NewModel(ModelConfig{Dim: 8, Heads: 2, Hidden: 12, Rows: 32, Own: 7, WeightDecay: 0.01}, testLevels, testCodes, 5000, 0.01, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func randomExamples(r *rand.Rand, n int) []Example {
 			e.History = append(e.History, randomID(r))
 		}
 		for range 1 + r.IntN(4) {
-			v := Viewed{ID: randomID(r), Like: Label(r.IntN(3)), Completion: Label(r.IntN(3))}
+			v := Viewed{ID: randomID(r), Like: Label(r.IntN(3)), Completion: Label(r.IntN(3)), Watch: int64(r.IntN(20_000)) - 5000}
 			if r.IntN(6) == 0 {
 				v.ID = nil
 			}
@@ -88,6 +88,10 @@ func TestLossByHand(t *testing.T) {
 		for j, v := range e.Items {
 			views++
 			perView += bce(predicted[i].Like[j], v.Like) + bce(predicted[i].Completion[j], v.Completion)
+			if v.Watch >= 0 {
+				d := math.Log1p(predicted[i].Watch[j]/m.scaleMs) - math.Log1p(float64(v.Watch)/m.scaleMs)
+				perView += d * d
+			}
 		}
 		d := math.Log1p(predicted[i].WatchMs/m.scaleMs) - math.Log1p(float64(e.WatchMs)/m.scaleMs)
 		perList += d * d
@@ -132,7 +136,7 @@ func TestLearnsTastes(t *testing.T) {
 			for range 3 {
 				item := uint16(r.IntN(2))
 				liked := (item == kind) != (r.IntN(10) == 0)
-				e.Items = append(e.Items, Viewed{ID: semanticid.Item{item, uint16(r.IntN(testCodes))}, Like: labelOf(liked), Completion: Unknown})
+				e.Items = append(e.Items, Viewed{ID: semanticid.Item{item, uint16(r.IntN(testCodes))}, Like: labelOf(liked), Completion: Unknown, Watch: -1})
 				if liked {
 					e.WatchMs += 10_000
 				} else {

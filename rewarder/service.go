@@ -333,7 +333,7 @@ type Metrics struct {
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		rounds:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_reward_rounds_total", Help: "DPO rounds by outcome: accepted or rejected."}, []string{"outcome"}),
-		reward:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_reward_held_out_reward", Help: "Mean reward of held-out users' best candidate in the last round; 1 is an ordinary session."}, []string{"when"}),
+		reward:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_reward_held_out_reward", Help: "Mean reward of what would be served to held-out users, in the last round; 1 is an ordinary session."}, []string{"when"}),
 		kl:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_reward_kl_nats", Help: "Distance of the last round's model from its reference, nats a session."}),
 		quality: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_reward_model_quality", Help: "The reward model on held-out users, by measure."}, []string{"measure"}),
 	}
@@ -356,4 +356,7 @@ func (m *Metrics) round(r *onerecv1.AlignmentRound, q Quality) {
 	m.quality.WithLabelValues("like_auc").Set(q.LikeAUC)
 	m.quality.WithLabelValues("completion_auc").Set(q.CompletionAUC)
 	m.quality.WithLabelValues("watch_time_spearman").Set(q.WatchTimeSpearman)
+	m.quality.WithLabelValues("like_calibration_error").Set(q.LikeCalibration)
+	m.quality.WithLabelValues("item_mean_like_auc").Set(q.Item.LikeAUC)
+	m.quality.WithLabelValues("user_mean_like_auc").Set(q.User.LikeAUC)
 }

@@ -57,6 +57,7 @@ var allowed = map[string][]string{
 	"internal/progress":    {},
 	"internal/archtest":    {},
 	"internal/kafkatest":   {},
+	"internal/closedloop":  {"ingest", "sessionizer", "filters", "trainer", "rewarder", "decoder", "semanticid", "schemas", "simulator", "internal/history"},
 }
 
 func TestImports(t *testing.T) {

@@ -53,10 +53,10 @@ func DefaultConfig() Config {
 		World: simulator.DefaultConfig(), Trainer: trainer.DefaultConfig(), Reward: rewarder.DefaultCoreConfig(), Align: rewarder.DefaultAlignConfig(),
 		Rounds: []int{1, 3, 5}, Days: 3, List: 5, Beams: 16, Seeds: 5,
 	}
-	c.World.Users, c.World.Items, c.World.Days = 2000, 1500, 10
+	c.World.Users, c.World.Items, c.World.Days = 1000, 800, 10
 	c.World.Duplicates, c.World.Broken = 0, 0
 	c.Trainer.ReplayRatio = 4
-	c.Align.Users, c.Align.HeldOut = 400, 200
+	c.Align.Users, c.Align.HeldOut, c.Align.LearningRate = 400, 200, 3e-5
 	return c
 }
 
@@ -130,7 +130,7 @@ type loop struct {
 	end       time.Time // of the log
 	judged    []*onerecv1.JudgedSession
 	histories map[string]history.Items // at the end of the log
-	engaged   []float64                // engagements of the log, by item
+	views     []float64                // of the log, by item
 	watchMs   float64                  // mean of a view
 	likes     float64
 
@@ -149,7 +149,7 @@ func (l *loop) log(ctx context.Context) (err error) {
 		return err
 	}
 	l.ranker = l.world.Ranker()
-	l.engaged = make([]float64, l.world.Items())
+	l.views = make([]float64, l.world.Items())
 	validator := ingest.NewValidator(schemas.DefaultBounds(), nil)
 	core := sessionizer.New(sessionizer.DefaultConfig())
 	rules, policy := filters.DefaultRules(), history.DefaultPolicy()
@@ -187,12 +187,11 @@ func (l *loop) log(ctx context.Context) (err error) {
 		if err := take(); err != nil {
 			return err
 		}
-		if engaged, err := remember(l.histories, policy, value); err != nil {
+		if err := remember(l.histories, policy, value); err != nil {
 			return err
-		} else if engaged {
-			at, _ := l.world.Item(e.ItemId)
-			l.engaged[at]++
 		}
+		at, _ := l.world.Item(e.ItemId)
+		l.views[at]++
 		l.watchMs += float64(e.WatchMs)
 		if e.Like {
 			l.likes++
@@ -213,18 +212,18 @@ func (l *loop) log(ctx context.Context) (err error) {
 }
 
 // remember adds a view to its user's history, if it engaged the user.
-func remember(of map[string]history.Items, policy history.Policy, view []byte) (engaged bool, err error) {
+func remember(of map[string]history.Items, policy history.Policy, view []byte) error {
 	var v schemas.RawView
 	if err := v.Scan(view); err != nil {
-		return false, err
+		return err
 	}
 	if !policy.Engaged(&v) {
-		return false, nil
+		return nil
 	}
 	user := string(v.UserID)
 	of[user], _ = policy.Insert(of[user], &v)
 	of[user] = policy.Trim(of[user])
-	return true, nil
+	return nil
 }
 
 // train makes the decoder from the good sessions.
@@ -313,7 +312,7 @@ func (l *loop) serve(ctx context.Context) error {
 		}
 	}
 	contenders := []contender{
-		{Popularity, plain(func(w *simulator.World) simulator.Policy { return w.Popularity(l.engaged) })},
+		{Popularity, plain(func(w *simulator.World) simulator.Policy { return w.Popularity(l.views) })},
 		{Ranker, plain(func(*simulator.World) simulator.Policy { return l.ranker })},
 	}
 	for _, v := range l.versions {
@@ -430,8 +429,7 @@ func (s *server) saw(e *onerecv1.ViewEvent) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, err = remember(s.histories, s.policy, value)
-	return err
+	return remember(s.histories, s.policy, value)
 }
 
 // Recommend implements simulator.Policy.

@@ -129,3 +129,50 @@ func Print(w io.Writer, runs []*Run) error {
 	}
 	return t.Flush()
 }
+
+// Report is what a program reads.
+type Report struct {
+	Worlds   []World `json:"worlds"`
+	Policies []Line  `json:"policies"`
+}
+
+// World sums up one run.
+type World struct {
+	Seed              uint64  `json:"seed"`
+	Views             int     `json:"log_views"`
+	Sessions          int     `json:"log_sessions"`
+	GoodSessions      int     `json:"log_good_sessions"`
+	Steps             int     `json:"train_steps"`
+	HitRate10         float64 `json:"hit_rate_10"`
+	PopularHitRate10  float64 `json:"popularity_hit_rate_10"`
+	LikeAUC           float64 `json:"like_auc"`
+	ItemLikeAUC       float64 `json:"item_mean_like_auc"`
+	WatchTimeSpearman float64 `json:"watch_time_spearman"`
+	Rounds            []Round `json:"rounds"`
+	Seconds           float64 `json:"seconds"`
+}
+
+// Round sums up one round of alignment.
+type Round struct {
+	Accepted     bool    `json:"accepted"`
+	Why          string  `json:"why"`
+	RewardBefore float64 `json:"reward_before"`
+	RewardAfter  float64 `json:"reward_after"`
+}
+
+// NewReport sums up runs.
+func NewReport(runs []*Run) Report {
+	r := Report{Policies: Compare(runs)}
+	for _, run := range runs {
+		w := World{
+			Seed: run.Seed, Views: run.Log.Views, Sessions: run.Sessions, GoodSessions: run.Good, Steps: run.Training.Steps,
+			HitRate10: run.Holdout.HitRate10, PopularHitRate10: run.Holdout.PopularHitRate10,
+			LikeAUC: run.Reward.LikeAUC, ItemLikeAUC: run.Reward.Item.LikeAUC, WatchTimeSpearman: run.Reward.WatchTimeSpearman, Seconds: run.Seconds,
+		}
+		for _, o := range run.Rounds {
+			w.Rounds = append(w.Rounds, Round{o.Accepted, o.Why, o.Before.Reward, o.After.Reward})
+		}
+		r.Worlds = append(r.Worlds, w)
+	}
+	return r
+}
