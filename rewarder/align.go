@@ -135,6 +135,8 @@ type Judges struct {
 	// aligned model gains by Reward's mistakes it does not gain by Second (Gao et al., 2023). Or nil.
 	Second   Scorer
 	Averages Averages
+	// Durations are those of the codebook's items by their index, ms, as far as they are known. Or nil.
+	Durations []int64
 }
 
 // Align runs one round: draw, score, pair best against worst, train a copy of
@@ -232,8 +234,12 @@ func (a *aligner) predict(judge Scorer, prompts []Prompt, drawn [][]decoder.List
 	for i, lists := range drawn {
 		for _, l := range lists {
 			e := Example{History: prompts[i].History}
-			for _, id := range a.items(l) {
-				e.Items = append(e.Items, Viewed{ID: id})
+			for _, item := range l.Items {
+				v := Viewed{ID: a.cb.ID(item)}
+				if int(item) < len(a.Durations) {
+					v.Duration = a.Durations[item]
+				}
+				e.Items = append(e.Items, v)
 			}
 			examples = append(examples, e)
 		}

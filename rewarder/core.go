@@ -140,7 +140,7 @@ const (
 // not a finite number, is an outcome that is not accepted, and not an error; after the latter the next
 // Learn begins with new models.
 func (c *Core) Round(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, cfg AlignConfig, progress func(stage, unit string, done, total int)) (*decoder.Weights, *Outcome, error) {
-	judges := Judges{Reward: c.model, Averages: c.avg}
+	judges := Judges{Reward: c.model, Averages: c.avg, Durations: c.data.durations(cb)}
 	if c.second != nil {
 		judges.Second = c.second
 	}

@@ -28,6 +28,7 @@ type session struct {
 type dataset struct {
 	percent        int // of users held out
 	names          []string
+	duration       []int64 // of each, ms, as of the newest view; 0: unknown
 	index          map[string]int32
 	train, heldOut ring
 	seen           int64 // sessions added since the dataset began
@@ -59,7 +60,11 @@ func (d *dataset) add(j *onerecv1.JudgedSession) {
 		s.history = append(s.history, d.number(h.ItemId))
 	}
 	for _, v := range in.Views[:min(len(in.Views), maxViews)] {
-		s.items = append(s.items, d.number(v.ItemId))
+		n := d.number(v.ItemId)
+		if n >= 0 && v.DurationMs > 0 {
+			d.duration[n] = v.DurationMs
+		}
+		s.items = append(s.items, n)
 		s.like = append(s.like, v.Like)
 		complete := Unknown
 		if v.DurationMs > 0 {
@@ -90,6 +95,7 @@ func (d *dataset) number(item string) int32 {
 		n = int32(len(d.names))
 		d.index[item] = n
 		d.names = append(d.names, item)
+		d.duration = append(d.duration, 0)
 	}
 	return n
 }
@@ -117,7 +123,7 @@ func (d *dataset) example(cb *semanticid.Codebook, s session) Example {
 		v := Viewed{ID: d.id(cb, item), Watch: -1}
 		if v.ID != nil {
 			v.Like, v.Completion = labelOf(s.like[i]), s.completion[i]
-			v.Watch = s.watch[i]
+			v.Watch, v.Duration = s.watch[i], d.duration[item]
 		}
 		e.Items = append(e.Items, v)
 	}
@@ -150,4 +156,15 @@ func (d *dataset) prompt(cb *semanticid.Codebook, s session) Prompt {
 		}
 	}
 	return p
+}
+
+// durations returns the durations of a codebook's items, ms, as far as they are known.
+func (d *dataset) durations(cb *semanticid.Codebook) []int64 {
+	out := make([]int64, cb.Len())
+	for i := range out {
+		if n, ok := d.index[cb.Item(int32(i))]; ok {
+			out[i] = d.duration[n]
+		}
+	}
+	return out
 }

@@ -30,7 +30,7 @@ type ModelConfig struct {
 
 // DefaultModelConfig is small: there is one label a view, not one a token.
 func DefaultModelConfig() ModelConfig {
-	return ModelConfig{Dim: 48, Heads: 2, Hidden: 96, Rows: 1024, Own: 8192, Dropout: 0.3, WeightDecay: 0.05}
+	return ModelConfig{Dim: 48, Heads: 2, Hidden: 96, Rows: 256, Own: 8192, Dropout: 0.5, WeightDecay: 0.05}
 }
 
 // The outputs for a view, in their order.
@@ -54,6 +54,7 @@ type Viewed struct {
 	Like       Label
 	Completion Label
 	Watch      int64 // ms; below 0: unknown
+	Duration   int64 // of the video, ms; 0: unknown
 }
 
 // Label is a yes, a no or an unknown.
@@ -144,7 +145,7 @@ func NewModel(cfg ModelConfig, levels, codes int, scaleMs float64, learningRate 
 func (m *Model) layout() []safetensors.Tensor {
 	d := m.cfg.Dim
 	return []safetensors.Tensor{
-		{Name: "codes", Shape: []int{1 + m.levels*m.codes + m.cfg.Own, d}}, // row 0: an item without an ID
+		{Name: "codes", Shape: []int{1 + m.levels*m.codes + m.cfg.Own + durations, d}}, // row 0: an item without an ID
 		{Name: "item", Shape: []int{d, d}}, {Name: "user", Shape: []int{d, d}}, {Name: "match", Shape: []int{d, d}},
 		{Name: "norm_attn", Shape: []int{d}}, {Name: "qkv", Shape: []int{3 * d, d}}, {Name: "out", Shape: []int{d, d}},
 		{Name: "norm_ff", Shape: []int{d}}, {Name: "up", Shape: []int{2 * m.cfg.Hidden, d}}, {Name: "down", Shape: []int{d, m.cfg.Hidden}},
@@ -185,7 +186,9 @@ func (m *Model) build(train bool) (_ *net, err error) {
 	h = ops.SwiGLU(b, ops.Linear(b, ops.RMSNorm(b, x, p["norm_ff"]), p["up"]))
 	x = ops.Add(b, x, ops.Linear(b, h, p["down"]))
 	z := ops.Linear(b, ops.RMSNorm(b, x, p["norm"]), p["heads"])
-	z = ops.Add(b, z, ops.EmbedBag(b, p["bias"], func() (ids, starts []int32) { return b.own.ids, b.own.starts }, m.cfg.Rows))
+	bias := ops.EmbedBag(b, p["bias"], func() (ids, starts []int32) { return b.own.ids, b.own.starts }, m.cfg.Rows)
+	// A step of AdamW is as long for what is seldom seen; seldom seen biases have few steps to arrive in.
+	z = ops.Add(b, z, gorgonia.Must(gorgonia.Mul(bias, gorgonia.NewConstant(float32(biasPace)))))
 	n := new(net)
 	gorgonia.Read(z, &n.logits)
 	if !train {
@@ -206,6 +209,9 @@ func (m *Model) build(train bool) (_ *net, err error) {
 	n.params = gorgonia.NodesToValueGrads(nodes)
 	return n, nil
 }
+
+// biasPace is how much faster than other weights items' biases are learned.
+const biasPace = 2
 
 // Close frees the machines.
 func (m *Model) Close() error { return errors.Join(m.train.vm.Close(), m.infer.vm.Close()) }
@@ -318,6 +324,9 @@ func (m *Model) load(examples []Example) {
 		}
 		for _, v := range e.Items {
 			b.items.ids = m.tokens(b.items.ids, v.ID)
+			if v.Duration > 0 {
+				b.items.ids = append(b.items.ids, int32(1+m.levels*m.codes+m.cfg.Own+durationClass(v.Duration)))
+			}
 			b.items.starts = append(b.items.starts, int32(len(b.items.ids)))
 			b.own.ids = append(b.own.ids, m.own(v.ID))
 			b.own.starts = append(b.own.starts, int32(len(b.own.ids)))
@@ -347,6 +356,14 @@ func (m *Model) tokens(dst []int32, id semanticid.Item) []int32 {
 		dst = append(dst, int32(m.levels*m.codes)+m.own(id))
 	}
 	return dst
+}
+
+// durations is the number of classes of videos' durations.
+const durations = 16
+
+// durationClass tells durations apart by a factor of the square root of 2, from 2 s to 6 minutes.
+func durationClass(ms int64) int {
+	return min(max(int(2*math.Log2(float64(ms)/2000)), 0), durations-1)
 }
 
 // own is the number of what an item has of its own, from 1; 0 of an unknown one.

@@ -37,7 +37,7 @@ func randomExamples(r *rand.Rand, n int) []Example {
 			e.History = append(e.History, randomID(r))
 		}
 		for range 1 + r.IntN(4) {
-			v := Viewed{ID: randomID(r), Like: Label(r.IntN(3)), Completion: Label(r.IntN(3)), Watch: int64(r.IntN(20_000)) - 5000}
+			v := Viewed{ID: randomID(r), Like: Label(r.IntN(3)), Completion: Label(r.IntN(3)), Watch: int64(r.IntN(20_000)) - 5000, Duration: int64(r.IntN(100_000))}
 			if r.IntN(6) == 0 {
 				v.ID = nil
 			}

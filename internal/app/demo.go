@@ -23,6 +23,7 @@ import (
 	"onerec/internal/stream"
 	"onerec/publisher"
 	"onerec/recommender"
+	"onerec/rewarder"
 	"onerec/schemas"
 	"onerec/schemas/onerecv1"
 	"onerec/sessionizer"
@@ -266,7 +267,10 @@ func (a *App) demoAlign(ctx context.Context, r *Report) error {
 		return err
 	}
 	q := report.Quality
-	r.RewardModel = RewardReport{q.Sessions, Float(q.LikeAUC), Float(q.CompletionAUC), Float(q.WatchTimeSpearman)}
+	means := func(b rewarder.Baseline) MeansReport {
+		return MeansReport{Float(b.LikeAUC), Float(b.CompletionAUC), Float(b.WatchTimeSpearman)}
+	}
+	r.RewardModel = RewardReport{q.Sessions, Float(q.LikeAUC), Float(q.CompletionAUC), Float(q.WatchTimeSpearman), Float(q.LikeCalibration), means(q.Item), means(q.User)}
 	for _, round := range report.Rounds {
 		var gates []GateReport
 		for _, g := range round.Gates {

@@ -83,6 +83,17 @@ type RewardReport struct {
 	LikeAUC           Float `json:"like_auc"`
 	CompletionAUC     Float `json:"completion_auc"`
 	WatchTimeSpearman Float `json:"watch_time_spearman"`
+	LikeCalibration   Float `json:"like_calibration_error"`
+	// The same of the item's mean over training users, and of the user's own sessions so far.
+	ItemMean MeansReport `json:"item_mean"`
+	UserMean MeansReport `json:"user_mean"`
+}
+
+// MeansReport is what a mean is worth where the reward model was measured.
+type MeansReport struct {
+	LikeAUC           Float `json:"like_auc"`
+	CompletionAUC     Float `json:"completion_auc"`
+	WatchTimeSpearman Float `json:"watch_time_spearman"`
 }
 
 // RoundReport is one DPO round.
@@ -169,7 +180,8 @@ func (r *Report) Print(w io.Writer) error {
 		fmt.Fprintf(t, "\t\tthe decoder does not beat popularity on these users: %d good sessions may be too few to learn from\n", s.Good)
 	}
 	m := r.RewardModel
-	fmt.Fprintf(t, "reward model\t%d sessions\ton held-out users: like AUC %.3f, completion AUC %.3f, watch time Spearman %.3f\n", m.Sessions, m.LikeAUC, m.CompletionAUC, m.WatchTimeSpearman)
+	fmt.Fprintf(t, "reward model\t%d sessions\ton held-out users: like AUC %.3f, completion AUC %.3f, watch time Spearman %.3f; calibration error of likes %.3f\n", m.Sessions, m.LikeAUC, m.CompletionAUC, m.WatchTimeSpearman, m.LikeCalibration)
+	fmt.Fprintf(t, "\t\tthe item's mean: %.3f, %.3f, %.3f; the user's own: %.3f, %.3f, %.3f\n", m.ItemMean.LikeAUC, m.ItemMean.CompletionAUC, m.ItemMean.WatchTimeSpearman, m.UserMean.LikeAUC, m.UserMean.CompletionAUC, m.UserMean.WatchTimeSpearman)
 	for _, a := range r.Alignment {
 		verdict := "rejected"
 		if a.Accepted {
