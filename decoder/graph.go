@@ -33,8 +33,10 @@ type Graph struct {
 
 // dpoInputs are what the DPO part of the loss reads beside the batch.
 type dpoInputs struct {
+	preference Preference
+
 	pairs  int
-	signs  *tensor.Dense // pairs x capacity: 1 for a prediction of the winner, -1 of the loser
+	signs  *tensor.Dense // pairs x capacity: 1 for a prediction of the winner, -1 of the loser; divided by their number for means
 	ref    *tensor.Dense // pairs: log p_ref(winner) - log p_ref(loser)
 	share  *tensor.Dense // pairs: weight of each pair, 0 where there is none
 	margin gorgonia.Value
@@ -47,26 +49,29 @@ type dpoInputs struct {
 //
 // and its gradient for batches of at most capacity tokens.
 func NewGraph(w *Weights, capacity int) (*Graph, error) {
-	return newGraph(w, capacity, true, nil, 0, 0)
+	return newGraph(w, capacity, true, nil, 0)
 }
 
 // NewScorer is NewGraph without gradients: it scores, at a third of the work, and
 // can't step.
 func NewScorer(w *Weights, capacity int) (*Graph, error) {
-	return newGraph(w, capacity, false, nil, 0, 0)
+	return newGraph(w, capacity, false, nil, 0)
 }
 
-// NewDPOGraph builds the loss of a round of iterative preference alignment
-// (OneRec, arXiv 2502.18965, equation 10)
+// NewPreferenceGraph builds the loss of a round of iterative preference alignment
+// (OneRec, arXiv 2502.18965, equation 10, where the preference is DPO's)
 //
-//	NTP + lambda * mean over pairs of -log sigmoid(beta (margin - margin_ref))
+//	NTP + lambda * mean over pairs of the preference's loss
 //
-// where margin is log p(winner) - log p(loser) of a pair's sessions.
-func NewDPOGraph(w *Weights, capacity, pairs int, beta, lambda float32) (*Graph, error) {
-	return newGraph(w, capacity, true, &dpoInputs{pairs: pairs}, beta, lambda)
+// over the margins log p(winner) - log p(loser) of the pairs' sessions.
+func NewPreferenceGraph(w *Weights, capacity, pairs int, preference Preference, lambda float32) (*Graph, error) {
+	if err := preference.check(); err != nil {
+		return nil, err
+	}
+	return newGraph(w, capacity, true, &dpoInputs{pairs: pairs, preference: preference}, lambda)
 }
 
-func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, beta, lambda float32) (_ *Graph, err error) {
+func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float32) (_ *Graph, err error) {
 	defer func() { // gorgonia.Must panics on a graph that does not type-check
 		if p := recover(); p != nil {
 			err = fmt.Errorf("build the decoder's graph: %v", p)
@@ -111,9 +116,7 @@ func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, beta, lambda
 		}
 		margin := gorgonia.Must(gorgonia.Sub(gorgonia.Must(gorgonia.Mul(input("signs", dpo.signs), logp)), input("ref", dpo.ref)))
 		gorgonia.Read(margin, &dpo.margin)
-		minusBeta := gorgonia.NewConstant(-beta)
-		// -log sigmoid(z) = softplus(-z)
-		each := gorgonia.Must(gorgonia.Softplus(gorgonia.Must(gorgonia.Mul(margin, minusBeta))))
+		each := dpo.preference.of(margin)
 		loss := gorgonia.Must(gorgonia.Mul(input("share", dpo.share), each))
 		gorgonia.Read(loss, &dpo.loss)
 		cost = gorgonia.Must(gorgonia.Add(cost, gorgonia.Must(gorgonia.Mul(loss, gorgonia.NewConstant(lambda)))))
@@ -143,14 +146,14 @@ func (g *Graph) Close() error { return g.vm.Close() }
 // Pair is a winner and a loser of one user among the rows of a batch.
 type Pair struct {
 	Winner, Loser int     // rows
-	RefMargin     float32 // log p_ref(winner) - log p_ref(loser)
+	RefMargin     float32 // log p_ref(winner) - log p_ref(loser), of means where the loss is over means; 0 without a reference
 }
 
 // Losses are what a run found, in nats.
 type Losses struct {
 	Total float32
 	NTP   float32 // mean over predictions, by weight
-	DPO   float32 // mean over pairs
+	DPO   float32 // mean of the preference's loss over pairs
 	Wins  float64 // share of pairs whose margin grew over the reference's
 }
 
@@ -241,6 +244,9 @@ func (d *dpoInputs) set(b *Batch, pairs []Pair, capacity int) error {
 		to := len(b.target)
 		if row+1 < len(b.firstTarget) {
 			to = b.firstTarget[row+1]
+		}
+		if d.preference.Averaged() {
+			sign /= float32(to - b.firstTarget[row])
 		}
 		for i := b.firstTarget[row]; i < to; i++ {
 			signs[pair*capacity+i] = sign

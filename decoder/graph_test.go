@@ -86,32 +86,62 @@ func TestGradientsOfNextTokenLoss(t *testing.T) {
 	checkGradients(t, g, b, nil, Dropout{Residual: 0.2, Embedding: 0.3, Seed: 3})
 }
 
-func TestGradientsOfDPO(t *testing.T) {
+// TestPreferenceLosses holds each loss against its formula, and its gradients against central
+// differences.
+func TestPreferenceLosses(t *testing.T) {
 	c := testConfig()
-	w := randomWeights(t, c, 2)
-	g, err := NewDPOGraph(w, 128, 4, 0.3, 1.5)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer g.Close()
-	r := rand.New(rand.NewPCG(3, 4))
-	b := testBatch(t, c, 0, randomRow(r, c, 3, 2), randomRow(r, c, 3, 2), randomRow(r, c, 1, 3), randomRow(r, c, 1, 3))
-	pairs := []Pair{{Winner: 0, Loser: 1, RefMargin: 0.4}, {Winner: 3, Loser: 2, RefMargin: -0.7}}
-	checkGradients(t, g, b, pairs, Dropout{})
+	f := func(x float64) float64 { return math.Log1p(math.Exp(x)) }
+	for name, tt := range map[string]struct {
+		of   Preference
+		want func(m float64) float64
+	}{
+		"dpo":          {Preference{Loss: LossDPO, Beta: 0.3}, func(m float64) float64 { return f(-0.3 * m) }},
+		"cdpo":         {Preference{Loss: LossDPO, Beta: 0.3, Smoothing: 0.1}, func(m float64) float64 { return 0.9*f(-0.3*m) + 0.1*f(0.3*m) }},
+		"rdpo":         {Preference{Loss: LossRDPO, Beta: 0.3, Smoothing: 0.1}, func(m float64) float64 { return (0.9*f(-0.3*m) - 0.1*f(0.3*m)) / 0.8 }},
+		"ipo":          {Preference{Loss: LossIPO, Beta: 0.5}, func(m float64) float64 { return (m - 1) * (m - 1) }},
+		"ipo, average": {Preference{Loss: LossIPO, Beta: 0.5, Average: true}, func(m float64) float64 { return (m - 1) * (m - 1) }},
+		"simpo":        {Preference{Loss: LossSimPO, Beta: 2, Gamma: 0.4}, func(m float64) float64 { return f(0.4 - 2*m) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := randomWeights(t, c, 2)
+			g, err := NewPreferenceGraph(w, 128, 4, tt.of, 1.5)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer g.Close()
+			r := rand.New(rand.NewPCG(3, 4))
+			rows := []Row{randomRow(r, c, 3, 2), randomRow(r, c, 3, 1), randomRow(r, c, 1, 3), randomRow(r, c, 1, 3)}
+			b := testBatch(t, c, 0, rows...)
+			pairs := []Pair{{Winner: 0, Loser: 1, RefMargin: 0.4}, {Winner: 3, Loser: 2, RefMargin: -0.7}}
+			if tt.of.ReferenceFree() {
+				pairs[0].RefMargin, pairs[1].RefMargin = 0, 0
+			}
+			checkGradients(t, g, b, pairs, Dropout{})
 
-	// The value, by the formula.
-	l, err := g.Run(b, pairs, Dropout{})
-	if err != nil {
-		t.Fatal(err)
+			l, err := g.Run(b, pairs, Dropout{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			logp := g.LogProbs()
+			var want float64
+			for _, p := range pairs {
+				of := func(row int) float64 {
+					if tt.of.Averaged() {
+						return float64(logp[row]) / float64(c.Levels*len(rows[row].Session))
+					}
+					return float64(logp[row])
+				}
+				want += tt.want(of(p.Winner)-of(p.Loser)-float64(p.RefMargin)) / 2
+			}
+			if math.Abs(float64(l.DPO)-want) > 1e-5*max(1, want) || math.Abs(float64(l.Total)-float64(l.NTP)-1.5*want) > 2e-5*max(1, want) {
+				t.Fatalf("losses %+v, want %v", l, want)
+			}
+		})
 	}
-	logp := g.LogProbs()
-	var want float64
-	for _, p := range pairs {
-		z := 0.3 * float64(logp[p.Winner]-logp[p.Loser]-p.RefMargin)
-		want += math.Log1p(math.Exp(-z)) / 2
-	}
-	if math.Abs(float64(l.DPO)-want) > 1e-5 || math.Abs(float64(l.Total)-float64(l.NTP)-1.5*want) > 1e-5 {
-		t.Fatalf("losses %+v, want DPO %v", l, want)
+	for _, bad := range []Preference{{Loss: "ppo", Beta: 1}, {Loss: LossDPO}, {Loss: LossRDPO, Beta: 1, Smoothing: 0.5}} {
+		if _, err := NewPreferenceGraph(randomWeights(t, c, 2), 128, 4, bad, 1); err == nil {
+			t.Errorf("%+v was accepted", bad)
+		}
 	}
 }
 

@@ -15,12 +15,17 @@ import (
 
 // AlignConfig holds the settings of a DPO round.
 type AlignConfig struct {
-	Users        int // training users, one prompt each, that candidates are drawn for
-	HeldOut      int // held-out users that the round is judged on, at most
-	Candidates   int // N: sessions drawn for each prompt, half by beam search, half sampled
-	Length       int // items of a candidate (m of the paper, 5)
-	Temperature  float64
-	Beta         float64 // of DPO
+	Users       int // training users, one prompt each, that candidates are drawn for
+	HeldOut     int // held-out users that the round is judged on, at most
+	Candidates  int // N: sessions drawn for each prompt, half by beam search, half sampled
+	Length      int // items of a candidate (m of the paper, 5)
+	Temperature float64
+	// Loss is what is learned from a pair: one of decoder.PreferenceLosses, or LossBest.
+	Loss         string
+	Beta         float64 // of the loss
+	Smoothing    float64 // share of pairs that may be the wrong way round: cDPO, rDPO
+	Gamma        float64 // of SimPO
+	Average      bool    // mean log probabilities over codes instead of their sum
 	Lambda       float64 // weight of DPO against the next-token loss
 	LearningRate float64
 	Epochs       int     // passes over the pairs
@@ -40,11 +45,24 @@ type RewardWeights struct{ Watch, Like, Completion float64 }
 // there).
 func DefaultAlignConfig() AlignConfig {
 	return AlignConfig{
-		Users: 256, HeldOut: 200, Candidates: 32, Length: 5, Temperature: 1, Beta: 0.2, Lambda: 1,
+		Users: 256, HeldOut: 200, Candidates: 32, Length: 5, Temperature: 1, Loss: decoder.LossDPO, Beta: 0.2, Lambda: 1,
 		LearningRate: 1e-4, Epochs: 2, MinMargin: 0.05, BatchTokens: 2048,
 		Weights: RewardWeights{Watch: 1, Like: 1, Completion: 0.5},
 		Gates:   DefaultGates(), Seed: 1,
 	}
+}
+
+// LossBest is fine-tuning on the best candidates alone, without the worst (best of N, rejection sampling):
+// what DPO has to beat.
+const LossBest = "best"
+
+// preference is the loss over pairs.
+func (c AlignConfig) preference() decoder.Preference {
+	p := decoder.Preference{Loss: c.Loss, Beta: float32(c.Beta), Smoothing: float32(c.Smoothing), Gamma: float32(c.Gamma), Average: c.Average}
+	if c.Loss == LossBest { // the pairs are watched, and weigh nothing
+		p.Loss = decoder.LossDPO
+	}
+	return p
 }
 
 // Prompt is what candidates are drawn for.
@@ -305,7 +323,11 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 		return err
 	}
 	defer scorer.Close()
-	graph, err := decoder.NewDPOGraph(aligned, capacity, most, float32(a.cfg.Beta), float32(a.cfg.Lambda))
+	preference, lambda := a.cfg.preference(), a.cfg.Lambda
+	if a.cfg.Loss == LossBest {
+		lambda = 0
+	}
+	graph, err := decoder.NewPreferenceGraph(aligned, capacity, most, preference, float32(lambda))
 	if err != nil {
 		return err
 	}
@@ -325,6 +347,7 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 			}
 			b := decoder.NewBatch(0)
 			var batch []decoder.Pair
+			var codes [][2]float32 // of winner and loser
 			for lo < len(order) && len(batch) < most {
 				p := pairs[order[lo]]
 				prompt := prompts[p.prompt]
@@ -343,8 +366,12 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 					break
 				}
 				at := b.Rows()
-				for _, r := range rows {
-					if err := b.AddUnweighted(c, r); err != nil {
+				for i, r := range rows {
+					add := b.AddUnweighted
+					if i == 0 && a.cfg.Loss == LossBest {
+						add = b.Add
+					}
+					if err := add(c, r); err != nil {
 						return err
 					}
 				}
@@ -354,6 +381,7 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 					}
 				}
 				batch = append(batch, decoder.Pair{Winner: at, Loser: at + 1})
+				codes = append(codes, [2]float32{float32(c.Levels * len(rows[0].Session)), float32(c.Levels * len(rows[1].Session))})
 				lo++
 			}
 			b.Close()
@@ -362,14 +390,20 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 			}
 			logp := scorer.LogProbs()
 			for i := range batch {
-				batch[i].RefMargin = logp[batch[i].Winner] - logp[batch[i].Loser]
+				won, lost := logp[batch[i].Winner], logp[batch[i].Loser]
+				if preference.Averaged() {
+					won, lost = won/codes[i][0], lost/codes[i][1]
+				}
+				if !preference.ReferenceFree() {
+					batch[i].RefMargin = won - lost
+				}
 			}
 			l, err := graph.Step(b, batch, decoder.Dropout{}, solver)
 			if errors.Is(err, decoder.ErrNotFinite) || errors.Is(err, ops.ErrDiverged) {
-				return fmt.Errorf("DPO step: %w: %w", ErrDiverged, err)
+				return fmt.Errorf("step of alignment: %w: %w", ErrDiverged, err)
 			}
 			if err != nil {
-				return fmt.Errorf("DPO step: %w", err)
+				return fmt.Errorf("step of alignment: %w", err)
 			}
 			share := float64(len(batch)) / float64(len(pairs))
 			dpo += share * float64(l.DPO)

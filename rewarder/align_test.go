@@ -322,3 +322,33 @@ func TestPoisonedRewards(t *testing.T) {
 		}
 	}
 }
+
+// TestLosses: whatever is learned from the pairs, what would be served to others is worth more afterwards.
+func TestLosses(t *testing.T) {
+	cb := testCodebook(t)
+	honest := scorer(func(id semanticid.Item) float64 { return 0.2 + 0.6*float64(id[0])/testCodes })
+	w, err := decoder.NewWeights(decoder.Config{Layers: 1, Dim: 16, Heads: 2, Hidden: 24, Levels: testLevels, Codes: testCodes, MaxLen: 40}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*AlignConfig){
+		"dpo":          func(*AlignConfig) {},
+		"dpo, average": func(c *AlignConfig) { c.Average, c.Beta = true, 1 },
+		"cdpo":         func(c *AlignConfig) { c.Smoothing = 0.1 },
+		"rdpo":         func(c *AlignConfig) { c.Loss, c.Smoothing = decoder.LossRDPO, 0.1 },
+		"ipo":          func(c *AlignConfig) { c.Loss = decoder.LossIPO },
+		"simpo":        func(c *AlignConfig) { c.Loss, c.Beta, c.Gamma = decoder.LossSimPO, 2, 0.5 },
+		"best":         func(c *AlignConfig) { c.Loss = LossBest },
+	} {
+		cfg := alignConfig()
+		change(&cfg)
+		judges := Judges{Reward: honest, Averages: Averages{1000, 0.5, 0.5}}
+		_, o, err := Align(t.Context(), w, cb, judges, testPrompts(cb, "train", 40, rand.New(rand.NewPCG(1, 1))), testPrompts(cb, "held", 30, rand.New(rand.NewPCG(2, 2))), cfg, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if !(o.GainLow > 0) || o.Wins < 0.6 {
+			t.Errorf("%s: reward %.3f to %.3f, %.2f of the pairs won", name, o.Before.Reward, o.After.Reward, o.Wins)
+		}
+	}
+}

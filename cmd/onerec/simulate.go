@@ -13,10 +13,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"onerec/decoder"
 	"onerec/internal/app"
 	"onerec/internal/closedloop"
 	"onerec/internal/progress"
 	"onerec/internal/replay"
+	"onerec/rewarder"
 	"onerec/schemas"
 	"onerec/schemas/onerecv1"
 	"onerec/simulator"
@@ -89,7 +91,10 @@ The default takes less than an hour on two processors.`,
 	f.IntVar(&cfg.Align.Users, "align-users", cfg.Align.Users, "training users of a round")
 	f.IntVar(&cfg.Align.Candidates, "candidates", cfg.Align.Candidates, "candidate sessions for each of them")
 	f.Float64Var(&cfg.Align.LearningRate, "align-learning-rate", cfg.Align.LearningRate, "learning rate of a round")
-	f.Float64Var(&cfg.Align.Beta, "dpo-beta", cfg.Align.Beta, "beta of DPO")
+	f.StringVar(&cfg.Align.Loss, "align-loss", cfg.Align.Loss, "what is learned from a pair: "+strings.Join(append(decoder.PreferenceLosses(), rewarder.LossBest), ", "))
+	f.Float64Var(&cfg.Align.Beta, "dpo-beta", cfg.Align.Beta, "beta of the loss over pairs")
+	f.Float64Var(&cfg.Align.Smoothing, "label-smoothing", cfg.Align.Smoothing, "share of pairs that may be the wrong way round")
+	f.Float64Var(&cfg.Align.Gamma, "simpo-gamma", cfg.Align.Gamma, "margin of simpo")
 	f.BoolVar(&c.json, "json", false, "print JSON")
 	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"onerec/decoder"
 	"onerec/filters"
 	"onerec/ingest"
 	"onerec/internal/config"
@@ -201,8 +202,12 @@ func (s *Settings) Register(c *config.Set) {
 	c.Int(GroupReward, "candidates", &a.Candidates, 2, 1024, "candidate sessions for each user (N of the paper, 128 there)")
 	c.Int(GroupReward, "candidate-items", &a.Length, 1, 100, "items of a candidate session (m of the paper, 5 there)")
 	c.Float(GroupReward, "temperature", &a.Temperature, 0.01, 10, "temperature of sampled candidates")
-	c.Float(GroupReward, "dpo-beta", &a.Beta, 1e-4, 100, "beta of DPO")
-	c.Float(GroupReward, "dpo-lambda", &a.Lambda, 0, 1000, "weight of DPO against the next-token loss")
+	c.String(GroupReward, "align-loss", &a.Loss, "what is learned from a pair; best is fine-tuning on the best candidate alone", append(decoder.PreferenceLosses(), rewarder.LossBest)...)
+	c.Float(GroupReward, "dpo-beta", &a.Beta, 1e-4, 100, "beta of the loss over pairs")
+	c.Float(GroupReward, "dpo-lambda", &a.Lambda, 0, 1000, "weight of the loss over pairs against the next-token loss")
+	c.Float(GroupReward, "label-smoothing", &a.Smoothing, 0, 0.49, "share of pairs that may be the wrong way round: with dpo this is cDPO, and rdpo needs it")
+	c.Float(GroupReward, "simpo-gamma", &a.Gamma, 0, 100, "margin of simpo")
+	c.Bool(GroupReward, "average-log-probabilities", &a.Average, "take means of log probabilities over codes, not sums")
 	c.Float(GroupReward, "align-learning-rate", &a.LearningRate, 1e-8, 1, "learning rate of a round")
 	c.Int(GroupReward, "align-epochs", &a.Epochs, 1, 100, "passes over a round's pairs")
 	c.Float(GroupReward, "min-margin", &a.MinMargin, 0, 100, "least difference of reward within a pair; 1 is an ordinary session's reward")
