@@ -45,7 +45,7 @@ func TestFromViewsToRecommendations(t *testing.T) {
 		c.launch("ingest"), c.launch("sessionize", "--idle-timeout", "24h"), c.launch("filter"),
 		c.launch("snapshot", "--snapshots", files, "--snapshot-age", "500ms"),
 	}
-	replay := []string{"replay", "--finish", "--sim-users", "80", "--sim-items", "150", "--sim-days", "2"}
+	replay := []string{"replay", "--finish", "--sim-users", "80", "--sim-items", "150", "--sim-days", "5"}
 	if _, err := os.Stat(realViews); err == nil {
 		replay = []string{"replay", "--finish", realViews}
 	} else {

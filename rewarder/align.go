@@ -46,7 +46,7 @@ type RewardWeights struct{ Watch, Like, Completion float64 }
 func DefaultAlignConfig() AlignConfig {
 	return AlignConfig{
 		Users: 256, HeldOut: 200, Candidates: 32, Length: 5, Temperature: 1, Loss: decoder.LossDPO, Beta: 0.2, Lambda: 1,
-		LearningRate: 1e-4, Epochs: 2, MinMargin: 0.05, BatchTokens: 2048,
+		LearningRate: 5e-5, Epochs: 2, MinMargin: 0.05, BatchTokens: 2048,
 		Weights: RewardWeights{Watch: 1, Like: 1, Completion: 0.5},
 		Gates:   DefaultGates(), Seed: 1,
 	}

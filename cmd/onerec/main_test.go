@@ -185,7 +185,7 @@ func TestServices(t *testing.T) {
 	if get(victim.http+"/healthz") != http.StatusOK || get(victim.http+"/metrics") != http.StatusOK {
 		t.Error("no /healthz or /metrics")
 	}
-	world := []string{"--sim-users", "60", "--sim-items", "120", "--sim-days", "2"}
+	world := []string{"--sim-users", "60", "--sim-items", "120", "--sim-days", "4"}
 	out, code, stderr := run(t, append(common("replay"), world...)...)
 	if code != 0 {
 		t.Fatalf("replay: %s", stderr)
