@@ -123,11 +123,12 @@ func NewModel(cfg ModelConfig, levels, codes int, scaleMs float64, learningRate 
 		t.Data = make([]float32, tensor.Shape(t.Shape).TotalSize())
 		dev := 1 / math.Sqrt(float64(t.Shape[len(t.Shape)-1]))
 		for i := range t.Data {
-			if len(t.Shape) == 1 {
+			switch {
+			case len(t.Shape) == 1:
 				t.Data[i] = 1 // gains
-			} else if t.Name == "bias" {
-				t.Data[i] = 0
-			} else if t.Name != "codes" || i < (1+levels*codes)*cfg.Dim { // an item's own begins as nothing
+			case t.Name == "bias", t.Name == "codes" && i >= (1+levels*codes)*cfg.Dim:
+				// What an item has of its own begins as nothing.
+			default:
 				t.Data[i] = float32(rng.NormFloat64() * dev)
 			}
 		}

@@ -37,7 +37,7 @@ func (m *Model) Measure(examples []Example) (Quality, error) {
 	s := score(examples, func(i int) Prediction { return predicted[i] })
 	return Quality{
 		HeldOut: len(examples), LikeAUC: auc(s.like, s.liked), CompletionAUC: auc(s.completion, s.completed),
-		WatchTimeSpearman: spearman(s.watch, s.watched), LikeCalibration: calibrationError(s.like, s.liked, 10),
+		WatchTimeSpearman: spearman(s.watch, s.watched), LikeCalibration: calibrationError(s.like, s.liked),
 	}, nil
 }
 
@@ -142,9 +142,10 @@ func (q *Quality) baselines(train, held []Example, sessions []session) {
 	}).baseline()
 }
 
-// calibrationError is the mean over bins of as many views each of the distance between the
+// calibrationError is the mean over ten bins of as many views each of the distance between the
 // mean of p and the share of true; NaN without any.
-func calibrationError(p []float64, truth []bool, bins int) float64 {
+func calibrationError(p []float64, truth []bool) float64 {
+	const bins = 10
 	if len(p) == 0 {
 		return math.NaN()
 	}

@@ -16,13 +16,13 @@ func TestCalibrationError(t *testing.T) {
 		x := r.Float64()
 		p, off, truth = append(p, x), append(off, x/2), append(truth, r.Float64() < x)
 	}
-	if e := calibrationError(p, truth, 10); e > 0.02 {
+	if e := calibrationError(p, truth); e > 0.02 {
 		t.Errorf("error of true probabilities %.3f", e)
 	}
-	if e := calibrationError(off, truth, 10); math.Abs(e-0.25) > 0.02 {
+	if e := calibrationError(off, truth); math.Abs(e-0.25) > 0.02 {
 		t.Errorf("error of half the probabilities %.3f, want 0.25", e)
 	}
-	if !math.IsNaN(calibrationError(nil, nil, 10)) {
+	if !math.IsNaN(calibrationError(nil, nil)) {
 		t.Error("an error of nothing")
 	}
 }

@@ -410,6 +410,10 @@ func TestCommandLine(t *testing.T) {
 	if err := os.WriteFile(file, []byte("session-gap: 10m\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	views := filepath.Join(dir, "views.csv")
+	if err := os.WriteFile(views, []byte("user_id,video_id,time_ms,play_time_ms,duration_ms,is_like,is_hate\n1,5,1700000000000,9000,12000,1,0\n1,6,1700000009000,900,12000,0,1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	wrong := filepath.Join(dir, "wrong.yaml")
 	if err := os.WriteFile(wrong, []byte("session-gap: 10m\nsesion-lateness: 1m\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -430,6 +434,11 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"ingest", "views.csv"}, 1, []string{"unknown command", "views.csv"}},
 		{[]string{"demo", "--views", dir, "--dir", filepath.Join(dir, "x")}, 1, []string{dir, "directory"}},
 		{[]string{"train", "--levels", "1"}, 1, []string{"levels", "2 to 8"}},
+		{[]string{"reward", "--align-loss", "ppo"}, 1, []string{"align-loss", "simpo"}},
+		{[]string{"simulate", "loop", "--rounds", "3,1"}, 1, []string{"--rounds", "rising"}},
+		{[]string{"simulate", "loop", "--users", "0"}, 1, []string{"users is 0"}},
+		{[]string{"simulate", "compare", dir}, 1, []string{dir, "directory"}},
+		{[]string{"simulate", "compare", views}, 0, []string{"SIMULATED", "REAL", "watch time"}},
 		{[]string{"checkpoints", "show", "1", "--checkpoints", dir}, 1, []string{"not found"}},
 	} {
 		out, code, stderr := run(t, tt.args...)

@@ -59,9 +59,9 @@ type Config struct {
 // DefaultConfig suits a set of the size of Amazon Beauty.
 func DefaultConfig() Config {
 	return Config{
-		Levels: 3, Codes: 256, Width: 128, Window: 5, Attribute: 1,
+		Levels: 2, Codes: 2048, Width: 128, Window: 5, Attribute: 1,
 		Layers: 4, Dim: 128, Heads: 4, Hidden: 352, Items: 32,
-		Epochs: 40, BatchTokens: 4096, LearningRate: 2e-3, Warmup: 200, WeightDecay: 0.05, Dropout: 0.3,
+		Epochs: 40, BatchTokens: 4096, LearningRate: 2e-3, Warmup: 200, WeightDecay: 0.05, Dropout: 0.4,
 		Beams: 50, Every: 4, Validation: 10_000, Patience: 5, Seed: 1,
 	}
 }
