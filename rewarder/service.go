@@ -69,6 +69,7 @@ type Service struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
 	OnReady  func()
+	OnRound  func(*onerecv1.AlignmentRound, *Outcome) // a round was recorded; or nil
 	Progress func(stage, unit string, done, total int) // or nil
 }
 
@@ -223,6 +224,9 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 	}
 	r.report.Rounds = append(r.report.Rounds, round)
 	r.Metrics.round(round, q)
+	if r.OnRound != nil {
+		r.OnRound(round, o)
+	}
 	r.Log.Info("round ends", "round", r.rounds, "accepted", o.Accepted, "why", o.Why, "published", round.Published)
 	return nil
 }

@@ -84,6 +84,7 @@ func (a *App) runDemo(ctx context.Context, d Demo, w io.Writer) (*Report, error)
 	}
 	fmt.Fprintf(w, "everything is kept in %s; the broker is the embedded one, for demos and development only\n", d.Dir)
 	a.Bucket, a.SnapshotDir = filepath.Join(d.Dir, "checkpoints"), filepath.Join(d.Dir, "snapshots")
+	a.RewardReports = filepath.Join(d.Dir, "rounds")
 	a.Idle = 24 * time.Hour // the input says when it ends, not the clock: a slow machine gives the same sessions
 	broker, err := stream.StartEmbedded(filepath.Join(d.Dir, "kafka"))
 	if err != nil {
@@ -272,15 +273,7 @@ func (a *App) demoAlign(ctx context.Context, r *Report) error {
 	}
 	r.RewardModel = RewardReport{q.Sessions, Float(q.LikeAUC), Float(q.CompletionAUC), Float(q.WatchTimeSpearman), Float(q.LikeCalibration), means(q.Item), means(q.User)}
 	for _, round := range report.Rounds {
-		var gates []GateReport
-		for _, g := range round.Gates {
-			gates = append(gates, GateReport{g.Name, Float(g.Figure), Float(g.Bound), g.Least, g.Passed})
-		}
-		r.Alignment = append(r.Alignment, RoundReport{
-			Gates: gates,
-			Round: round.Round, Users: round.Users, Candidates: round.Candidates, Pairs: round.Pairs,
-			RewardBefore: Float(round.RewardBefore), RewardAfter: Float(round.RewardAfter), KL: Float(round.Kl), Accepted: round.Accepted, Why: round.Why,
-		})
+		r.Alignment = append(r.Alignment, newRoundReport(round))
 	}
 	return nil
 }

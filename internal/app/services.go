@@ -30,6 +30,7 @@ import (
 	"onerec/recommender"
 	"onerec/rewarder"
 	"onerec/schemas"
+	"onerec/schemas/onerecv1"
 	"onerec/sessionizer"
 	"onerec/snapshots"
 	"onerec/trainer"
@@ -322,7 +323,16 @@ func (a *App) reward(ctx context.Context, h host, once bool) (report *rewarder.R
 		align.Seed, align.BatchTokens = a.Train.Seed, a.Train.BatchTokens
 		reward := a.Reward
 		reward.Seed, reward.HoldoutPercent = a.Train.Seed, a.Train.HoldoutPercent
+		var onRound func(*onerecv1.AlignmentRound, *rewarder.Outcome)
+		if a.RewardReports != "" {
+			onRound = func(round *onerecv1.AlignmentRound, o *rewarder.Outcome) {
+				if err := writeRound(a.RewardReports, round, o); err != nil { // the round stands
+					a.Log.Error("a round's report was not written", "error", err)
+				}
+			}
+		}
 		s := &rewarder.Service{
+			OnRound: onRound,
 			Cluster: a.cluster(), Store: store, Model: a.Model, Reward: reward, Align: align, Every: a.RewardEvery, Once: once, Rounds: a.Rounds,
 			Static: a.static(rewarder.Group), Log: a.Log.With("service", "reward"), Metrics: rewarder.NewMetrics(h.reg), OnReady: h.ready,
 			Progress: a.Progress.Update,

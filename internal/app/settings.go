@@ -80,10 +80,11 @@ type Settings struct {
 	PublishSteps int
 	PublishEvery time.Duration
 
-	Reward      rewarder.CoreConfig
-	Align       rewarder.AlignConfig
-	RewardEvery time.Duration
-	Rounds      int
+	Reward        rewarder.CoreConfig
+	RewardReports string
+	Align         rewarder.AlignConfig
+	RewardEvery   time.Duration
+	Rounds        int
 
 	Listen             string
 	Channel            string
@@ -195,6 +196,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Int(GroupReward, "reward-epochs", &s.Reward.Epochs, 1, 1000, "passes of a new reward model over the sessions")
 	c.Float(GroupReward, "reward-learning-rate", &s.Reward.LearningRate, 1e-7, 1, "learning rate of the reward model")
 	c.Bool(GroupReward, "second-reward-model", &s.Reward.Second, "learn a second reward model from other users, which must see a round's gain, too")
+	c.String(GroupReward, "reward-reports", &s.RewardReports, "folder for each round's figures and a picture of the rewards before and after; empty: none, but in the demo")
 	c.Duration(GroupReward, "reward-every", &s.RewardEvery, time.Second, year, "least time between rounds")
 	c.Int(GroupReward, "rounds", &s.Rounds, 1, 1000, "rounds of a run with --once, and of the demo")
 	c.Int(GroupReward, "align-users", &a.Users, 1, 1_000_000, "training users for whom candidates are drawn in a round")
