@@ -26,7 +26,40 @@ type golden struct {
 		Eps, Clip    float64
 	}
 
+	Preference struct {
+		Losses                 map[string]float64
+		Pairs                  [][2]int
+		Ref                    []float32
+		Beta, Smoothing, Gamma float32
+	}
+
 	tensors map[string][]float32
+}
+
+// weights are those that everything begins from.
+func (g golden) weights() *Weights {
+	w := &Weights{Config: g.Config, params: g.Config.layout()}
+	for i := range w.params {
+		w.params[i].Data = append([]float32(nil), g.tensors["w."+w.params[i].Name]...)
+	}
+	return w
+}
+
+// near holds got against want, relative to the largest of the tensor.
+func near(t *testing.T, what string, got, want []float32, tolerance float64) {
+	t.Helper()
+	if len(got) < len(want) || len(want) == 0 {
+		t.Errorf("%s: %d values, want %d", what, len(got), len(want))
+		return
+	}
+	var worst, largest float64
+	for i, v := range want {
+		worst = max(worst, math.Abs(float64(got[i]-v)))
+		largest = max(largest, math.Abs(float64(v)))
+	}
+	if worst > tolerance*largest {
+		t.Errorf("%s: off by %.2g, %.2g of its largest", what, worst, worst/largest)
+	}
 }
 
 func readGolden(t *testing.T) (g golden) {
@@ -53,10 +86,7 @@ func readGolden(t *testing.T) (g golden) {
 // weight's gradient and ten steps of AdamW with clipping are PyTorch's.
 func TestPyTorch(t *testing.T) {
 	want := readGolden(t)
-	w := &Weights{Config: want.Config, params: want.Config.layout()}
-	for i := range w.params {
-		w.params[i].Data = append([]float32(nil), want.tensors["w."+w.params[i].Name]...)
-	}
+	w := want.weights()
 	g, err := NewGraph(w, 128)
 	if err != nil {
 		t.Fatal(err)
@@ -69,22 +99,6 @@ func TestPyTorch(t *testing.T) {
 		}
 	}
 	b.Close()
-	// near holds got against want, relative to the largest of the tensor.
-	near := func(what string, got, want []float32, tolerance float64) {
-		t.Helper()
-		if len(got) < len(want) || len(want) == 0 {
-			t.Errorf("%s: %d values, want %d", what, len(got), len(want))
-			return
-		}
-		var worst, largest float64
-		for i, v := range want {
-			worst = max(worst, math.Abs(float64(got[i]-v)))
-			largest = max(largest, math.Abs(float64(v)))
-		}
-		if worst > tolerance*largest {
-			t.Errorf("%s: off by %.2g, %.2g of its largest", what, worst, worst/largest)
-		}
-	}
 	o := want.Optimizer
 	solver := &ops.Solver{AdamW: kernels.AdamW{LearningRate: o.LearningRate, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, WeightDecay: o.WeightDecay}, ClipNorm: o.Clip}
 	for step, loss := range want.Losses {
@@ -96,13 +110,13 @@ func TestPyTorch(t *testing.T) {
 			t.Errorf("step %d: loss %.6f, want %.6f", step, l.NTP, loss)
 		}
 		if step == 0 {
-			near("log probabilities", g.logp.Data().([]float32), want.tensors["logp"], 1e-4)
+			near(t, "log probabilities", g.logp.Data().([]float32), want.tensors["logp"], 1e-4)
 			for i, n := range g.model {
 				grad, err := n.Grad()
 				if err != nil {
 					t.Fatal(err)
 				}
-				near("gradient of "+w.params[i].Name, grad.Data().([]float32), want.tensors["grad."+w.params[i].Name], 1e-4)
+				near(t, "gradient of "+w.params[i].Name, grad.Data().([]float32), want.tensors["grad."+w.params[i].Name], 1e-4)
 			}
 		}
 		if err := solver.Step(g.model); err != nil {
@@ -110,6 +124,58 @@ func TestPyTorch(t *testing.T) {
 		}
 	}
 	for _, p := range w.params {
-		near(p.Name+" after the steps", p.Data, want.tensors["after."+p.Name], 1e-3)
+		near(t, p.Name+" after the steps", p.Data, want.tensors["after."+p.Name], 1e-3)
+	}
+}
+
+// TestPyTorchPreferences: the losses over pairs, and DPO's gradients, are PyTorch's.
+func TestPyTorchPreferences(t *testing.T) {
+	want := readGolden(t)
+	p := want.Preference
+	for name, of := range map[string]Preference{
+		"dpo":   {Loss: LossDPO, Beta: p.Beta},
+		"cdpo":  {Loss: LossDPO, Beta: p.Beta, Smoothing: p.Smoothing},
+		"rdpo":  {Loss: LossRDPO, Beta: p.Beta, Smoothing: p.Smoothing},
+		"ipo":   {Loss: LossIPO, Beta: p.Beta},
+		"simpo": {Loss: LossSimPO, Beta: p.Beta, Gamma: p.Gamma},
+	} {
+		g, err := NewPreferenceGraph(want.weights(), 128, len(p.Pairs), of, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := NewBatch(0)
+		for _, r := range want.Rows {
+			if err := b.AddUnweighted(want.Config, Row{History: r.History, Session: r.Session}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.Close()
+		var pairs []Pair
+		for i, rows := range p.Pairs {
+			pair := Pair{Winner: rows[0], Loser: rows[1], RefMargin: p.Ref[i]}
+			if of.ReferenceFree() {
+				pair.RefMargin = 0
+			}
+			pairs = append(pairs, pair)
+		}
+		l, err := g.Run(b, pairs, Dropout{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if loss := p.Losses[name]; loss == 0 || math.Abs(float64(l.DPO)-loss) > 1e-5*loss || l.Total != l.DPO {
+			t.Errorf("%s: %+v, want %.7f", name, l, loss)
+		}
+		if name == "dpo" {
+			for i, n := range g.model {
+				grad, err := n.Grad()
+				if err != nil {
+					t.Fatal(err)
+				}
+				near(t, "DPO's gradient of "+g.weights.params[i].Name, grad.Data().([]float32), want.tensors["dpo."+g.weights.params[i].Name], 1e-5)
+			}
+		}
+		if err := g.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

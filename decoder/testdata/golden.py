@@ -1,6 +1,6 @@
 """Writes golden.safetensors: a small decoder in PyTorch, in float64, from random weights:
 each prediction's log probability, the loss, every weight's gradient, and the weights after
-ten steps of AdamW. Run it where torch, numpy and safetensors are installed:
+ten steps of AdamW; then losses over pairs of rows from the same weights, and DPO's gradients. Run it where torch, numpy and safetensors are installed:
 
     python decoder/testdata/golden.py
 """
@@ -102,7 +102,33 @@ for step in range(STEPS):
     torch.nn.utils.clip_grad_norm_(w.values(), CLIP)
     optimizer.step()
 out |= {f"after.{n}": t.detach().numpy().astype(np.float32) for n, t in w.items()}
-meta = {"config": {"layers": LAYERS, "dim": DIM, "heads": HEADS, "hidden": HIDDEN, "levels": LEVELS, "codes": CODES, "max_len": MAX_LEN},
+# Rows 0 and 3 won against 1 and 2.
+PAIRS, REF, BETA, SMOOTHING, GAMMA = [(0, 1), (3, 2)], torch.tensor([0.4, -0.7]), 0.3, 0.1, 0.5
+w = {n: torch.tensor(a, dtype=torch.float64, requires_grad=True) for n, a in start.items()}
+
+
+def session(row):
+    """The log probability of a row's session, and its number of codes."""
+    tokens, predictions = layout(row)
+    lp = F.log_softmax(hidden(tokens) @ w["embed"].T, -1)
+    own = [lp[at, target] for at, target, weight in predictions if weight == 1.0]
+    return torch.stack(own).sum(), len(own)
+
+
+scores = [session(r) for r in rows]
+margin = torch.stack([scores[a][0] - scores[b][0] for a, b in PAIRS])
+mean = torch.stack([scores[a][0] / scores[a][1] - scores[b][0] / scores[b][1] for a, b in PAIRS])
+won, lost = -F.logsigmoid(BETA * (margin - REF)), -F.logsigmoid(-BETA * (margin - REF))
+preferences = {
+    "dpo": won.mean(), "cdpo": ((1 - SMOOTHING) * won + SMOOTHING * lost).mean(),
+    "rdpo": (((1 - SMOOTHING) * won - SMOOTHING * lost) / (1 - 2 * SMOOTHING)).mean(),
+    "ipo": ((margin - REF - 1 / (2 * BETA)) ** 2).mean(), "simpo": -F.logsigmoid(BETA * mean - GAMMA).mean(),
+}
+preferences["dpo"].backward()
+out |= {f"dpo.{n}": t.grad.numpy().astype(np.float32) for n, t in w.items()}
+preference = {"losses": {n: v.item() for n, v in preferences.items()}, "pairs": PAIRS, "ref": REF.tolist(), "beta": BETA, "smoothing": SMOOTHING, "gamma": GAMMA}
+
+meta = {"preference": preference, "config": {"layers": LAYERS, "dim": DIM, "heads": HEADS, "hidden": HIDDEN, "levels": LEVELS, "codes": CODES, "max_len": MAX_LEN},
         "rows": rows, "history_weight": HISTORY_WEIGHT, "losses": losses,
         "optimizer": {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "clip": CLIP}}
 save_file(out, os.path.join(os.path.dirname(__file__), "golden.safetensors"), metadata={"golden": json.dumps(meta)})
