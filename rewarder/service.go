@@ -69,7 +69,7 @@ type Service struct {
 	Log      *slog.Logger
 	Metrics  *Metrics
 	OnReady  func()
-	OnRound  func(*onerecv1.AlignmentRound, *Outcome) // a round was recorded; or nil
+	OnRound  func(*onerecv1.AlignmentRound, *Outcome)  // a round was recorded; or nil
 	Progress func(stage, unit string, done, total int) // or nil
 }
 

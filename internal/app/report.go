@@ -195,6 +195,9 @@ func (r *Report) Print(w io.Writer) error {
 			}
 			if g.Least {
 				side = "at least"
+				if strings.HasSuffix(g.Name, "_gain") {
+					side = "above"
+				}
 			}
 			fmt.Fprintf(t, "\tgate %s\t%s: %.4g, %s %.4g\n", verdict, strings.ReplaceAll(g.Name, "_", " "), g.Figure, side, g.Bound)
 		}

@@ -45,6 +45,7 @@ func TestLoop(t *testing.T) {
 			t.Errorf("%s: %.1f s and %.3f likes a session, the oracle %.1f and %.3f", name, l.WatchSeconds, l.Likes, oracle.WatchSeconds, oracle.Likes)
 		}
 	}
+	t.Logf("likes of the decoder over popular items: %+v", lines[Pretrained].LikesOverPopularity)
 	if !lines[Pretrained].LikesOverPopularity.Above() {
 		t.Errorf("likes of the decoder over popular items: %+v", lines[Pretrained].LikesOverPopularity)
 	}
