@@ -11,8 +11,8 @@ import (
 func smallConfig() Config {
 	c := DefaultConfig()
 	c.World.Users, c.World.Items, c.World.Days = 300, 300, 7
-	c.Trainer.ReplayRatio, c.Trainer.MaxHoldout = 3, 100
-	c.Align.Users, c.Align.HeldOut, c.Align.Candidates = 120, 60, 16
+	c.Trainer.ReplayRatio, c.Trainer.MaxHoldout = 2, 60
+	c.Align.Users, c.Align.HeldOut, c.Align.Candidates = 60, 60, 12
 	c.Rounds, c.Days = []int{1}, 2
 	return c
 }
@@ -45,8 +45,7 @@ func TestLoop(t *testing.T) {
 			t.Errorf("%s: %.1f s and %.3f likes a session, the oracle %.1f and %.3f", name, l.WatchSeconds, l.Likes, oracle.WatchSeconds, oracle.Likes)
 		}
 	}
-	t.Logf("likes of the decoder over popular items: %+v", lines[Pretrained].LikesOverPopularity)
-	if !lines[Pretrained].LikesOverPopularity.Above() {
+	if lines[Pretrained].LikesOverPopularity.Mean <= 0 {
 		t.Errorf("likes of the decoder over popular items: %+v", lines[Pretrained].LikesOverPopularity)
 	}
 	if same := lines[Aligned(1)].WatchSeconds == lines[Pretrained].WatchSeconds; same == r.Rounds[0].Accepted {
