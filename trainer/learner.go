@@ -208,10 +208,10 @@ func (l *Learner) Observe(s *onerecv1.Session) error {
 	if err := l.add(s, true); err != nil {
 		return err
 	}
-	if !holdout.Contains(s.UserId, l.cfg.HoldoutPercent) {
+	if len(l.arrived) < prequentialRows {
 		return nil
 	}
-	return l.arrive()
+	return l.scoreArrived(context.Background())
 }
 
 // Waiting returns how many sessions wait for Bootstrap.

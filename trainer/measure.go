@@ -66,15 +66,7 @@ func (l *Learner) Evaluate(ctx context.Context, progress func(done, total int)) 
 // arrival of the first and its score, so many that the processors are busy.
 const prequentialRows = 16
 
-// arrive remembers the rows of a held-out user's session that just came, and scores them
-// when there are enough.
-func (l *Learner) arrive() error {
-	if len(l.arrived) < prequentialRows {
-		return nil
-	}
-	return l.scoreArrived(context.Background())
-}
-
+// scoreArrived scores the held-out rows that came and were not scored yet.
 func (l *Learner) scoreArrived(ctx context.Context) error {
 	rows := l.arrived
 	l.arrived = nil

@@ -15,9 +15,6 @@ type Interval struct {
 	High float64 `json:"high"`
 }
 
-// Above reports whether the whole interval lies above 0.
-func (i Interval) Above() bool { return i.Low > 0 }
-
 // Line is what a policy was worth over all worlds.
 type Line struct {
 	Policy       string  `json:"policy"`
