@@ -111,3 +111,17 @@ func (b *Batch) Tokens() int { return len(b.tokens) }
 
 // Rows returns the number of rows.
 func (b *Batch) Rows() int { return len(b.bounds) - 1 }
+
+// Predictions returns the number of predictions of a row.
+func (b *Batch) Predictions(row int) int {
+	from, to := b.predictions(row)
+	return to - from
+}
+
+// predictions are the bounds of a row's predictions.
+func (b *Batch) predictions(row int) (from, to int) {
+	if row+1 < len(b.firstTarget) {
+		return b.firstTarget[row], b.firstTarget[row+1]
+	}
+	return b.firstTarget[row], len(b.target)
+}

@@ -28,9 +28,11 @@ type golden struct {
 
 	Preference struct {
 		Losses                 map[string]float64
-		Pairs                  [][2]int
+		Pairs, Groups          [][2]int
 		Ref                    []float32
 		Beta, Smoothing, Gamma float32
+		Reward                 []float32
+		GroupsRef              []float32 `json:"groups_ref"`
 	}
 
 	tensors map[string][]float32
@@ -138,8 +140,10 @@ func TestPyTorchPreferences(t *testing.T) {
 		"rdpo":  {Loss: LossRDPO, Beta: p.Beta, Smoothing: p.Smoothing},
 		"ipo":   {Loss: LossIPO, Beta: p.Beta},
 		"simpo": {Loss: LossSimPO, Beta: p.Beta, Gamma: p.Gamma},
+		"sdpo":  {Loss: LossSDPO, Beta: p.Beta},
+		"copg":  {Loss: LossCoPG, Beta: p.Beta},
 	} {
-		g, err := NewPreferenceGraph(want.weights(), 128, len(p.Pairs), of, 1)
+		g, err := NewPreferenceGraph(want.weights(), 128, len(p.Groups), of, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,8 +155,15 @@ func TestPyTorchPreferences(t *testing.T) {
 		}
 		b.Close()
 		var pairs []Pair
-		for i, rows := range p.Pairs {
-			pair := Pair{Winner: rows[0], Loser: rows[1], RefMargin: p.Ref[i]}
+		compared, ref := p.Pairs, p.Ref
+		if of.Loss == LossSDPO {
+			compared, ref = p.Groups, p.GroupsRef
+		}
+		for i, rows := range compared {
+			pair := Pair{Winner: rows[0], Loser: rows[1], RefMargin: ref[i]}
+			if of.Loss == LossCoPG {
+				pair.Reward = p.Reward[i]
+			}
 			if of.ReferenceFree() {
 				pair.RefMargin = 0
 			}

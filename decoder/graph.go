@@ -39,6 +39,8 @@ type dpoInputs struct {
 	signs  *tensor.Dense // pairs x capacity: 1 for a prediction of the winner, -1 of the loser; divided by their number for means
 	ref    *tensor.Dense // pairs: log p_ref(winner) - log p_ref(loser)
 	share  *tensor.Dense // pairs: weight of each pair, 0 where there is none
+	reward *tensor.Dense // pairs: of the winner less the loser's
+	groups []int         // where each comparison's pairs begin, and the end
 	margin gorgonia.Value
 	loss   gorgonia.Value
 }
@@ -111,12 +113,13 @@ func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float
 		dpo.signs = tensor.New(tensor.WithShape(dpo.pairs, capacity), tensor.Of(tensor.Float32))
 		dpo.ref = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
 		dpo.share = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
+		dpo.reward = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
 		input := func(name string, v *tensor.Dense) *gorgonia.Node {
 			return gorgonia.NodeFromAny(gr.g, v, gorgonia.WithName(name))
 		}
 		margin := gorgonia.Must(gorgonia.Sub(gorgonia.Must(gorgonia.Mul(input("signs", dpo.signs), logp)), input("ref", dpo.ref)))
 		gorgonia.Read(margin, &dpo.margin)
-		each := dpo.preference.of(margin)
+		each := dpo.preference.of(margin, input("reward", dpo.reward), func() []int { return dpo.groups })
 		loss := gorgonia.Must(gorgonia.Mul(input("share", dpo.share), each))
 		gorgonia.Read(loss, &dpo.loss)
 		cost = gorgonia.Must(gorgonia.Add(cost, gorgonia.Must(gorgonia.Mul(loss, gorgonia.NewConstant(lambda)))))
@@ -143,10 +146,12 @@ func (g *Graph) Bounds() []int { return g.batch.bounds }
 // Close frees the machine.
 func (g *Graph) Close() error { return g.vm.Close() }
 
-// Pair is a winner and a loser of one user among the rows of a batch.
+// Pair is a winner and a loser of one user among the rows of a batch. Under S-DPO neighbours with
+// one winner are one comparison.
 type Pair struct {
 	Winner, Loser int     // rows
 	RefMargin     float32 // log p_ref(winner) - log p_ref(loser), of means where the loss is over means; 0 without a reference
+	Reward        float32 // the winner's less the loser's; only CoPG asks
 }
 
 // Losses are what a run found, in nats.
@@ -220,11 +225,8 @@ func (g *Graph) Step(b *Batch, pairs []Pair, dropout Dropout, solver gorgonia.So
 func (g *Graph) LogProbs() []float32 {
 	logp := g.logp.Data().([]float32)
 	out := make([]float32, g.batch.Rows())
-	for r, from := range g.batch.firstTarget {
-		to := len(g.batch.target)
-		if r+1 < len(g.batch.firstTarget) {
-			to = g.batch.firstTarget[r+1]
-		}
+	for r := range out {
+		from, to := g.batch.predictions(r)
 		for _, v := range logp[from:to] {
 			out[r] += v
 		}
@@ -236,27 +238,33 @@ func (d *dpoInputs) set(b *Batch, pairs []Pair, capacity int) error {
 	if len(pairs) > d.pairs {
 		return fmt.Errorf("%d pairs, at most %d fit", len(pairs), d.pairs)
 	}
-	signs, ref, share := d.signs.Data().([]float32), d.ref.Data().([]float32), d.share.Data().([]float32)
-	clear(signs)
-	clear(ref)
-	clear(share)
+	signs, ref := d.signs.Data().([]float32), d.ref.Data().([]float32)
+	share, reward := d.share.Data().([]float32), d.reward.Data().([]float32)
+	for _, v := range [][]float32{signs, ref, share, reward} {
+		clear(v)
+	}
+	d.groups = d.groups[:0]
 	mark := func(pair, row int, sign float32) {
-		to := len(b.target)
-		if row+1 < len(b.firstTarget) {
-			to = b.firstTarget[row+1]
-		}
+		from, to := b.predictions(row)
 		if d.preference.Averaged() {
-			sign /= float32(to - b.firstTarget[row])
+			sign /= float32(to - from)
 		}
-		for i := b.firstTarget[row]; i < to; i++ {
+		for i := from; i < to; i++ {
 			signs[pair*capacity+i] = sign
 		}
 	}
 	for i, p := range pairs {
 		mark(i, p.Winner, 1)
 		mark(i, p.Loser, -1)
-		ref[i], share[i] = p.RefMargin, 1/float32(len(pairs))
+		ref[i], reward[i] = p.RefMargin, p.Reward
+		if d.preference.Loss != LossSDPO || i == 0 || p.Winner != pairs[i-1].Winner {
+			d.groups = append(d.groups, i)
+		}
 	}
+	for _, first := range d.groups {
+		share[first] = 1 / float32(len(d.groups))
+	}
+	d.groups = append(d.groups, len(pairs))
 	return nil
 }
 

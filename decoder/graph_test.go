@@ -101,6 +101,8 @@ func TestPreferenceLosses(t *testing.T) {
 		"ipo":          {Preference{Loss: LossIPO, Beta: 0.5}, func(m float64) float64 { return (m - 1) * (m - 1) }},
 		"ipo, average": {Preference{Loss: LossIPO, Beta: 0.5, Average: true}, func(m float64) float64 { return (m - 1) * (m - 1) }},
 		"simpo":        {Preference{Loss: LossSimPO, Beta: 2, Gamma: 0.4}, func(m float64) float64 { return f(0.4 - 2*m) }},
+		"sdpo of one":  {Preference{Loss: LossSDPO, Beta: 0.3}, func(m float64) float64 { return f(-0.3 * m) }},
+		"copg":         {Preference{Loss: LossCoPG, Beta: 0.3}, func(m float64) float64 { return (0.8 - 0.3*m) * (0.8 - 0.3*m) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := randomWeights(t, c, 2)
@@ -112,7 +114,7 @@ func TestPreferenceLosses(t *testing.T) {
 			r := rand.New(rand.NewPCG(3, 4))
 			rows := []Row{randomRow(r, c, 3, 2), randomRow(r, c, 3, 1), randomRow(r, c, 1, 3), randomRow(r, c, 1, 3)}
 			b := testBatch(t, c, 0, rows...)
-			pairs := []Pair{{Winner: 0, Loser: 1, RefMargin: 0.4}, {Winner: 3, Loser: 2, RefMargin: -0.7}}
+			pairs := []Pair{{Winner: 0, Loser: 1, RefMargin: 0.4, Reward: 0.8}, {Winner: 3, Loser: 2, RefMargin: -0.7, Reward: 0.8}}
 			if tt.of.ReferenceFree() {
 				pairs[0].RefMargin, pairs[1].RefMargin = 0, 0
 			}
@@ -141,6 +143,41 @@ func TestPreferenceLosses(t *testing.T) {
 	for _, bad := range []Preference{{Loss: "ppo", Beta: 1}, {Loss: LossDPO}, {Loss: LossRDPO, Beta: 1, Smoothing: 0.5}} {
 		if _, err := NewPreferenceGraph(randomWeights(t, c, 2), 128, 4, bad, 1); err == nil {
 			t.Errorf("%+v was accepted", bad)
+		}
+	}
+}
+
+// TestSDPO: two winners against two losers and one, and a second batch whose comparisons are others.
+func TestSDPO(t *testing.T) {
+	c := testConfig()
+	const beta = 0.5
+	g, err := NewPreferenceGraph(randomWeights(t, c, 2), 128, 4, Preference{Loss: LossSDPO, Beta: beta}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	r := rand.New(rand.NewPCG(3, 4))
+	b := testBatch(t, c, 0, randomRow(r, c, 3, 2), randomRow(r, c, 3, 1), randomRow(r, c, 1, 3), randomRow(r, c, 1, 3))
+	for _, pairs := range [][]Pair{
+		{{Winner: 0, Loser: 1, RefMargin: 0.4}, {Winner: 0, Loser: 2, RefMargin: -0.2}, {Winner: 3, Loser: 2, RefMargin: -0.7}},
+		{{Winner: 3, Loser: 2, RefMargin: 200}, {Winner: 3, Loser: 0, RefMargin: -200}, {Winner: 3, Loser: 1}},
+	} {
+		checkGradients(t, g, b, pairs, Dropout{})
+		l, err := g.Run(b, pairs, Dropout{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		logp := g.LogProbs()
+		odds := make(map[int]float64) // by winner
+		for _, p := range pairs {
+			odds[p.Winner] += math.Exp(-beta * float64(logp[p.Winner]-logp[p.Loser]-p.RefMargin))
+		}
+		var want float64
+		for _, o := range odds {
+			want += math.Log1p(o) / float64(len(odds))
+		}
+		if math.Abs(float64(l.DPO)-want) > 1e-5*want {
+			t.Errorf("loss %v, want %v", l.DPO, want)
 		}
 	}
 }

@@ -1,11 +1,13 @@
 package rewarder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 
 	"onerec/decoder"
 	"onerec/internal/kernels"
@@ -15,11 +17,16 @@ import (
 
 // AlignConfig holds the settings of a DPO round.
 type AlignConfig struct {
-	Users       int // training users, one prompt each, that candidates are drawn for
+	// UserPercent is the share of the training users for whom candidates are drawn, one prompt each, and
+	// Users the least number of them.
+	UserPercent float64
+	Users       int
 	HeldOut     int // held-out users that the round is judged on, at most
 	Candidates  int // N: sessions drawn for each prompt, half by beam search, half sampled
 	Length      int // items of a candidate (m of the paper, 5)
 	Temperature float64
+	Pairing     string // which candidates of a prompt are compared: PairExtremes or PairRandom
+	PairsAUser  int    // pairs of a prompt; with PairExtremes the best against so many of the worst
 	// Loss is what is learned from a pair: one of decoder.PreferenceLosses, or LossBest.
 	Loss         string
 	Beta         float64 // of the loss
@@ -45,7 +52,7 @@ type RewardWeights struct{ Watch, Like, Completion float64 }
 // there).
 func DefaultAlignConfig() AlignConfig {
 	return AlignConfig{
-		Users: 256, HeldOut: 200, Candidates: 32, Length: 5, Temperature: 1, Loss: decoder.LossDPO, Beta: 0.2, Lambda: 1,
+		UserPercent: 1, Users: 256, HeldOut: 200, Candidates: 32, Length: 5, Temperature: 1, Pairing: PairExtremes, PairsAUser: 1, Loss: decoder.LossDPO, Beta: 0.2, Lambda: 1,
 		LearningRate: 5e-5, Epochs: 2, MinMargin: 0.05, BatchTokens: 2048,
 		Weights: RewardWeights{Watch: 1, Like: 1, Completion: 0.5},
 		Gates:   DefaultGates(), Seed: 1,
@@ -55,6 +62,12 @@ func DefaultAlignConfig() AlignConfig {
 // LossBest is fine-tuning on the best candidates alone, without the worst (best of N, rejection sampling):
 // what DPO has to beat.
 const LossBest = "best"
+
+// Which candidates are compared.
+const (
+	PairExtremes = "extremes" // the best with the worst, as in the paper
+	PairRandom   = "random"   // sampled ones with each other, whatever they are worth
+)
 
 // preference is the loss over pairs.
 func (c AlignConfig) preference() decoder.Preference {
@@ -71,6 +84,7 @@ type Prompt struct {
 	History []semanticid.Item // oldest first
 	Seen    []int32           // the same as indexes of the codebook; not recommended again
 	Session []semanticid.Item // what the user watched then, if the session was good
+	Past    [heads]float32    // the user's part of the [Priors]
 }
 
 // Averages are what a view of the log holds on average, by objective.
@@ -134,11 +148,12 @@ var ErrNoPairs = errors.New("no pair of candidates differs in reward by the leas
 // ErrDiverged says that the reward model or the aligned weights are not finite.
 var ErrDiverged = errors.New("not a finite number")
 
-// pair is a prompt with its best and its worst candidate.
-type pair struct {
-	prompt       int
-	best, worst  []semanticid.Item
-	rewardMargin float64
+// comparison is a prompt with a candidate and some that are worse.
+type comparison struct {
+	prompt  int
+	better  []semanticid.Item
+	worse   [][]semanticid.Item
+	margins []float64 // of reward, to each
 }
 
 // Scorer predicts what users make of lists; a [Model] does.
@@ -153,8 +168,8 @@ type Judges struct {
 	// aligned model gains by Reward's mistakes it does not gain by Second (Gao et al., 2023). Or nil.
 	Second   Scorer
 	Averages Averages
-	// Durations are those of the codebook's items by their index, ms, as far as they are known. Or nil.
-	Durations []int64
+	// Facts are durations and priors of the codebook's items by their index. Or nil.
+	Facts []Viewed
 }
 
 // Align runs one round: draw, score, pair best against worst, train a copy of
@@ -174,12 +189,12 @@ func Align(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codeb
 	if err != nil {
 		return nil, o, err
 	}
-	pairs := a.pairs(drawn, a.rewards(predicted))
-	if o.Pairs = len(pairs); o.Pairs == 0 {
+	var compared []comparison
+	if compared, o.Pairs = a.compare(drawn, a.rewards(predicted)); o.Pairs == 0 {
 		return nil, o, ErrNoPairs
 	}
 	aligned := reference.Clone()
-	if err := a.train(ctx, reference, aligned, prompts, pairs, o, func(done, total int) { progress("align by DPO", "pairs", done, total) }); err != nil {
+	if err := a.train(ctx, reference, aligned, prompts, compared, o, func(done, total int) { progress("align by DPO", "pairs", done, total) }); err != nil {
 		return nil, o, err
 	}
 	if err := a.judge(ctx, reference, aligned, heldOut, o, func(done, total int) { progress("judge on held-out users", "draws", done, total) }); err != nil {
@@ -253,10 +268,11 @@ func (a *aligner) predict(judge Scorer, prompts []Prompt, drawn [][]decoder.List
 		for _, l := range lists {
 			e := Example{History: prompts[i].History}
 			for _, item := range l.Items {
-				v := Viewed{ID: a.cb.ID(item)}
-				if int(item) < len(a.Durations) {
-					v.Duration = a.Durations[item]
+				var v Viewed
+				if int(item) < len(a.Facts) {
+					v = a.Facts[item]
 				}
+				v.ID, v.User = a.cb.ID(item), prompts[i].Past
 				e.Items = append(e.Items, v)
 			}
 			examples = append(examples, e)
@@ -288,36 +304,61 @@ func (a *aligner) rewards(predicted [][]Prediction) [][]float64 {
 	return out
 }
 
-// pairs takes the best and the worst candidate of each prompt whose rewards
-// differ by the least margin.
-func (a *aligner) pairs(drawn [][]decoder.List, rewards [][]float64) []pair {
-	var out []pair
+// compare takes pairs of each prompt's candidates whose rewards differ by the least margin.
+func (a *aligner) compare(drawn [][]decoder.List, rewards [][]float64) (out []comparison, pairs int) {
+	rng := rand.New(rand.NewPCG(a.cfg.Seed, 0x9a15))
 	for i, lists := range drawn {
-		if len(lists) == 0 {
-			continue
-		}
-		best, worst := 0, 0
-		for j, r := range rewards[i] {
-			if r > rewards[i][best] {
-				best = j
+		for _, p := range a.choose(rewards[i], rng) {
+			margin := rewards[i][p[0]] - rewards[i][p[1]]
+			if !(margin > 0) || margin < a.cfg.MinMargin {
+				continue
 			}
-			if r < rewards[i][worst] {
-				worst = j
+			pairs++
+			worse := a.items(lists[p[1]])
+			// One winner against several is one comparison to S-DPO only.
+			if last := len(out) - 1; a.cfg.Loss == decoder.LossSDPO && a.cfg.Pairing == PairExtremes && last >= 0 && out[last].prompt == i {
+				out[last].worse, out[last].margins = append(out[last].worse, worse), append(out[last].margins, margin)
+				continue
 			}
+			out = append(out, comparison{i, a.items(lists[p[0]]), [][]semanticid.Item{worse}, []float64{margin}})
 		}
-		if margin := rewards[i][best] - rewards[i][worst]; margin > 0 && margin >= a.cfg.MinMargin {
-			out = append(out, pair{i, a.items(lists[best]), a.items(lists[worst]), margin})
+	}
+	return out, pairs
+}
+
+// choose returns pairs of candidates, the better first. Random pairs are of candidates that were
+// sampled, which stand for what the model says, as those of the beam search don't; each is in one pair.
+func (a *aligner) choose(rewards []float64, rng *rand.Rand) (out [][2]int) {
+	switch a.cfg.Pairing {
+	case PairRandom:
+		first := min((a.cfg.Candidates+1)/2, len(rewards))
+		order := rng.Perm(len(rewards) - first)
+		for i := 0; i+1 < len(order) && len(out) < a.cfg.PairsAUser; i += 2 {
+			x, y := first+order[i], first+order[i+1]
+			if rewards[x] < rewards[y] {
+				x, y = y, x
+			}
+			out = append(out, [2]int{x, y})
+		}
+	default:
+		order := make([]int, len(rewards))
+		for i := range order {
+			order[i] = i
+		}
+		slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(rewards[j], rewards[i]) })
+		for i := len(order) - 1; i > 0 && len(out) < a.cfg.PairsAUser; i-- {
+			out = append(out, [2]int{order[0], order[i]})
 		}
 	}
 	return out
 }
 
-// train makes Epochs passes over the pairs, with the prompts' own good sessions
+// train makes Epochs passes over the comparisons, with the prompts' own good sessions
 // as the next-token part.
-func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights, prompts []Prompt, pairs []pair, o *Outcome, progress func(done, total int)) error {
+func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights, prompts []Prompt, compared []comparison, o *Outcome, progress func(done, total int)) error {
 	c := reference.Config
-	capacity := max(a.cfg.BatchTokens, 3*c.MaxLen)
-	most := max(1, capacity/2/(2+a.cfg.Length*(c.Levels+1))) // pairs of a batch
+	capacity := max(a.cfg.BatchTokens, (2+a.cfg.PairsAUser)*c.MaxLen)
+	most := max(a.cfg.PairsAUser, capacity/2/(2+a.cfg.Length*(c.Levels+1))) // pairs of a batch
 	scorer, err := decoder.NewScorer(reference, capacity)
 	if err != nil {
 		return err
@@ -333,7 +374,7 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 	}
 	defer graph.Close()
 	solver := ops.NewSolver(a.cfg.LearningRate, 0)
-	order := make([]int, len(pairs))
+	order := make([]int, len(compared))
 	for i := range order {
 		order[i] = i
 	}
@@ -347,22 +388,25 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 			}
 			b := decoder.NewBatch(0)
 			var batch []decoder.Pair
-			var codes [][2]float32 // of winner and loser
-			for lo < len(order) && len(batch) < most {
-				p := pairs[order[lo]]
+			begin := lo
+			for lo < len(order) {
+				p := compared[order[lo]]
 				prompt := prompts[p.prompt]
-				rows := []decoder.Row{
-					c.Fit(decoder.Row{History: prompt.History, Session: p.best}),
-					c.Fit(decoder.Row{History: prompt.History, Session: p.worst}),
+				rows := []decoder.Row{c.Fit(decoder.Row{History: prompt.History, Session: p.better})}
+				for _, worse := range p.worse {
+					rows = append(rows, c.Fit(decoder.Row{History: prompt.History, Session: worse}))
+				}
+				need := 0
+				for _, r := range rows {
+					need += c.Tokens(r)
 				}
 				var good *decoder.Row
-				need := c.Tokens(rows[0]) + c.Tokens(rows[1])
 				if len(prompt.Session) > 0 {
 					r := c.Fit(decoder.Row{History: prompt.History, Session: prompt.Session[:min(len(prompt.Session), a.cfg.Length)]})
 					good = &r
 					need += c.Tokens(r)
 				}
-				if len(batch) > 0 && b.Tokens()+need > capacity {
+				if len(batch) > 0 && (b.Tokens()+need > capacity || len(batch)+len(p.worse) > most) {
 					break
 				}
 				at := b.Rows()
@@ -380,22 +424,24 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 						return err
 					}
 				}
-				batch = append(batch, decoder.Pair{Winner: at, Loser: at + 1})
-				codes = append(codes, [2]float32{float32(c.Levels * len(rows[0].Session)), float32(c.Levels * len(rows[1].Session))})
+				for i, margin := range p.margins {
+					batch = append(batch, decoder.Pair{Winner: at, Loser: at + 1 + i, Reward: float32(margin)})
+				}
 				lo++
 			}
 			b.Close()
 			if _, err := scorer.Run(b, nil, decoder.Dropout{}); err != nil {
 				return fmt.Errorf("score pairs with the reference: %w", err)
 			}
-			logp := scorer.LogProbs()
-			for i := range batch {
-				won, lost := logp[batch[i].Winner], logp[batch[i].Loser]
+			if !preference.ReferenceFree() {
+				logp := scorer.LogProbs()
 				if preference.Averaged() {
-					won, lost = won/codes[i][0], lost/codes[i][1]
+					for row := range logp {
+						logp[row] /= float32(b.Predictions(row))
+					}
 				}
-				if !preference.ReferenceFree() {
-					batch[i].RefMargin = won - lost
+				for i, p := range batch {
+					batch[i].RefMargin = logp[p.Winner] - logp[p.Loser]
 				}
 			}
 			l, err := graph.Step(b, batch, decoder.Dropout{}, solver)
@@ -405,7 +451,7 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 			if err != nil {
 				return fmt.Errorf("step of alignment: %w", err)
 			}
-			share := float64(len(batch)) / float64(len(pairs))
+			share := float64(lo-begin) / float64(len(order))
 			dpo += share * float64(l.DPO)
 			wins += share * l.Wins
 			progress(epoch*len(order)+lo, a.cfg.Epochs*len(order))

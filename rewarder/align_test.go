@@ -63,48 +63,80 @@ func TestInterval(t *testing.T) {
 	}
 }
 
-// TestPairs: of each prompt the best and the worst, never a pair that differs by
-// less than the margin.
-func TestPairs(t *testing.T) {
+// TestCompare: the best of each prompt with the worst, or sampled candidates with each other; never a pair
+// that differs by less than the margin, never more than are wanted, the better one first.
+func TestCompare(t *testing.T) {
 	cb := testCodebook(t)
 	rapid.Check(t, func(t *rapid.T) {
-		a := &aligner{cfg: AlignConfig{MinMargin: rapid.Float64Range(0, 1).Draw(t, "margin")}, cb: cb}
+		a := &aligner{cfg: AlignConfig{
+			MinMargin: rapid.Float64Range(0, 1).Draw(t, "margin"), Pairing: rapid.SampledFrom([]string{PairExtremes, PairRandom}).Draw(t, "pairing"),
+			PairsAUser: rapid.IntRange(1, 4).Draw(t, "pairs a user"), Loss: rapid.SampledFrom([]string{decoder.LossDPO, decoder.LossSDPO}).Draw(t, "loss"),
+			Candidates: 6, Seed: rapid.Uint64().Draw(t, "seed"),
+		}, cb: cb}
 		var drawn [][]decoder.List
 		var rewards [][]float64
 		for range rapid.IntRange(1, 5).Draw(t, "prompts") {
-			r := rapid.SliceOfN(rapid.Float64Range(0, 2), 0, 6).Draw(t, "rewards")
+			r := rapid.SliceOfNDistinct(rapid.Float64Range(0, 2), 0, 6, rapid.ID[float64]).Draw(t, "rewards")
 			lists := make([]decoder.List, len(r))
 			for i := range lists {
 				lists[i].Items = []int32{int32(i)}
 			}
 			drawn, rewards = append(drawn, lists), append(rewards, r)
 		}
-		byPrompt := map[int]pair{}
-		for _, p := range a.pairs(drawn, rewards) {
-			byPrompt[p.prompt] = p
+		compared, pairs := a.compare(drawn, rewards)
+		type of struct{ better, worse []int } // candidates
+		byPrompt := make([]of, len(drawn))
+		for _, c := range compared {
+			find := func(ids []semanticid.Item) int {
+				return slices.IndexFunc(drawn[c.prompt], func(l decoder.List) bool { return slices.Equal(cb.ID(l.Items[0]), ids[0]) })
+			}
+			if len(c.worse) != 1 && (a.cfg.Loss != decoder.LossSDPO || a.cfg.Pairing != PairExtremes) {
+				t.Fatalf("a comparison with %d", len(c.worse))
+			}
+			for i, worse := range c.worse {
+				x, y := find(c.better), find(worse)
+				if m := rewards[c.prompt][x] - rewards[c.prompt][y]; m != c.margins[i] || m <= 0 || m < a.cfg.MinMargin {
+					t.Fatalf("candidates %d and %d of %v differ by %v, %v is said and %v allowed", x, y, rewards[c.prompt], m, c.margins[i], a.cfg.MinMargin)
+				}
+				p := &byPrompt[c.prompt]
+				p.better, p.worse = append(p.better, x), append(p.worse, y)
+				pairs--
+			}
 		}
-		for i, r := range rewards {
-			lo, hi := math.Inf(1), math.Inf(-1)
-			for _, v := range r {
-				lo, hi = min(lo, v), max(hi, v)
+		if pairs != 0 {
+			t.Fatalf("%d pairs too many are said", pairs)
+		}
+		for i, p := range byPrompt {
+			r := rewards[i]
+			if len(p.better) > a.cfg.PairsAUser {
+				t.Fatalf("%d pairs of a prompt", len(p.better))
 			}
-			p, ok := byPrompt[i]
-			if want := len(r) > 0 && hi > lo && hi-lo >= a.cfg.MinMargin; ok != want {
-				t.Fatalf("prompt %d with rewards %v: pair %v, want %v", i, r, ok, want)
-			}
-			if !ok {
+			if a.cfg.Pairing == PairRandom {
+				used := make(map[int]bool)
+				for _, x := range append(p.better, p.worse...) {
+					if used[x] || x < a.cfg.Candidates/2 {
+						t.Fatalf("candidate %d is used twice or was not sampled", x)
+					}
+					used[x] = true
+				}
 				continue
 			}
-			find := func(ids []semanticid.Item) float64 {
-				for j := range r {
-					if fmt.Sprint(cb.ID(int32(j))) == fmt.Sprint(ids[0]) {
-						return r[j]
+			var want []int // the worst first, as far as they are worse enough
+			if len(r) > 0 {
+				best := slices.Max(r)
+				for _, v := range slices.Sorted(slices.Values(r))[:min(len(r)-1, a.cfg.PairsAUser)] {
+					if best-v >= a.cfg.MinMargin {
+						want = append(want, slices.Index(r, v))
 					}
 				}
-				return math.NaN()
+				for _, x := range p.better {
+					if r[x] != best {
+						t.Fatalf("%v won, the best is %v", r[x], best)
+					}
+				}
 			}
-			if find(p.best) != hi || find(p.worst) != lo {
-				t.Fatalf("prompt %d with rewards %v: best %v, worst %v", i, r, find(p.best), find(p.worst))
+			if !slices.Equal(p.worse, want) {
+				t.Fatalf("prompt %d with rewards %v: %v lost, want %v", i, r, p.worse, want)
 			}
 		}
 	})
@@ -339,6 +371,10 @@ func TestLosses(t *testing.T) {
 		"ipo":          func(c *AlignConfig) { c.Loss = decoder.LossIPO },
 		"simpo":        func(c *AlignConfig) { c.Loss, c.Beta, c.Gamma = decoder.LossSimPO, 2, 0.5 },
 		"best":         func(c *AlignConfig) { c.Loss = LossBest },
+		"sdpo":         func(c *AlignConfig) { c.Loss, c.PairsAUser = decoder.LossSDPO, 3 },
+		"three pairs":  func(c *AlignConfig) { c.PairsAUser = 3 },
+		"random pairs": func(c *AlignConfig) { c.Pairing, c.PairsAUser = PairRandom, 2 },
+		"copg":         func(c *AlignConfig) { c.Loss, c.Pairing, c.PairsAUser = decoder.LossCoPG, PairRandom, 4 },
 	} {
 		cfg := alignConfig()
 		change(&cfg)

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"slices"
 
 	"onerec/decoder"
 	"onerec/internal/holdout"
+	"onerec/internal/safetensors"
 	"onerec/schemas"
 	"onerec/schemas/onerecv1"
 	"onerec/semanticid"
@@ -36,6 +39,7 @@ type Core struct {
 	model, second *Model
 	shape         [2]int // levels and codes that the models speak
 	avg           Averages
+	facts         []Viewed // of the codebook's items
 	quality       Quality
 }
 
@@ -88,6 +92,10 @@ func (c *Core) Learn(ctx context.Context, cb *semanticid.Codebook, round uint64,
 		}
 		c.shape, epochs = shape, c.cfg.Epochs
 	}
+	means := c.data.priors(cb)
+	means.pasts(&c.data.train, c.model.scaleMs, true)
+	means.pasts(&c.data.heldOut, c.model.scaleMs, false)
+	means.give(train, sessions, c.model.scaleMs, true)
 	var half []Example // what the second one learns from: half of the users
 	if c.second != nil {
 		for i, s := range sessions {
@@ -120,12 +128,14 @@ func (c *Core) Learn(ctx context.Context, cb *semanticid.Codebook, round uint64,
 		}
 	}
 	held := c.data.examples(cb, c.data.heldOut.sessions)
+	means.give(held, c.data.heldOut.sessions, c.model.scaleMs, false)
+	c.facts = c.data.facts(cb, means, c.model.scaleMs)
 	q, err := c.model.Measure(held)
 	if err != nil {
 		return err
 	}
 	q.Sessions = c.data.seen
-	q.baselines(train, held, c.data.heldOut.sessions)
+	q.baselines(means, held, c.data.heldOut.sessions)
 	c.quality = q
 	return nil
 }
@@ -136,11 +146,20 @@ const (
 	secondHalf = "second/"
 )
 
+// tensors are the reward model's, with items' priors by their index in the codebook.
+func (c *Core) tensors() []safetensors.Tensor {
+	priors := safetensors.Tensor{Name: "item_priors", Shape: []int{len(c.facts), heads}}
+	for _, f := range c.facts {
+		priors.Data = append(priors.Data, f.Priors.Item[:]...)
+	}
+	return append(slices.Clone(c.model.params), priors)
+}
+
 // Round aligns a reference after Learn. A round in which no pair was found, or something was
 // not a finite number, is an outcome that is not accepted, and not an error; after the latter the next
 // Learn begins with new models.
 func (c *Core) Round(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, cfg AlignConfig, progress func(stage, unit string, done, total int)) (*decoder.Weights, *Outcome, error) {
-	judges := Judges{Reward: c.model, Averages: c.avg, Durations: c.data.durations(cb)}
+	judges := Judges{Reward: c.model, Averages: c.avg, Facts: c.facts}
 	if c.second != nil {
 		judges.Second = c.second
 	}
@@ -191,7 +210,12 @@ func averages(examples []Example) (a Averages) {
 // prompts draws training users' good sessions, one a user while there are enough.
 func (c *Core) prompts(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
 	rng := rand.New(rand.NewPCG(cfg.Seed, 0x9409))
-	return choose(c.data, cb, c.data.train.sessions, cfg.Users, rng, func(p Prompt) bool { return len(p.Session) > 0 && len(p.History) > 0 })
+	users := make(map[string]bool)
+	for _, s := range c.data.train.sessions {
+		users[s.user] = true
+	}
+	n := max(cfg.Users, int(math.Ceil(cfg.UserPercent/100*float64(len(users)))))
+	return choose(c.data, cb, c.data.train.sessions, n, rng, func(p Prompt) bool { return len(p.Session) > 0 && len(p.History) > 0 })
 }
 
 // heldOutPrompts draws held-out users' sessions, one a user.

@@ -22,6 +22,7 @@ type session struct {
 	watch          []int64 // ms
 	watchMs        int64
 	good           bool
+	past           [heads]float32 // what the user's earlier sessions say, see priors.pasts
 }
 
 // dataset holds the newest sessions of all users, held-out ones apart.
@@ -120,14 +121,19 @@ func (d *dataset) example(cb *semanticid.Codebook, s session) Example {
 		}
 	}
 	for i, item := range s.items {
-		v := Viewed{ID: d.id(cb, item), Watch: -1}
-		if v.ID != nil {
-			v.Like, v.Completion = labelOf(s.like[i]), s.completion[i]
-			v.Watch, v.Duration = s.watch[i], d.duration[item]
+		v := Viewed{Watch: -1}
+		if id := d.id(cb, item); id != nil {
+			v = s.labels(i)
+			v.ID, v.Duration = id, d.duration[item]
 		}
 		e.Items = append(e.Items, v)
 	}
 	return e
+}
+
+// labels says what became of a view.
+func (s session) labels(i int) Viewed {
+	return Viewed{Like: labelOf(s.like[i]), Completion: s.completion[i], Watch: s.watch[i]}
 }
 
 func (d *dataset) examples(cb *semanticid.Codebook, sessions []session) []Example {
@@ -141,7 +147,7 @@ func (d *dataset) examples(cb *semanticid.Codebook, sessions []session) []Exampl
 // prompt returns what the decoder is asked for at a session's start, and what it
 // learned to answer if the session was good.
 func (d *dataset) prompt(cb *semanticid.Codebook, s session) Prompt {
-	p := Prompt{User: s.user}
+	p := Prompt{User: s.user, Past: s.past}
 	for _, h := range s.history {
 		if id := d.id(cb, h); id != nil {
 			i, _ := cb.Index(d.names[h])
@@ -158,13 +164,16 @@ func (d *dataset) prompt(cb *semanticid.Codebook, s session) Prompt {
 	return p
 }
 
-// durations returns the durations of a codebook's items, ms, as far as they are known.
-func (d *dataset) durations(cb *semanticid.Codebook) []int64 {
-	out := make([]int64, cb.Len())
+// facts returns what is known of a codebook's items by their index, beside their IDs.
+func (d *dataset) facts(cb *semanticid.Codebook, p *priors, scaleMs float64) []Viewed {
+	out := make([]Viewed, cb.Len())
 	for i := range out {
+		item := int32(-1)
 		if n, ok := d.index[cb.Item(int32(i))]; ok {
-			out[i] = d.duration[n]
+			item = n
+			out[i].Duration = d.duration[n]
 		}
+		out[i].Priors.Item = p.outputs(p.of(item), scaleMs)
 	}
 	return out
 }

@@ -17,20 +17,17 @@ import (
 
 // ModelConfig is the architecture of the reward model.
 type ModelConfig struct {
-	Dim    int // width
-	Heads  int // attention heads
-	Hidden int // width of the feed-forward part
-	Rows   int // views of a batch at most
-	// Own is the number of embeddings that items have of their own, beside those of their codes; items
-	// share one when there are more of them. Codes say what an item is like, its own embedding how good it is.
-	Own         int
+	Dim         int     // width
+	Heads       int     // attention heads
+	Hidden      int     // width of the feed-forward part
+	Rows        int     // views of a batch at most
 	Dropout     float64 // of what is known of items and of the user
 	WeightDecay float64
 }
 
 // DefaultModelConfig is small: there is one label a view, not one a token.
 func DefaultModelConfig() ModelConfig {
-	return ModelConfig{Dim: 48, Heads: 2, Hidden: 96, Rows: 256, Own: 8192, Dropout: 0.5, WeightDecay: 0.05}
+	return ModelConfig{Dim: 48, Heads: 2, Hidden: 96, Rows: 256, Dropout: 0.5, WeightDecay: 0.05}
 }
 
 // The outputs for a view, in their order.
@@ -55,7 +52,12 @@ type Viewed struct {
 	Completion Label
 	Watch      int64 // ms; below 0: unknown
 	Duration   int64 // of the video, ms; 0: unknown
+	Priors
 }
+
+// Priors are what the item's own past and the user's say, in the units of the model's outputs; the
+// model learns how far to trust them, and what remains. Zero says nothing.
+type Priors struct{ Item, User [heads]float32 }
 
 // Label is a yes, a no or an unknown.
 type Label int8
@@ -82,7 +84,7 @@ func labelOf(yes bool) Label {
 //
 //	v = mean of the embeddings of the item's codes     u = mean over the history
 //	x = v A + u B + (v * u) C
-//	x = x + attention(x);  x = x + swiglu(x);  z = norm(x) H
+//	x = x + attention(x);  x = x + swiglu(x);  z = norm(x) H + trust * priors of item and user
 //	p(like) = sigmoid(z.0)  p(completion) = sigmoid(z.1)  watch = scale * sum over views of softplus(z.2)
 //
 // The loss is binary cross-entropy for the first two and the squared difference
@@ -114,7 +116,7 @@ type net struct {
 // NewModel returns an untrained model for a codebook's shape; scaleMs is the mean
 // watch time of a view.
 func NewModel(cfg ModelConfig, levels, codes int, scaleMs float64, learningRate float64, seed uint64) (*Model, error) {
-	if cfg.Dim < 2 || cfg.Heads < 1 || cfg.Dim%(2*cfg.Heads) != 0 || cfg.Hidden < 1 || cfg.Rows < 1 || cfg.Own < 0 || !(cfg.Dropout >= 0 && cfg.Dropout < 1) || !(scaleMs > 0) {
+	if cfg.Dim < 2 || cfg.Heads < 1 || cfg.Dim%(2*cfg.Heads) != 0 || cfg.Hidden < 1 || cfg.Rows < 1 || !(cfg.Dropout >= 0 && cfg.Dropout < 1) || !(scaleMs > 0) {
 		return nil, fmt.Errorf("reward model: %+v with a scale of %v ms is out of range", cfg, scaleMs)
 	}
 	m := &Model{cfg: cfg, levels: levels, codes: codes, scaleMs: scaleMs, batch: new(batch), solver: ops.NewSolver(learningRate, cfg.WeightDecay)}
@@ -124,10 +126,8 @@ func NewModel(cfg ModelConfig, levels, codes int, scaleMs float64, learningRate 
 		dev := 1 / math.Sqrt(float64(t.Shape[len(t.Shape)-1]))
 		for i := range t.Data {
 			switch {
-			case len(t.Shape) == 1:
+			case len(t.Shape) == 1, t.Name == "trust":
 				t.Data[i] = 1 // gains
-			case t.Name == "bias", t.Name == "codes" && i >= (1+levels*codes)*cfg.Dim:
-				// What an item has of its own begins as nothing.
 			default:
 				t.Data[i] = float32(rng.NormFloat64() * dev)
 			}
@@ -146,13 +146,13 @@ func NewModel(cfg ModelConfig, levels, codes int, scaleMs float64, learningRate 
 func (m *Model) layout() []safetensors.Tensor {
 	d := m.cfg.Dim
 	return []safetensors.Tensor{
-		{Name: "codes", Shape: []int{1 + m.levels*m.codes + m.cfg.Own + durations, d}}, // row 0: an item without an ID
+		{Name: "codes", Shape: []int{1 + m.levels*m.codes + durations, d}}, // row 0: an item without an ID
 		{Name: "item", Shape: []int{d, d}}, {Name: "user", Shape: []int{d, d}}, {Name: "match", Shape: []int{d, d}},
 		{Name: "norm_attn", Shape: []int{d}}, {Name: "qkv", Shape: []int{3 * d, d}}, {Name: "out", Shape: []int{d, d}},
 		{Name: "norm_ff", Shape: []int{d}}, {Name: "up", Shape: []int{2 * m.cfg.Hidden, d}}, {Name: "down", Shape: []int{d, m.cfg.Hidden}},
 		{Name: "norm", Shape: []int{d}}, {Name: "heads", Shape: []int{heads, d}},
 		{Name: "norm_item", Shape: []int{d}}, {Name: "norm_user", Shape: []int{d}},
-		{Name: "bias", Shape: []int{1 + m.cfg.Own, heads}}, // of an item by itself
+		{Name: "trust", Shape: []int{2, heads}}, // in the priors of items and of users
 	}
 }
 
@@ -187,9 +187,7 @@ func (m *Model) build(train bool) (_ *net, err error) {
 	h = ops.SwiGLU(b, ops.Linear(b, ops.RMSNorm(b, x, p["norm_ff"]), p["up"]))
 	x = ops.Add(b, x, ops.Linear(b, h, p["down"]))
 	z := ops.Linear(b, ops.RMSNorm(b, x, p["norm"]), p["heads"])
-	bias := ops.EmbedBag(b, p["bias"], func() (ids, starts []int32) { return b.own.ids, b.own.starts }, m.cfg.Rows)
-	// A step of AdamW is as long for what is seldom seen; seldom seen biases have few steps to arrive in.
-	z = ops.Add(b, z, gorgonia.Must(gorgonia.Mul(bias, gorgonia.NewConstant(float32(biasPace)))))
+	z = m.onPriors(z, p["trust"])
 	n := new(net)
 	gorgonia.Read(z, &n.logits)
 	if !train {
@@ -211,11 +209,31 @@ func (m *Model) build(train bool) (_ *net, err error) {
 	return n, nil
 }
 
-// biasPace is how much faster than other weights items' biases are learned.
-const biasPace = 2
-
 // Close frees the machines.
 func (m *Model) Close() error { return errors.Join(m.train.vm.Close(), m.infer.vm.Close()) }
+
+// onPriors adds what is known of items and users without the model, by how far each is trusted.
+func (m *Model) onPriors(z, trust *gorgonia.Node) *gorgonia.Node {
+	b := m.batch
+	return ops.Apply("reward priors", tensor.Shape{m.cfg.Rows, heads}, func(out []float32, v [][]float32) {
+		copy(out, v[0])
+		for i, p := range b.priors {
+			for h := range heads {
+				out[i*heads+h] += v[1][h]*p.Item[h] + v[1][heads+h]*p.User[h]
+			}
+		}
+	}, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{dy, ops.Apply("reward priors dtrust", tensor.Shape{2, heads}, func(dt []float32, g [][]float32) {
+			clear(dt)
+			for i, p := range b.priors {
+				for h := range heads {
+					dt[h] += g[0][i*heads+h] * p.Item[h]
+					dt[heads+h] += g[0][i*heads+h] * p.User[h]
+				}
+			}
+		}, nil, dy)}
+	}, z, trust)
+}
 
 // loss is a vector of one loss a row, zero beyond the batch: what the row's view
 // adds, and on a list's first row what the list's watch time adds.
@@ -297,7 +315,7 @@ type bag struct{ ids, starts []int32 }
 // batch is a set of lists packed one after the other.
 type batch struct {
 	items, users     bag
-	own              bag   // of each item the row of its bias
+	priors           []Priors
 	bounds           []int // list s is rows bounds[s] to bounds[s+1]
 	like, completion []Label
 	logWatch         []float32 // of lists
@@ -314,7 +332,7 @@ func (m *Model) load(examples []Example) {
 	b := m.batch
 	*b = batch{
 		items: bag{b.items.ids[:0], append(b.items.starts[:0], 0)}, users: bag{b.users.ids[:0], append(b.users.starts[:0], 0)},
-		own:    bag{b.own.ids[:0], append(b.own.starts[:0], 0)},
+		priors: b.priors[:0],
 		bounds: append(b.bounds[:0], 0), like: b.like[:0], completion: b.completion[:0], logWatch: b.logWatch[:0], logView: b.logView[:0],
 	}
 	var user []int32
@@ -326,13 +344,12 @@ func (m *Model) load(examples []Example) {
 		for _, v := range e.Items {
 			b.items.ids = m.tokens(b.items.ids, v.ID)
 			if v.Duration > 0 {
-				b.items.ids = append(b.items.ids, int32(1+m.levels*m.codes+m.cfg.Own+durationClass(v.Duration)))
+				b.items.ids = append(b.items.ids, int32(1+m.levels*m.codes+durationClass(v.Duration)))
 			}
 			b.items.starts = append(b.items.starts, int32(len(b.items.ids)))
-			b.own.ids = append(b.own.ids, m.own(v.ID))
-			b.own.starts = append(b.own.starts, int32(len(b.own.ids)))
 			b.users.ids = append(b.users.ids, user...)
 			b.users.starts = append(b.users.starts, int32(len(b.users.ids)))
+			b.priors = append(b.priors, v.Priors)
 			b.like, b.completion = append(b.like, v.Like), append(b.completion, v.Completion)
 			log := float32(-1)
 			if v.Watch >= 0 {
@@ -353,9 +370,6 @@ func (m *Model) tokens(dst []int32, id semanticid.Item) []int32 {
 	for l, code := range id {
 		dst = append(dst, int32(1+l*m.codes+int(code)))
 	}
-	if m.cfg.Own > 0 {
-		dst = append(dst, int32(m.levels*m.codes)+m.own(id))
-	}
 	return dst
 }
 
@@ -365,18 +379,6 @@ const durations = 16
 // durationClass tells durations apart by a factor of the square root of 2, from 2 s to 6 minutes.
 func durationClass(ms int64) int {
 	return min(max(int(2*math.Log2(float64(ms)/2000)), 0), durations-1)
-}
-
-// own is the number of what an item has of its own, from 1; 0 of an unknown one.
-func (m *Model) own(id semanticid.Item) int32 {
-	if id == nil || m.cfg.Own == 0 {
-		return 0
-	}
-	path := uint64(0)
-	for _, code := range id {
-		path = (path ^ uint64(code)) * 0x9e3779b97f4a7c15
-	}
-	return 1 + int32(path>>33%uint64(m.cfg.Own))
 }
 
 // split calls fn with runs of examples that fit a batch. A list longer than a

@@ -13,7 +13,7 @@ const testLevels, testCodes = 2, 5
 
 func testModel(t testing.TB) *Model {
 	t.Helper()
-	m, err := NewModel(ModelConfig{Dim: 8, Heads: 2, Hidden: 12, Rows: 32, Own: 7, WeightDecay: 0.01}, testLevels, testCodes, 5000, 0.01, 1)
+	m, err := NewModel(ModelConfig{Dim: 8, Heads: 2, Hidden: 12, Rows: 32, WeightDecay: 0.01}, testLevels, testCodes, 5000, 0.01, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,6 +38,9 @@ func randomExamples(r *rand.Rand, n int) []Example {
 		}
 		for range 1 + r.IntN(4) {
 			v := Viewed{ID: randomID(r), Like: Label(r.IntN(3)), Completion: Label(r.IntN(3)), Watch: int64(r.IntN(20_000)) - 5000, Duration: int64(r.IntN(100_000))}
+			for h := range heads {
+				v.Priors.Item[h], v.User[h] = float32(r.NormFloat64()), float32(r.NormFloat64())
+			}
 			if r.IntN(6) == 0 {
 				v.ID = nil
 			}

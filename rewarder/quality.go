@@ -68,75 +68,29 @@ func (s scores) baseline() Baseline {
 	return Baseline{auc(s.like, s.liked), auc(s.completion, s.completed), spearman(s.watch, s.watched)}
 }
 
-// mean3 is a running mean of likes, completions and watch time.
-type mean3 struct{ sum, n [3]float64 }
-
-func (m *mean3) add(v Viewed) {
-	for k, label := range []Label{v.Like, v.Completion} {
-		if label != Unknown {
-			m.n[k]++
-			if label == Yes {
-				m.sum[k]++
-			}
-		}
-	}
-	if v.Watch >= 0 {
-		m.n[2]++
-		m.sum[2] += float64(v.Watch)
-	}
-}
-
-// at is the mean, drawn towards that of everything as if five views more were like it.
-func (m *mean3) at(k int, all *mean3) float64 {
-	const prior = 5
-	of := mean3{}
-	if m != nil {
-		of = *m
-	}
-	return (of.sum[k] + prior*all.sum[k]/max(all.n[k], 1)) / (of.n[k] + prior)
-}
-
 // baselines measures the means of items and users on the held-out sessions.
-func (q *Quality) baselines(train, held []Example, sessions []session) {
-	var all mean3
-	items := make(map[string]*mean3)
-	key := func(v Viewed) string {
-		b := make([]byte, 0, 8)
-		for _, code := range v.ID {
-			b = append(b, byte(code), byte(code>>8))
-		}
-		return string(b)
-	}
-	for _, e := range train {
-		for _, v := range e.Items {
-			all.add(v)
-			m := items[key(v)]
-			if m == nil {
-				m = new(mean3)
-				items[key(v)] = m
-			}
-			m.add(v)
-		}
-	}
+func (q *Quality) baselines(items *priors, held []Example, sessions []session) {
 	users := make(map[string]*mean3)
-	predict := func(e Example, of func(v Viewed) *mean3) (p Prediction) {
-		for _, v := range e.Items {
-			m := of(v)
-			p.Like, p.Completion = append(p.Like, m.at(0, &all)), append(p.Completion, m.at(1, &all))
-			p.WatchMs += m.at(2, &all)
+	predict := func(e Example, of func(i int) *mean3) (p Prediction) {
+		for i := range e.Items {
+			m := of(i)
+			p.Like, p.Completion = append(p.Like, m.at(headLike, &items.all)), append(p.Completion, m.at(headCompletion, &items.all))
+			p.WatchMs += m.at(headWatch, &items.all)
 		}
 		return p
 	}
-	q.Item = score(held, func(i int) Prediction { return predict(held[i], func(v Viewed) *mean3 { return items[key(v)] }) }).baseline()
+	q.Item = score(held, func(i int) Prediction {
+		return predict(held[i], func(j int) *mean3 { return items.of(sessions[i].items[j]) })
+	}).baseline()
 	q.User = score(held, func(i int) Prediction {
 		m := users[sessions[i].user]
-		p := predict(held[i], func(Viewed) *mean3 { return m })
+		p := predict(held[i], func(int) *mean3 { return m })
 		if m == nil {
 			m = new(mean3)
 			users[sessions[i].user] = m
 		}
-		for _, v := range held[i].Items { // only after it was asked
-			m.add(v)
+		for j := range held[i].Items { // only after it was asked
+			m.add(sessions[i].labels(j))
 		}
 		return p
 	}).baseline()

@@ -1,11 +1,13 @@
 package rewarder
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
-	"onerec/semanticid"
+	"onerec/internal/kernels"
 )
 
 func TestCalibrationError(t *testing.T) {
@@ -31,23 +33,26 @@ func TestCalibrationError(t *testing.T) {
 // user alone the user's, and a user's mean knows only the sessions before.
 func TestBaselines(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	draw := func(liked func(user, item int) bool) (train, held []Example, sessions []session) {
+	draw := func(liked func(user, item int) bool) (train *priors, held []Example, sessions []session) {
+		var learned []session
 		for i := range 400 {
 			user := i % 20
-			e := Example{}
+			e, s := Example{}, session{user: string(rune('a' + user))}
 			for range 4 {
 				item := r.IntN(5)
-				v := Viewed{ID: semanticid.Item{uint16(item), 0}, Like: labelOf(liked(user, item)), Completion: Unknown, Watch: int64(1000 * (1 + item))}
+				s.items, s.like = append(s.items, int32(item)), append(s.like, liked(user, item))
+				s.completion, s.watch = append(s.completion, Unknown), append(s.watch, int64(1000*(1+item)))
+				v := s.labels(len(s.items) - 1)
 				e.WatchMs += v.Watch
 				e.Items = append(e.Items, v)
 			}
 			if i < 200 {
-				train = append(train, e)
+				learned = append(learned, s)
 			} else {
-				held, sessions = append(held, e), append(sessions, session{user: string(rune('a' + user))})
+				held, sessions = append(held, e), append(sessions, s)
 			}
 		}
-		return train, held, sessions
+		return newPriors(learned, 5, func(int32) bool { return true }), held, sessions
 	}
 	var q Quality
 	q.baselines(draw(func(_, item int) bool { return item < 2 }))
@@ -63,5 +68,45 @@ func TestBaselines(t *testing.T) {
 	q.baselines(train, held[:20], sessions[:20])
 	if math.Abs(q.User.LikeAUC-0.5) > 1e-9 {
 		t.Errorf("users who were never seen: %+v", q.User)
+	}
+}
+
+// TestPriors: a training user's view comes with the mean of the others, whatever fold the user is in; a
+// held-out user's with the mean of all. In the model's units a mean is what the model would say with
+// nothing of its own.
+func TestPriors(t *testing.T) {
+	var sessions []session
+	for i := range 40 {
+		sessions = append(sessions, session{
+			user: fmt.Sprint("u", i), items: []int32{0, 1}, like: []bool{i%2 == 0, true},
+			completion: []Label{Unknown, Yes}, watch: []int64{int64(1000 * i), 2000},
+		})
+	}
+	p := newPriors(sessions, 3, func(int32) bool { return true })
+	for f := range folds {
+		others := newPriors(slices.DeleteFunc(slices.Clone(sessions), func(s session) bool { return fold(s.user) == f }), 3, func(int32) bool { return true })
+		if n := others.sums[0].n[headLike]; n == 0 || n == 40 {
+			t.Fatalf("%v users are outside fold %d", n, f)
+		}
+		for item := range int32(3) {
+			if *p.without(item, f) != others.sums[item] {
+				t.Errorf("item %d without fold %d: %+v, the others' sessions give %+v", item, f, *p.without(item, f), others.sums[item])
+			}
+		}
+	}
+	const scale = 3000
+	m := p.of(0)
+	z := p.outputs(m, scale)
+	if got, want := float64(kernels.Sigmoid(z[headLike])), m.at(headLike, &p.all); math.Abs(got-want) > 1e-5 {
+		t.Errorf("like %v, want %v", got, want)
+	}
+	if got, want := scale*softplus(z[headWatch]), m.at(headWatch, &p.all); math.Abs(got-want) > 0.1 {
+		t.Errorf("watch time %v, want %v", got, want)
+	}
+	if p.of(-1) != nil || p.of(3) != nil || p.without(7, 0) != nil {
+		t.Error("an item that nobody watched has a mean of its own")
+	}
+	if of, none := p.outputs(nil, scale), p.outputs(new(mean3), scale); of != none {
+		t.Errorf("without a mean %v, with an empty one %v", of, none)
 	}
 }

@@ -58,8 +58,10 @@ type Service struct {
 	Reward CoreConfig
 	Align  AlignConfig
 
-	Every time.Duration // least time between rounds
-	Once  bool          // end after Rounds rounds
+	// A round begins when Every has passed since the last one, or NewSessions are new; 0: only by time.
+	Every       time.Duration
+	NewSessions int
+	Once        bool // end after Rounds rounds
 	// Rounds is how many rounds a run with Once makes.
 	Rounds int
 
@@ -139,34 +141,64 @@ func (r *run) run(ctx context.Context) error {
 		}
 		return nil
 	}
-	last, seen := "", int64(0) // of the last round: its reference, and the sessions by then
+	plan := schedule{every: r.Every, newSessions: int64(r.NewSessions)}
 	for {
-		wait := r.Every
 		ref, err := r.reference(ctx)
 		if err != nil {
 			return err
 		}
 		if ref == nil {
 			r.Log.Info("waiting for a first candidate")
-			wait = min(wait, firstWait)
-		} else if err := r.read(ctx); err != nil {
-			return err
-		} else if ref.Version != last || r.core.Sessions() != seen { // the same again would say the same again
-			if err := r.round(ctx, ref); err != nil {
+		} else {
+			if err := r.read(ctx); err != nil {
 				return err
 			}
-			last, seen = ref.Version, r.core.Sessions()
+			if plan.due(ref.Version, r.core.Sessions(), time.Now()) {
+				if err := r.round(ctx, ref); err != nil {
+					return err
+				}
+				plan.made(ref.Version, r.core.Sessions(), time.Now())
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(wait):
+		case <-time.After(plan.wait(time.Now())):
 		}
 	}
 }
 
-// firstWait is the time between looks for a first candidate.
-const firstWait = 5 * time.Second
+// schedule says when a round begins: after a time, or when enough sessions are new.
+type schedule struct {
+	every       time.Duration
+	newSessions int64 // 0: only by time
+
+	reference string // of the last round
+	sessions  int64  // that were known to it
+	next      time.Time
+}
+
+// due reports whether a round begins; the same reference and the same sessions again would say
+// the same again.
+func (s *schedule) due(reference string, sessions int64, now time.Time) bool {
+	if reference == s.reference && sessions == s.sessions {
+		return false
+	}
+	return !now.Before(s.next) || s.newSessions > 0 && sessions-s.sessions >= s.newSessions
+}
+
+func (s *schedule) made(reference string, sessions int64, now time.Time) {
+	s.reference, s.sessions, s.next = reference, sessions, now.Add(s.every)
+}
+
+// wait is the time to the next look at what is new.
+func (s *schedule) wait(now time.Time) time.Duration {
+	const look = 5 * time.Second // for a first candidate, and for sessions that are counted
+	if s.newSessions > 0 || s.reference == "" {
+		return look
+	}
+	return max(s.next.Sub(now), min(s.every, look))
+}
 
 // reference is the newest version of the model, candidate or released.
 func (r *run) reference(ctx context.Context) (*onerecv1.CheckpointRef, error) {
@@ -274,7 +306,7 @@ func (r *run) release(ctx context.Context, parent *publisher.Manifest, w *decode
 		return "", fmt.Errorf("encode the reward model's configuration: %w", err)
 	}
 	var b bytes.Buffer
-	err = safetensors.Write(&b, safetensors.File{Tensors: r.core.model.params, Metadata: map[string]string{
+	err = safetensors.Write(&b, safetensors.File{Tensors: r.core.tensors(), Metadata: map[string]string{
 		"config": string(meta), "scale_ms": fmt.Sprint(r.core.model.scaleMs),
 	}})
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"math"
@@ -30,7 +31,7 @@ func (c *cli) simulate() *cobra.Command {
 		Long: `The simulator's users have hidden tastes. "onerec replay" without a file plays
 what they do into views.raw; these commands need no broker.`,
 	}
-	parent.AddCommand(c.simulateLoop(), c.simulateCompare())
+	parent.AddCommand(c.simulateLoop(), c.simulateAblate(), c.simulateCompare())
 	return parent
 }
 
@@ -60,19 +61,10 @@ The default takes less than an hour on two processors.`,
 		if cfg.Seeds < 1 || cfg.Days < 1 || cfg.List < 1 || cfg.List > 8 || cfg.Beams < 1 {
 			return fmt.Errorf("--seeds, --serve-days and --beams must be at least 1, --list 1 to 8")
 		}
-		p := progress.New(os.Stderr)
-		defer p.Done()
-		var runs []*closedloop.Run
-		for s := range uint64(cfg.Seeds) {
-			r, err := closedloop.Loop(cmd.Context(), cfg, seed+s, func(stage, unit string, done, total int) {
-				p.Update(fmt.Sprintf("world %d of %d: %s", s+1, cfg.Seeds, stage), unit, done, total)
-			})
-			if err != nil {
-				return err
-			}
-			runs = append(runs, r)
+		runs, err := runWorlds(cmd.Context(), cfg, seed)
+		if err != nil {
+			return err
 		}
-		p.Done()
 		if c.json {
 			return printJSON(cmd.OutOrStdout(), closedloop.NewReport(runs))
 		}
@@ -95,6 +87,74 @@ The default takes less than an hour on two processors.`,
 	f.Float64Var(&cfg.Align.Beta, "dpo-beta", cfg.Align.Beta, "beta of the loss over pairs")
 	f.Float64Var(&cfg.Align.Smoothing, "label-smoothing", cfg.Align.Smoothing, "share of pairs that may be the wrong way round")
 	f.Float64Var(&cfg.Align.Gamma, "simpo-gamma", cfg.Align.Gamma, "margin of simpo")
+	f.BoolVar(&c.json, "json", false, "print JSON")
+	return cmd
+}
+
+// runWorlds runs a loop in each world, with progress.
+func runWorlds(ctx context.Context, cfg closedloop.Config, seed uint64) ([]*closedloop.Run, error) {
+	p := progress.New(os.Stderr)
+	defer p.Done()
+	var runs []*closedloop.Run
+	for s := range uint64(cfg.Seeds) {
+		r, err := closedloop.Loop(ctx, cfg, seed+s, func(stage, unit string, done, total int) {
+			p.Update(fmt.Sprintf("world %d of %d: %s", s+1, cfg.Seeds, stage), unit, done, total)
+		})
+		if err != nil {
+			return nil, err
+		}
+		runs = append(runs, r)
+	}
+	return runs, nil
+}
+
+func (c *cli) simulateAblate() *cobra.Command {
+	cfg := closedloop.AblationConfig()
+	seed, only := uint64(1), []string(nil)
+	cmd := c.command(&cobra.Command{
+		Use: "ablate", Short: "Compare ways to align the decoder in a closed loop",
+		Long: `Like "onerec simulate loop", but instead of rounds in a row one round of each variant
+of alignment begins at the pretrained decoder: other numbers of candidates and of users,
+other pairs, other losses, among them a policy gradient. What a round makes serves whatever
+the gates say, and the table says what they said. Beside what the reward models predict
+it prints what users really had.
+
+The default takes about an hour on two processors.`,
+		Example: "  onerec simulate ablate\n  onerec simulate ablate --seeds 1 --only default,ipo,'policy gradient'",
+	}, nil, func(cmd *cobra.Command, _ *app.App, _ []string) error {
+		if len(only) > 0 {
+			var names []string
+			for _, v := range cfg.Variants {
+				names = append(names, v.Name)
+			}
+			for _, name := range only {
+				if !slices.Contains(names, name) {
+					return fmt.Errorf("--only: no variant is called %q; there are %s", name, strings.Join(names, "; "))
+				}
+			}
+			cfg.Variants = slices.DeleteFunc(cfg.Variants, func(v closedloop.Variant) bool { return !slices.Contains(only, v.Name) })
+		}
+		if cfg.Seeds < 1 || cfg.Days < 1 {
+			return fmt.Errorf("--seeds and --serve-days must be at least 1")
+		}
+		runs, err := runWorlds(cmd.Context(), cfg, seed)
+		if err != nil {
+			return err
+		}
+		lines := closedloop.CompareVariants(runs, cfg.Variants)
+		if c.json {
+			return printJSON(cmd.OutOrStdout(), lines)
+		}
+		return closedloop.PrintVariants(cmd.OutOrStdout(), lines)
+	})
+	f := cmd.Flags()
+	f.IntVar(&cfg.Seeds, "seeds", cfg.Seeds, "worlds")
+	f.Uint64Var(&seed, "seed", seed, "seed of the first world")
+	f.IntVar(&cfg.World.Users, "users", cfg.World.Users, "users of a world")
+	f.IntVar(&cfg.World.Items, "items", cfg.World.Items, "items of a world")
+	f.IntVar(&cfg.World.Days, "days", cfg.World.Days, "days of the log")
+	f.IntVar(&cfg.Days, "serve-days", cfg.Days, "days that each policy serves")
+	f.StringSliceVar(&only, "only", nil, "variants to run, by name; all by default")
 	f.BoolVar(&c.json, "json", false, "print JSON")
 	return cmd
 }

@@ -104,6 +104,7 @@ for step in range(STEPS):
 out |= {f"after.{n}": t.detach().numpy().astype(np.float32) for n, t in w.items()}
 # Rows 0 and 3 won against 1 and 2.
 PAIRS, REF, BETA, SMOOTHING, GAMMA = [(0, 1), (3, 2)], torch.tensor([0.4, -0.7]), 0.3, 0.1, 0.5
+REWARD = torch.tensor([0.6, 0.3])
 w = {n: torch.tensor(a, dtype=torch.float64, requires_grad=True) for n, a in start.items()}
 
 
@@ -123,10 +124,16 @@ preferences = {
     "dpo": won.mean(), "cdpo": ((1 - SMOOTHING) * won + SMOOTHING * lost).mean(),
     "rdpo": (((1 - SMOOTHING) * won - SMOOTHING * lost) / (1 - 2 * SMOOTHING)).mean(),
     "ipo": ((margin - REF - 1 / (2 * BETA)) ** 2).mean(), "simpo": -F.logsigmoid(BETA * mean - GAMMA).mean(),
+    "copg": ((REWARD - BETA * (margin - REF)) ** 2).mean(),
 }
+# S-DPO: row 0 won against 1 and 2, row 3 against 2.
+GROUPS, GROUPS_REF = [(0, 1), (0, 2), (3, 2)], torch.tensor([0.4, -0.2, -0.7])
+odds = -BETA * (torch.stack([scores[a][0] - scores[b][0] for a, b in GROUPS]) - GROUPS_REF)
+preferences["sdpo"] = -(F.logsigmoid(-torch.logsumexp(odds[:2], 0)) + F.logsigmoid(-odds[2])) / 2
 preferences["dpo"].backward()
 out |= {f"dpo.{n}": t.grad.numpy().astype(np.float32) for n, t in w.items()}
-preference = {"losses": {n: v.item() for n, v in preferences.items()}, "pairs": PAIRS, "ref": REF.tolist(), "beta": BETA, "smoothing": SMOOTHING, "gamma": GAMMA}
+preference = {"losses": {n: v.item() for n, v in preferences.items()}, "pairs": PAIRS, "ref": REF.tolist(), "beta": BETA, "smoothing": SMOOTHING, "gamma": GAMMA,
+              "reward": REWARD.tolist(), "groups": GROUPS, "groups_ref": GROUPS_REF.tolist()}
 
 meta = {"preference": preference, "config": {"layers": LAYERS, "dim": DIM, "heads": HEADS, "hidden": HIDDEN, "levels": LEVELS, "codes": CODES, "max_len": MAX_LEN},
         "rows": rows, "history_weight": HISTORY_WEIGHT, "losses": losses,

@@ -333,7 +333,7 @@ func (a *App) reward(ctx context.Context, h host, once bool) (report *rewarder.R
 		}
 		s := &rewarder.Service{
 			OnRound: onRound,
-			Cluster: a.cluster(), Store: store, Model: a.Model, Reward: reward, Align: align, Every: a.RewardEvery, Once: once, Rounds: a.Rounds,
+			Cluster: a.cluster(), Store: store, Model: a.Model, Reward: reward, Align: align, Every: a.RewardEvery, NewSessions: a.RewardNewSessions, Once: once, Rounds: a.Rounds,
 			Static: a.static(rewarder.Group), Log: a.Log.With("service", "reward"), Metrics: rewarder.NewMetrics(h.reg), OnReady: h.ready,
 			Progress: a.Progress.Update,
 		}

@@ -80,11 +80,12 @@ type Settings struct {
 	PublishSteps int
 	PublishEvery time.Duration
 
-	Reward        rewarder.CoreConfig
-	RewardReports string
-	Align         rewarder.AlignConfig
-	RewardEvery   time.Duration
-	Rounds        int
+	Reward            rewarder.CoreConfig
+	RewardReports     string
+	Align             rewarder.AlignConfig
+	RewardEvery       time.Duration
+	RewardNewSessions int
+	Rounds            int
 
 	Listen             string
 	Channel            string
@@ -197,13 +198,17 @@ func (s *Settings) Register(c *config.Set) {
 	c.Float(GroupReward, "reward-learning-rate", &s.Reward.LearningRate, 1e-7, 1, "learning rate of the reward model")
 	c.Bool(GroupReward, "second-reward-model", &s.Reward.Second, "learn a second reward model from other users, which must see a round's gain, too")
 	c.String(GroupReward, "reward-reports", &s.RewardReports, "folder for each round's figures and a picture of the rewards before and after; empty: none, but in the demo")
-	c.Duration(GroupReward, "reward-every", &s.RewardEvery, time.Second, year, "least time between rounds")
+	c.Duration(GroupReward, "reward-every", &s.RewardEvery, time.Second, year, "time between rounds")
+	c.Int(GroupReward, "reward-new-sessions", &s.RewardNewSessions, 0, 1_000_000_000, "begin a round before its time when so many sessions are new; 0: never")
 	c.Int(GroupReward, "rounds", &s.Rounds, 1, 1000, "rounds of a run with --once, and of the demo")
-	c.Int(GroupReward, "align-users", &a.Users, 1, 1_000_000, "training users for whom candidates are drawn in a round")
+	c.Float(GroupReward, "align-user-percent", &a.UserPercent, 0, 100, "share of the training users for whom candidates are drawn in a round")
+	c.Int(GroupReward, "align-users", &a.Users, 1, 1_000_000, "training users for whom candidates are drawn at least, as far as there are so many")
 	c.Int(GroupReward, "align-held-out", &a.HeldOut, 1, 1_000_000, "held-out users on whom a round is judged, at most")
 	c.Int(GroupReward, "candidates", &a.Candidates, 2, 1024, "candidate sessions for each user (N of the paper, 128 there)")
 	c.Int(GroupReward, "candidate-items", &a.Length, 1, 100, "items of a candidate session (m of the paper, 5 there)")
 	c.Float(GroupReward, "temperature", &a.Temperature, 0.01, 10, "temperature of sampled candidates")
+	c.String(GroupReward, "align-pairs", &a.Pairing, "which candidates are compared: the best with the worst, or random ones with each other", rewarder.PairExtremes, rewarder.PairRandom)
+	c.Int(GroupReward, "pairs-a-user", &a.PairsAUser, 1, 512, "pairs of a user; of extremes the best with so many of the worst")
 	c.String(GroupReward, "align-loss", &a.Loss, "what is learned from a pair; best is fine-tuning on the best candidate alone", append(decoder.PreferenceLosses(), rewarder.LossBest)...)
 	c.Float(GroupReward, "dpo-beta", &a.Beta, 1e-4, 100, "beta of the loss over pairs")
 	c.Float(GroupReward, "dpo-lambda", &a.Lambda, 0, 1000, "weight of the loss over pairs against the next-token loss")

@@ -39,12 +39,21 @@ type Config struct {
 	Reward  rewarder.CoreConfig
 	Align   rewarder.AlignConfig
 
-	Rounds  []int // numbers of rounds after which the aligned decoder serves, rising
-	Days    int   // that each policy serves
-	List    int   // items that a policy is asked for at a time
-	Beams   int   // of the decoder that serves
-	Seeds   int   // worlds
-	Workers int   // shards of users that are served at the same time; 0: as many as there are processors
+	Rounds []int // numbers of rounds after which the aligned decoder serves, rising
+	Days   int   // that each policy serves
+	List   int   // items that a policy is asked for at a time
+	Beams  int   // of the decoder that serves
+	Seeds  int   // worlds
+	// Variants are rounds that begin at the pretrained decoder, too; what each makes of it serves,
+	// whatever the gates say.
+	Variants []Variant
+	Workers  int // shards of users that are served at the same time; 0: as many as there are processors
+}
+
+// Variant is a way to align.
+type Variant struct {
+	Name  string
+	Align rewarder.AlignConfig
 }
 
 // DefaultConfig is the large loop: less than an hour on two processors.
@@ -98,6 +107,7 @@ type Run struct {
 	Holdout  trainer.Holdout
 	Reward   rewarder.Quality
 	Rounds   []*rewarder.Outcome
+	Variants []*rewarder.Outcome
 	Policies []Policy
 	Seconds  float64
 }
@@ -295,6 +305,25 @@ func (l *loop) align(ctx context.Context) (err error) {
 		if slices.Contains(l.cfg.Rounds, round) {
 			l.versions = append(l.versions, version{Aligned(round), reference})
 		}
+	}
+	if len(l.cfg.Variants) > 0 && len(l.cfg.Rounds) == 0 {
+		if err := core.Learn(ctx, l.cb, 1, l.progress); err != nil {
+			return err
+		}
+	}
+	for i, v := range l.cfg.Variants {
+		v.Align.Seed = l.cfg.Align.Seed + 1
+		aligned, o, err := core.Round(ctx, l.versions[0].weights, l.cb, v.Align, func(stage, unit string, done, total int) {
+			l.progress(fmt.Sprintf("variant %d of %d, %s: %s", i+1, len(l.cfg.Variants), v.Name, stage), unit, done, total)
+		})
+		if err != nil {
+			return fmt.Errorf("variant %q: %w", v.Name, err)
+		}
+		if aligned == nil {
+			return fmt.Errorf("variant %q came to nothing: %s", v.Name, o.Why)
+		}
+		l.run.Variants = append(l.run.Variants, o)
+		l.versions = append(l.versions, version{v.Name, aligned})
 	}
 	l.run.Reward = core.Quality()
 	return nil

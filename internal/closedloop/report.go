@@ -119,14 +119,15 @@ func Print(w io.Writer, runs []*Run) error {
 			r.Seed, r.Log.Views, r.Sessions, r.Good, r.Training.Steps, r.Holdout.HitRate10, r.Holdout.PopularHitRate10, r.Reward.LikeAUC, r.Reward.WatchTimeSpearman, accepted, len(r.Rounds), r.Seconds)
 	}
 	fmt.Fprintf(t, "\nPOLICY\tWATCH s\tLIKES\tVIEWS\tCOVERAGE\tWATCH, BESIDE POPULARITY\tLIKES\tWATCH, BESIDE PRETRAINED\tLIKES\tOF THE ORACLE'S WATCH\tLIKES\n")
-	percent := func(i Interval) string {
-		return fmt.Sprintf("%+.1f %% (%+.1f to %+.1f)", 100*i.Mean, 100*i.Low, 100*i.High)
-	}
 	for _, l := range Compare(runs) {
 		fmt.Fprintf(t, "%s\t%.1f\t%.3f\t%.2f\t%.2f\t%s\t%s\t%s\t%s\t%.0f %%\t%.0f %%\n", l.Policy, l.WatchSeconds, l.Likes, l.Views, l.Coverage,
 			percent(l.WatchOverPopularity), percent(l.LikesOverPopularity), percent(l.WatchOverPretrained), percent(l.LikesOverPretrained), 100*l.OracleWatch, 100*l.OracleLikes)
 	}
 	return t.Flush()
+}
+
+func percent(i Interval) string {
+	return fmt.Sprintf("%+.1f %% (%+.1f to %+.1f)", 100*i.Mean, 100*i.Low, 100*i.High)
 }
 
 // Report is what a program reads.
