@@ -150,7 +150,7 @@ const (
 func (c *Core) tensors() []safetensors.Tensor {
 	priors := safetensors.Tensor{Name: "item_priors", Shape: []int{len(c.facts), heads}}
 	for _, f := range c.facts {
-		priors.Data = append(priors.Data, f.Priors.Item[:]...)
+		priors.Data = append(priors.Data, f.Item[:]...)
 	}
 	return append(slices.Clone(c.model.params), priors)
 }

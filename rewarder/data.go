@@ -173,7 +173,7 @@ func (d *dataset) facts(cb *semanticid.Codebook, p *priors, scaleMs float64) []V
 			item = n
 			out[i].Duration = d.duration[n]
 		}
-		out[i].Priors.Item = p.outputs(p.of(item), scaleMs)
+		out[i].Item = p.outputs(p.of(item), scaleMs)
 	}
 	return out
 }

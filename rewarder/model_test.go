@@ -39,7 +39,7 @@ func randomExamples(r *rand.Rand, n int) []Example {
 		for range 1 + r.IntN(4) {
 			v := Viewed{ID: randomID(r), Like: Label(r.IntN(3)), Completion: Label(r.IntN(3)), Watch: int64(r.IntN(20_000)) - 5000, Duration: int64(r.IntN(100_000))}
 			for h := range heads {
-				v.Priors.Item[h], v.User[h] = float32(r.NormFloat64()), float32(r.NormFloat64())
+				v.Item[h], v.User[h] = float32(r.NormFloat64()), float32(r.NormFloat64())
 			}
 			if r.IntN(6) == 0 {
 				v.ID = nil
