@@ -24,6 +24,7 @@ type user struct {
 	session  []int32   // items watched in it
 	fatigue  []float64 // by topic
 	queue    []int32   // what the policy wants to show next
+	list     List      // which the queue is the rest of
 	asked    uint64    // how often a policy was asked
 
 	pcg, policyPCG rand.PCG

@@ -20,27 +20,34 @@ type Visit struct {
 // Policy decides what users are shown. One that serves several [World.Shards] is asked by
 // them at the same time.
 type Policy interface {
-	// Recommend returns up to n items, which are shown in this order until the user leaves. Items
-	// that are not there are passed over; a user to whom nothing can be shown leaves.
-	Recommend(v Visit, n int) ([]int32, error)
+	// Recommend returns up to n items.
+	Recommend(v Visit, n int) (List, error)
+}
+
+// List is what a policy shows, in this order, until the user leaves. Items that are not there
+// are passed over; a user to whom nothing can be shown leaves.
+type List struct {
+	Items []int32
+	// Where the list came from, for the view events; or empty.
+	RecommendationID, CheckpointVersion string
 }
 
 // PolicyFunc is a function as a Policy.
-type PolicyFunc func(v Visit, n int) ([]int32, error)
+type PolicyFunc func(v Visit, n int) (List, error)
 
 // Recommend calls f.
-func (f PolicyFunc) Recommend(v Visit, n int) ([]int32, error) { return f(v, n) }
+func (f PolicyFunc) Recommend(v Visit, n int) (List, error) { return f(v, n) }
 
 // Random shows any item that is there.
 func (w *World) Random() Policy {
-	return PolicyFunc(func(v Visit, n int) ([]int32, error) {
+	return PolicyFunc(func(v Visit, n int) (List, error) {
 		var out []int32
 		for tries := 0; len(out) < n && tries < 50*n; tries++ {
 			if at := int32(v.Rand.IntN(len(w.items))); w.items[at].live(v.Now) && !slices.Contains(out, at) {
 				out = append(out, at)
 			}
 		}
-		return out, nil
+		return List{Items: out}, nil
 	})
 }
 
@@ -60,7 +67,7 @@ func (w *World) Popularity(score []float64) Policy {
 		}
 		return 0
 	})
-	return PolicyFunc(func(v Visit, n int) ([]int32, error) {
+	return PolicyFunc(func(v Visit, n int) (List, error) {
 		var out []int32
 		for _, at := range order {
 			if len(out) == n {
@@ -70,7 +77,7 @@ func (w *World) Popularity(score []float64) Policy {
 				out = append(out, at)
 			}
 		}
-		return out, nil
+		return List{Items: out}, nil
 	})
 }
 
@@ -82,7 +89,7 @@ func (w *World) Ranker() Policy {
 	for _, u := range w.users {
 		guess[u.number] = slices.Clone(u.taste)
 	}
-	return PolicyFunc(func(v Visit, n int) ([]int32, error) {
+	return PolicyFunc(func(v Visit, n int) (List, error) {
 		var out []int32
 		for range n {
 			best, top := int32(-1), math.Inf(-1)
@@ -104,7 +111,7 @@ func (w *World) Ranker() Policy {
 				out = append(out, best)
 			}
 		}
-		return out, nil
+		return List{Items: out}, nil
 	})
 }
 
@@ -136,7 +143,7 @@ func (w *World) Oracle(meanWatch time.Duration, meanLike float64) Policy {
 	for _, u := range w.users {
 		users[u.number] = u
 	}
-	return PolicyFunc(func(v Visit, n int) ([]int32, error) {
+	return PolicyFunc(func(v Visit, n int) (List, error) {
 		u := users[v.Number]
 		type scored struct {
 			at    int32
@@ -166,6 +173,6 @@ func (w *World) Oracle(meanWatch time.Duration, meanLike float64) Policy {
 			}
 			u.fatigue[w.items[best.at].topic] += w.cfg.Fatigue
 		}
-		return out, nil
+		return List{Items: out}, nil
 	})
 }

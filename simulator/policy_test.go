@@ -108,7 +108,7 @@ func TestPolicyMistakes(t *testing.T) {
 	gone := int32(slices.IndexFunc(w.items, func(it item) bool { return !it.live(cfg.Start.AddDate(0, 0, 2)) }))
 	there := int32(slices.IndexFunc(w.items, func(it item) bool { return it.live(cfg.Start) && it.live(cfg.Start.AddDate(0, 0, 2)) }))
 	clone := w.Clone()
-	events := live(t, clone, PolicyFunc(func(Visit, int) ([]int32, error) { return []int32{gone, -1, 1 << 30, there}, nil }), 4)
+	events := live(t, clone, PolicyFunc(func(Visit, int) (List, error) { return List{Items: []int32{gone, -1, 1 << 30, there}}, nil }), 4)
 	for _, e := range events {
 		if e.ItemId != w.ItemID(there) {
 			t.Fatalf("%s was shown", e.ItemId)
@@ -117,11 +117,11 @@ func TestPolicyMistakes(t *testing.T) {
 	if len(events) == 0 || clone.Refused() < 3*len(events)-100 {
 		t.Fatalf("%d views, %d refused", len(events), clone.Refused())
 	}
-	if events := live(t, w.Clone(), PolicyFunc(func(Visit, int) ([]int32, error) { return nil, nil }), 1); len(events) != 0 {
+	if events := live(t, w.Clone(), PolicyFunc(func(Visit, int) (List, error) { return List{}, nil }), 1); len(events) != 0 {
 		t.Fatalf("%d views of nothing", len(events))
 	}
 	broken := errors.New("no answer")
-	err := w.Clone().Run(PolicyFunc(func(Visit, int) ([]int32, error) { return nil, broken }), 1, cfg.Start.AddDate(0, 0, 2), func(*onerecv1.ViewEvent) bool { return true })
+	err := w.Clone().Run(PolicyFunc(func(Visit, int) (List, error) { return List{}, broken }), 1, cfg.Start.AddDate(0, 0, 2), func(*onerecv1.ViewEvent) bool { return true })
 	if !errors.Is(err, broken) {
 		t.Fatalf("error %v", err)
 	}

@@ -274,6 +274,7 @@ func (w *World) view(u *user, policy Policy, n int) (*onerecv1.ViewEvent, error)
 	e := &onerecv1.ViewEvent{
 		EventId: "s" + strconv.FormatUint(w.cfg.Seed, 10) + "-" + strconv.Itoa(int(u.number)) + "-" + strconv.FormatUint(u.sessions, 10) + "-" + strconv.Itoa(len(u.session)),
 		UserId:  u.id, ItemId: it.id, EventTimeMs: u.next.UnixMilli(), WatchMs: r.watched.Milliseconds(), DurationMs: it.duration.Milliseconds(), Surface: "feed",
+		RecommendationId: u.list.RecommendationID, CheckpointVersion: u.list.CheckpointVersion,
 		Like: r.like, Follow: r.follow, Comment: r.comment, Share: r.share, Dislike: r.dislike,
 	}
 	for t := range u.fatigue {
@@ -310,7 +311,7 @@ func (w *World) expose(u *user, policy Policy, n int) (int32, error) {
 		if err != nil {
 			return -1, err
 		}
-		u.queue = append(u.queue[:0], list...)
+		u.list, u.queue = list, append(u.queue[:0], list.Items...)
 	}
 }
 

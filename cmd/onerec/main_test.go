@@ -19,11 +19,13 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
 
 	"onerec/internal/kafkatest"
 	"onerec/internal/stream"
 	"onerec/recommender"
 	"onerec/schemas"
+	"onerec/schemas/onerecv1"
 	"onerec/semanticid"
 	"onerec/sessionizer"
 	"onerec/snapshots"
@@ -289,6 +291,20 @@ func TestServices(t *testing.T) {
 	})
 	if len(answer.Items) != 3 || answer.CheckpointVersion == "" {
 		t.Errorf("answer %+v", answer)
+	}
+	// The simulator's users live on with what is served, and their views say by which model.
+	if out, code, stderr := run(t, append(common("replay", "--recommender", "http://"+address, "--list", "3"), world...)...); code != 0 || !strings.Contains(out, "served by http://"+address) {
+		t.Errorf("replay: %s%s", out, stderr)
+	}
+	attributed := 0
+	if err := cluster.ReadTopic(ctx, schemas.TopicViewsRaw, func(r *kgo.Record) error {
+		v := new(onerecv1.ViewEvent)
+		if err := proto.Unmarshal(r.Value, v); err == nil && v.CheckpointVersion != "" && v.RecommendationId != "" {
+			attributed++
+		}
+		return nil
+	}); err != nil || attributed == 0 {
+		t.Errorf("%d views of what was recommended, %v", attributed, err)
 	}
 	eventually(t, "a round is recorded", func() bool {
 		n := 0

@@ -62,25 +62,54 @@ bootstrap-sessions, publish-steps, publish-every, reward-every, listen.`,
 
 func (c *cli) replay() *cobra.Command {
 	var finish bool
+	r := app.Recommender{Days: 1, List: 5}
+	tokenFile := ""
 	cmd := c.command(&cobra.Command{
 		Use: "replay [FILE]", Short: "Play a file of views into views.raw", GroupID: "tools", Args: cobra.MaximumNArgs(1),
 		Long: `Plays views into views.raw in the order of event time, as fast as the broker
 takes them. Without FILE they come from the simulator. FILE is one of KuaiRand's
-logs or JSON lines of ViewEvents, gzipped or not.`,
+logs or JSON lines of ViewEvents, gzipped or not.
+
+With --recommender the simulator's users live on for some days after that log, and
+watch what a running "onerec serve" shows them: their views carry its recommendation_id
+and checkpoint_version.`,
+		Example: "  onerec replay views.tsv.gz --finish\n  onerec replay --finish && onerec replay --recommender http://127.0.0.1:8080 --serve-days 2 --finish",
 	}, []string{app.GroupCommon, app.GroupLog, app.GroupGap, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, args []string) error {
 		a.Progress = progress.New(os.Stderr)
 		path := ""
 		if len(args) > 0 {
 			path = args[0]
 		}
-		line, err := a.RunReplay(cmd.Context(), path, finish)
+		var served *app.Recommender
+		if r.URL != "" {
+			if path != "" {
+				return fmt.Errorf("--recommender serves the simulator's users, and FILE has its own; leave out one of them")
+			}
+			if r.Days < 1 || r.List < 1 || r.List > 100 {
+				return fmt.Errorf("--serve-days must be at least 1, --list 1 to 100")
+			}
+			if tokenFile != "" {
+				token, err := os.ReadFile(tokenFile)
+				if err != nil {
+					return fmt.Errorf("--token-file: %w", err)
+				}
+				r.Token = strings.TrimSpace(string(token))
+			}
+			served = &r
+		}
+		line, err := a.RunReplay(cmd.Context(), path, served, finish)
 		if err != nil {
 			return err
 		}
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), line)
 		return err
 	})
-	cmd.Flags().BoolVar(&finish, "finish", false, "say that nothing older follows, so that the sessions of the input close; waits for ingest")
+	f := cmd.Flags()
+	f.StringVar(&r.URL, "recommender", "", "address of the recommender that serves the simulator's users, like http://127.0.0.1:8080")
+	f.StringVar(&tokenFile, "token-file", "", "file with the bearer token that the recommender asks for")
+	f.IntVar(&r.Days, "serve-days", r.Days, "days that the recommender serves, after the log's --sim-days")
+	f.IntVar(&r.List, "list", r.List, "items that the recommender is asked for at a time")
+	f.BoolVar(&finish, "finish", false, "say that nothing older follows, so that the sessions of the input close; waits for ingest")
 	return cmd
 }
 

@@ -2,11 +2,13 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
 
 	"onerec/internal/replay"
+	"onerec/schemas/onerecv1"
 	"onerec/simulator"
 )
 
@@ -15,6 +17,7 @@ type input struct {
 	format string // for people
 	total  int    // events, 0 if not known
 	events iter.Seq[replay.Event]
+	err    error // why events ended early
 }
 
 // views reads a file, or, without one, sets up the simulator.
@@ -37,11 +40,47 @@ func (a *App) views(path string) (*input, error) {
 	return &input{format: f.Format, total: len(f.Events), events: slices.Values(f.Events)}, nil
 }
 
+// served lets the simulator's users live on for some days after the log of the settings, which
+// is taken as played, with what a running recommender shows them.
+func (a *App) served(ctx context.Context, r Recommender) (*input, error) {
+	world, err := simulator.New(a.Simulate)
+	if err != nil {
+		return nil, err
+	}
+	c := a.Simulate
+	in := &input{format: fmt.Sprintf("the simulator: %d users, %d items, served by %s for %d days after day %d, seed %d", c.Users, c.Items, r.URL, r.Days, c.Days, c.Seed)}
+	in.events = func(yield func(replay.Event) bool) {
+		for range world.Events() { // as they were played before
+			if ctx.Err() != nil {
+				return
+			}
+		}
+		authorization := ""
+		if r.Token != "" {
+			authorization = "Bearer " + r.Token
+		}
+		policy := world.Remote(r.URL, authorization, world.Ranker())
+		until := c.Start.AddDate(0, 0, c.Days+r.Days)
+		replay.Encode(func(yield func(*onerecv1.ViewEvent) bool) {
+			in.err = world.Run(policy, r.List, until, func(e *onerecv1.ViewEvent) bool { return ctx.Err() == nil && yield(e) })
+		})(yield)
+	}
+	return in, nil
+}
+
+// Recommender is a running recommender that the simulator's users ask.
+type Recommender struct {
+	URL   string
+	Token string // bearer token, or empty
+	Days  int    // that it serves
+	List  int    // items that it is asked for at a time
+}
+
 // play produces an input to views.raw.
 func (a *App) play(ctx context.Context, in *input) (n int, latestMs int64, err error) {
 	n, latestMs, err = replay.Play(ctx, a.cluster(), in.events, func(done int) { a.Progress.Update("replay views", "views", done, in.total) })
 	a.Progress.Done()
-	return n, latestMs, err
+	return n, latestMs, errors.Join(err, in.err)
 }
 
 // finish tells the sessionizer that nothing follows an input, so that its last
@@ -51,9 +90,14 @@ func (a *App) finish(ctx context.Context, latestMs int64) error {
 }
 
 // RunReplay plays a file, or the simulator, into views.raw. With finish, it waits
-// for ingest and closes the sessions of the input. It returns a line for people.
-func (a *App) RunReplay(ctx context.Context, path string, finish bool) (string, error) {
-	in, err := a.views(path)
+// for ingest and closes the sessions of the input. A recommender, if there is one, shows the
+// simulator's users what to watch. It returns a line for people.
+func (a *App) RunReplay(ctx context.Context, path string, r *Recommender, finish bool) (string, error) {
+	views := func() (*input, error) { return a.views(path) }
+	if r != nil {
+		views = func() (*input, error) { return a.served(ctx, *r) }
+	}
+	in, err := views()
 	if err != nil {
 		return "", err
 	}

@@ -462,7 +462,7 @@ func (s *server) saw(e *onerecv1.ViewEvent) error {
 }
 
 // Recommend implements simulator.Policy.
-func (s *server) Recommend(v simulator.Visit, n int) ([]int32, error) {
+func (s *server) Recommend(v simulator.Visit, n int) (simulator.List, error) {
 	s.mu.Lock()
 	past := s.histories[v.User]
 	s.mu.Unlock()
@@ -485,12 +485,12 @@ func (s *server) Recommend(v simulator.Visit, n int) ([]int32, error) {
 	}
 	lists, err := s.gen.Generate(o)
 	if err != nil || len(lists) == 0 {
-		return nil, err
+		return simulator.List{}, err
 	}
-	var out []int32
+	var out simulator.List
 	for _, i := range lists[0].Items {
 		if at, ok := s.world.Item(s.cb.Item(i)); ok {
-			out = append(out, at)
+			out.Items = append(out.Items, at)
 		}
 	}
 	return out, nil

@@ -1,0 +1,87 @@
+package simulator
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Remote asks a running recommender what to show: url is where it listens, like
+// http://127.0.0.1:8080. It is asked for the user alone, as an app would ask: what the user has watched
+// it knows from the views, some moments later, so what the session has had already is passed over here.
+// A header of authorization may be empty. While the recommender has nothing to show, as before the first
+// views, otherwise does.
+func (w *World) Remote(url, authorization string, otherwise Policy) Policy {
+	client := &http.Client{Timeout: 10 * time.Second}
+	url = strings.TrimSuffix(url, "/") + "/v1/recommendations"
+	return PolicyFunc(func(v Visit, n int) (List, error) {
+		// Few more than n, in case that the latest views are not known there yet.
+		body, err := json.Marshal(map[string]any{"user_id": v.User, "mode": "next", "n": min(n+len(v.Session), 100)})
+		if err != nil {
+			return List{}, err
+		}
+		answer, err := post(client, url, authorization, body)
+		if err != nil {
+			return List{}, err
+		}
+		list := List{RecommendationID: answer.RecommendationID, CheckpointVersion: answer.CheckpointVersion}
+		for _, it := range answer.Items {
+			if at, ok := w.number[it.ItemID]; ok && len(list.Items) < n && !slices.Contains(v.Session, at) {
+				list.Items = append(list.Items, at)
+			}
+		}
+		if len(list.Items) == 0 && otherwise != nil {
+			return otherwise.Recommend(v, n)
+		}
+		return list, nil
+	})
+}
+
+// remoteAnswer is the part of the recommender's answer that counts here.
+type remoteAnswer struct {
+	RecommendationID  string `json:"recommendation_id"`
+	CheckpointVersion string `json:"checkpoint_version"`
+	Items             []struct {
+		ItemID string `json:"item_id"`
+	} `json:"items"`
+}
+
+// post asks, and asks again a few times when the recommender says that it is too busy.
+func post(client *http.Client, url, authorization string, body []byte) (a remoteAnswer, err error) {
+	const attempts, most = 5, 1 << 20
+	for attempt := 1; ; attempt++ {
+		req, err := http.NewRequest(http.MethodPost, url, bytes.NewReader(body))
+		if err != nil {
+			return a, fmt.Errorf("the recommender's address: %w", err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		if authorization != "" {
+			req.Header.Set("Authorization", authorization)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return a, fmt.Errorf("ask the recommender: %w", err)
+		}
+		data, err := io.ReadAll(io.LimitReader(resp.Body, most))
+		_ = resp.Body.Close()
+		busy := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable
+		switch {
+		case err != nil:
+			return a, fmt.Errorf("read the recommender's answer: %w", err)
+		case busy && attempt < attempts:
+			time.Sleep(time.Duration(attempt) * 100 * time.Millisecond)
+			continue
+		case resp.StatusCode != http.StatusOK:
+			return a, fmt.Errorf("the recommender at %s answers %s: %.200s", url, resp.Status, data)
+		}
+		if err := json.Unmarshal(data, &a); err != nil {
+			return a, fmt.Errorf("the recommender at %s: %w", url, err)
+		}
+		return a, nil
+	}
+}
