@@ -45,8 +45,8 @@ type AlignConfig struct {
 
 // RewardWeights combine the objectives into one reward. Each objective counts
 // relative to what the sessions of the log hold on average, so 1 is an ordinary
-// list.
-type RewardWeights struct{ Watch, Like, Completion float64 }
+// list; dislikes count against it.
+type RewardWeights struct{ Watch, Like, Completion, Dislike float64 }
 
 // DefaultAlignConfig follows the paper where it gives figures, N excepted (128
 // there).
@@ -88,7 +88,7 @@ type Prompt struct {
 }
 
 // Averages are what a view of the log holds on average, by objective.
-type Averages struct{ WatchMs, Like, Completion float64 }
+type Averages struct{ WatchMs, Like, Completion, Dislike float64 }
 
 // Reward scores a predicted list; 1 is an ordinary one. An objective that the
 // log holds nothing of does not count.
@@ -104,7 +104,8 @@ func (w RewardWeights) Reward(p Prediction, avg Averages) float64 {
 	count(w.Watch, p.WatchMs, avg.WatchMs)
 	count(w.Like, total(p.Like), avg.Like)
 	count(w.Completion, total(p.Completion), avg.Completion)
-	if weights == 0 {
+	count(-w.Dislike, total(p.Dislike), avg.Dislike)
+	if weights <= 0 {
 		return 0
 	}
 	return sum / weights

@@ -145,10 +145,11 @@ func TestCompare(t *testing.T) {
 func TestGates(t *testing.T) {
 	good := Outcome{
 		HeldOutUsers: 10, GainLow: 0.1, GainHigh: 0.3, KL: 1, LossBefore: 2, LossAfter: 2.05,
-		Before: Held{Reward: 1, Second: 1, Coverage: 0.5, Diversity: 0.8, Objective: Averages{1000, 0.1, 0.4}},
-		After:  Held{Reward: 1.2, Second: 1.1, Coverage: 0.4, Diversity: 0.7, Objective: Averages{1100, 0.1, 0.395}},
+		Before: Held{Reward: 1, Second: 1, Coverage: 0.5, Diversity: 0.8, Objective: Averages{1000, 0.1, 0.4, 0.01}},
+		After:  Held{Reward: 1.2, Second: 1.1, Coverage: 0.4, Diversity: 0.7, Objective: Averages{1100, 0.1, 0.395, 0.011}},
 	}
-	g := Gates{MaxLossRise: 0.05, MaxKL: 2, MinCoverage: 0.7, MinDiversity: 0.7, MaxDrop: 0.02}
+	log := Averages{1000, 0.1, 0.4, 0.01}
+	g := Gates{MaxLossRise: 0.05, MaxKL: 2, MinCoverage: 0.7, MinDiversity: 0.7, MaxDrop: 0.02, MaxDislikes: 0.11}
 	for name, change := range map[string]func(*Outcome){
 		"held-out user":             func(o *Outcome) { o.HeldOutUsers = 0 },
 		"reward went":               func(o *Outcome) { o.GainLow = -0.01 },
@@ -161,11 +162,12 @@ func TestGates(t *testing.T) {
 		"diversity":                 func(o *Outcome) { o.After.Diversity = 0.5 },
 		"predicted watch time went": func(o *Outcome) { o.After.Objective.WatchMs = 900 },
 		"predicted like went":       func(o *Outcome) { o.After.Objective.Like = 0.09 },
+		"predicted dislikes went":   func(o *Outcome) { o.After.Objective.Dislike = 0.012 },
 		"predicted completion went": func(o *Outcome) { o.After.Objective.Completion = 0.3 },
 	} {
 		o := good
 		change(&o)
-		g.judge(&o)
+		g.judge(&o, log)
 		failed := 0
 		for _, gate := range o.Gates {
 			if !gate.Passed() {
@@ -176,8 +178,12 @@ func TestGates(t *testing.T) {
 			t.Errorf("%s: accepted %v, %d gates failed, why %q", name, o.Accepted, failed, o.Why)
 		}
 	}
-	if g.judge(&good); !good.Accepted || good.Why == "" {
+	if g.judge(&good, log); !good.Accepted || good.Why == "" {
 		t.Errorf("a good round: accepted %v, why %q", good.Accepted, good.Why)
+	}
+	good.After.Objective.Dislike = 1 // of nothing
+	if g.judge(&good, Averages{1000, 0.1, 0.4, 0}); !good.Accepted {
+		t.Errorf("dislikes that the log has none of: %q", good.Why)
 	}
 }
 
@@ -191,6 +197,14 @@ func TestRewardIsOneForAnOrdinaryList(t *testing.T) {
 	avg.Like = 0 // the log holds no likes: they don't count
 	if r := w.Reward(p, avg); math.Abs(r-1) > 1e-12 {
 		t.Errorf("without likes: %v", r)
+	}
+	avg.Dislike, p.Dislike, w.Dislike = 0.1, []float64{0.1, 0.1}, 0.3
+	if r := w.Reward(p, avg); math.Abs(r-1) > 1e-12 {
+		t.Errorf("with an ordinary number of dislikes: %v", r)
+	}
+	p.Dislike[0] = 0.2
+	if r := w.Reward(p, avg); r >= 1 {
+		t.Errorf("with more dislikes: %v", r)
 	}
 	if r := w.Reward(p, Averages{}); r != 0 {
 		t.Errorf("without anything: %v", r)
@@ -320,7 +334,7 @@ func TestPoisonedRewards(t *testing.T) {
 		cfg := alignConfig()
 		cfg.Gates = gates
 		core := &Core{cfg: CoreConfig{Second: second != nil}}
-		judges := Judges{Reward: reward, Second: second, Averages: Averages{1000, 0.5, 0.5}}
+		judges := Judges{Reward: reward, Second: second, Averages: Averages{1000, 0.5, 0.5, 0}}
 		_, o, err := Align(t.Context(), w, cb, judges, testPrompts(cb, "train", 40, rand.New(rand.NewPCG(1, 1))), testPrompts(cb, "held", 30, rand.New(rand.NewPCG(2, 2))), cfg, nil)
 		if err = core.rejected(o, err); err != nil {
 			t.Fatal(err)
@@ -378,7 +392,7 @@ func TestLosses(t *testing.T) {
 	} {
 		cfg := alignConfig()
 		change(&cfg)
-		judges := Judges{Reward: honest, Averages: Averages{1000, 0.5, 0.5}}
+		judges := Judges{Reward: honest, Averages: Averages{1000, 0.5, 0.5, 0}}
 		_, o, err := Align(t.Context(), w, cb, judges, testPrompts(cb, "train", 40, rand.New(rand.NewPCG(1, 1))), testPrompts(cb, "held", 30, rand.New(rand.NewPCG(2, 2))), cfg, nil)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)

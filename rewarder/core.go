@@ -92,10 +92,10 @@ func (c *Core) Learn(ctx context.Context, cb *semanticid.Codebook, round uint64,
 		}
 		c.shape, epochs = shape, c.cfg.Epochs
 	}
-	means := c.data.priors(cb)
-	means.pasts(&c.data.train, c.model.scaleMs, true)
-	means.pasts(&c.data.heldOut, c.model.scaleMs, false)
-	means.give(train, sessions, c.model.scaleMs, true)
+	prior := c.data.priors(cb)
+	prior.pasts(&c.data.train, c.model.scaleMs, true)
+	prior.pasts(&c.data.heldOut, c.model.scaleMs, false)
+	prior.give(train, sessions, c.model.scaleMs, true)
 	var half []Example // what the second one learns from: half of the users
 	if c.second != nil {
 		for i, s := range sessions {
@@ -128,14 +128,14 @@ func (c *Core) Learn(ctx context.Context, cb *semanticid.Codebook, round uint64,
 		}
 	}
 	held := c.data.examples(cb, c.data.heldOut.sessions)
-	means.give(held, c.data.heldOut.sessions, c.model.scaleMs, false)
-	c.facts = c.data.facts(cb, means, c.model.scaleMs)
+	prior.give(held, c.data.heldOut.sessions, c.model.scaleMs, false)
+	c.facts = c.data.facts(cb, prior, c.model.scaleMs)
 	q, err := c.model.Measure(held)
 	if err != nil {
 		return err
 	}
 	q.Sessions = c.data.seen
-	q.baselines(means, held, c.data.heldOut.sessions)
+	q.baselines(prior, held, c.data.heldOut.sessions)
 	c.quality = q
 	return nil
 }
@@ -193,6 +193,9 @@ func averages(examples []Example) (a Averages) {
 			if v.Like == Yes {
 				a.Like++
 			}
+			if v.Dislike == Yes {
+				a.Dislike++
+			}
 			if v.Completion != Unknown {
 				completed++
 			}
@@ -203,6 +206,7 @@ func averages(examples []Example) (a Averages) {
 	}
 	a.WatchMs /= max(views, 1)
 	a.Like /= max(liked, 1)
+	a.Dislike /= max(liked, 1)
 	a.Completion /= max(completed, 1)
 	return a
 }

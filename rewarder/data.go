@@ -17,7 +17,7 @@ const (
 type session struct {
 	user           string
 	history, items []int32
-	like           []bool
+	like, dislike  []bool
 	completion     []Label
 	watch          []int64 // ms
 	watchMs        int64
@@ -66,7 +66,7 @@ func (d *dataset) add(j *onerecv1.JudgedSession) {
 			d.duration[n] = v.DurationMs
 		}
 		s.items = append(s.items, n)
-		s.like = append(s.like, v.Like)
+		s.like, s.dislike = append(s.like, v.Like), append(s.dislike, v.Dislike)
 		complete := Unknown
 		if v.DurationMs > 0 {
 			complete = labelOf(v.WatchMs >= v.DurationMs)
@@ -123,7 +123,7 @@ func (d *dataset) example(cb *semanticid.Codebook, s session) Example {
 	for i, item := range s.items {
 		v := Viewed{Watch: -1}
 		if id := d.id(cb, item); id != nil {
-			v = s.labels(i)
+			v = s.view(i)
 			v.ID, v.Duration = id, d.duration[item]
 		}
 		e.Items = append(e.Items, v)
@@ -131,9 +131,9 @@ func (d *dataset) example(cb *semanticid.Codebook, s session) Example {
 	return e
 }
 
-// labels says what became of a view.
-func (s session) labels(i int) Viewed {
-	return Viewed{Like: labelOf(s.like[i]), Completion: s.completion[i], Watch: s.watch[i]}
+// view says what became of a view.
+func (s session) view(i int) Viewed {
+	return Viewed{Like: labelOf(s.like[i]), Completion: s.completion[i], Dislike: labelOf(s.dislike[i]), Watch: s.watch[i]}
 }
 
 func (d *dataset) examples(cb *semanticid.Codebook, sessions []session) []Example {

@@ -17,12 +17,13 @@ type Gates struct {
 	MaxKL        float64 // nats a session
 	MinCoverage  float64 // different items served, as a share of the reference's
 	MinDiversity float64 // within a list, as a share of the reference's
-	MaxDrop      float64 // of any objective, relative to the reference's
+	MaxDrop      float64 // of watch time, likes or completion, relative to the reference's
+	MaxDislikes  float64 // rise of dislikes, relative to the log's
 }
 
 // DefaultGates lets a model move, but not collapse.
 func DefaultGates() Gates {
-	return Gates{MaxLossRise: 0.05, MaxKL: 10, MinCoverage: 0.6, MinDiversity: 0.8, MaxDrop: 0.05}
+	return Gates{MaxLossRise: 0.05, MaxKL: 10, MinCoverage: 0.6, MinDiversity: 0.8, MaxDrop: 0.05, MaxDislikes: 0.1}
 }
 
 // Gate is a bound with what was found.
@@ -47,8 +48,8 @@ func (g Gate) Passed() bool {
 }
 
 // judge holds an outcome against the gates, all of them, so that a report shows how near each
-// was.
-func (g Gates) judge(o *Outcome) {
+// was. What the log holds nothing of, by its averages, is not judged.
+func (g Gates) judge(o *Outcome, log Averages) {
 	o.Gates = []Gate{
 		{"held_out_users", float64(o.HeldOutUsers), 1, true, false, "no held-out user could be asked, so nothing shows that the round helps"},
 		{"reward_gain", o.GainLow, 0, true, true, fmt.Sprintf("held-out reward went from %.4f to %.4f; the 95 %% interval of the gain, %.4f to %.4f, must lie above 0", o.Before.Reward, o.After.Reward, o.GainLow, o.GainHigh)},
@@ -63,14 +64,20 @@ func (g Gates) judge(o *Outcome) {
 		Gate{"diversity", o.After.Diversity, o.Before.Diversity * g.MinDiversity, true, false, fmt.Sprintf("diversity within lists went from %.4f to %.4f, at least %.0f %% of it must stay", o.Before.Diversity, o.After.Diversity, 100*g.MinDiversity)},
 	)
 	for _, objective := range []struct {
-		name          string
-		before, after float64
+		name               string
+		log, before, after float64
 	}{
-		{"watch_time", o.Before.Objective.WatchMs, o.After.Objective.WatchMs},
-		{"like", o.Before.Objective.Like, o.After.Objective.Like},
-		{"completion", o.Before.Objective.Completion, o.After.Objective.Completion},
+		{"watch_time", log.WatchMs, o.Before.Objective.WatchMs, o.After.Objective.WatchMs},
+		{"like", log.Like, o.Before.Objective.Like, o.After.Objective.Like},
+		{"completion", log.Completion, o.Before.Objective.Completion, o.After.Objective.Completion},
 	} {
+		if objective.log == 0 {
+			continue
+		}
 		o.Gates = append(o.Gates, Gate{objective.name, objective.after, objective.before * (1 - g.MaxDrop), true, false, fmt.Sprintf("predicted %s went from %.4g to %.4g a view, a loss of at most %.1f %% is allowed", strings.ReplaceAll(objective.name, "_", " "), objective.before, objective.after, 100*g.MaxDrop)})
+	}
+	if log.Dislike > 0 {
+		o.Gates = append(o.Gates, Gate{"dislike", o.After.Objective.Dislike, o.Before.Objective.Dislike + g.MaxDislikes*log.Dislike, false, false, fmt.Sprintf("predicted dislikes went from %.4g to %.4g a view, a rise of at most %.1f %% of the log's %.4g is allowed", o.Before.Objective.Dislike, o.After.Objective.Dislike, 100*g.MaxDislikes, log.Dislike)})
 	}
 	o.Accepted = true
 	o.Why = ""
@@ -129,7 +136,7 @@ func (a *aligner) judge(ctx context.Context, reference, aligned *decoder.Weights
 	if o.LossAfter, err = a.loss(aligned, heldOut); err != nil {
 		return err
 	}
-	a.cfg.Gates.judge(o)
+	a.cfg.Gates.judge(o, a.Averages)
 	return nil
 }
 
@@ -158,6 +165,7 @@ func (a *aligner) hold(prompts []Prompt, drawn [][]decoder.List) (h Held, served
 		h.Objective.WatchMs += p.WatchMs
 		h.Objective.Like += total(p.Like)
 		h.Objective.Completion += total(p.Completion)
+		h.Objective.Dislike += total(p.Dislike)
 		views += float64(len(list))
 		for j, item := range list {
 			shown[item] = true
@@ -170,7 +178,7 @@ func (a *aligner) hold(prompts []Prompt, drawn [][]decoder.List) (h Held, served
 		}
 	}
 	h.Reward = mean(served)
-	h.Objective = Averages{h.Objective.WatchMs / views, h.Objective.Like / views, h.Objective.Completion / views}
+	h.Objective = Averages{h.Objective.WatchMs / views, h.Objective.Like / views, h.Objective.Completion / views, h.Objective.Dislike / views}
 	h.Coverage = float64(len(shown)) / float64(a.cb.Len())
 	h.Diversity /= max(pairs, 1)
 	if a.Second == nil {

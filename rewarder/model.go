@@ -34,8 +34,11 @@ func DefaultModelConfig() ModelConfig {
 const (
 	headLike = iota
 	headCompletion
+	headDislike
 	headWatch
 	heads
+
+	labels = headWatch // the outputs before it are of a yes or no
 )
 
 // Example is a list of items that a user watched, or might, after a history.
@@ -50,9 +53,15 @@ type Viewed struct {
 	ID         semanticid.Item // nil if the codebook doesn't know the item
 	Like       Label
 	Completion Label
+	Dislike    Label
 	Watch      int64 // ms; below 0: unknown
 	Duration   int64 // of the video, ms; 0: unknown
 	Priors
+}
+
+// labels are a view's in the order of the model's outputs.
+func (v Viewed) labels() [labels]Label {
+	return [labels]Label{headLike: v.Like, headCompletion: v.Completion, headDislike: v.Dislike}
 }
 
 // Priors are what the item's own past and the user's say, in the units of the model's outputs; the
@@ -77,7 +86,7 @@ func labelOf(yes bool) Label {
 }
 
 // Model predicts what a user will make of a list: for each view whether it is
-// liked and whether it is watched to the end, and how long the list is watched in
+// liked, disliked or watched to the end, and how long the list is watched in
 // total. After OneRec's reward model (arXiv 2502.18965, section 3.3): item
 // representations are made aware of the user by an element-wise product with the
 // user's, the list's items attend to each other, and each objective has a head.
@@ -85,9 +94,10 @@ func labelOf(yes bool) Label {
 //	v = mean of the embeddings of the item's codes     u = mean over the history
 //	x = v A + u B + (v * u) C
 //	x = x + attention(x);  x = x + swiglu(x);  z = norm(x) H + trust * priors of item and user
-//	p(like) = sigmoid(z.0)  p(completion) = sigmoid(z.1)  watch = scale * sum over views of softplus(z.2)
+//	p(like) = sigmoid(z.0)  p(completion) = sigmoid(z.1)  p(dislike) = sigmoid(z.2)
+//	watch = scale * sum over views of softplus(z.3)
 //
-// The loss is binary cross-entropy for the first two and the squared difference
+// The loss is binary cross-entropy for the first three and the squared difference
 // of log(1 + watch/scale) for the third, of each view and of the whole list, which a few very long
 // views can't dominate. It is not safe for concurrent use.
 type Model struct {
@@ -244,7 +254,9 @@ func (m *Model) loss(z *gorgonia.Node) *gorgonia.Node {
 		for s := range b.lists() {
 			lo, hi := b.bounds[s], b.bounds[s+1]
 			for i := lo; i < hi; i++ {
-				out[i] += b.perView * (crossEntropy(v[0][i*heads+headLike], b.like[i]) + crossEntropy(v[0][i*heads+headCompletion], b.completion[i]))
+				for h, label := range b.labels[i] {
+					out[i] += b.perView * crossEntropy(v[0][i*heads+h], label)
+				}
 				if b.logView[i] >= 0 {
 					diff := watched(v[0], i, i+1) - b.logView[i]
 					out[i] += b.perView * diff * diff
@@ -262,8 +274,9 @@ func (m *Model) loss(z *gorgonia.Node) *gorgonia.Node {
 				dWatch := dy[lo] * b.perList * 2 * (log - b.logWatch[s]) * kernels.Exp(-log) // d log(1+w) = dw / (1+w)
 				for i := lo; i < hi; i++ {
 					row := dz[i*heads : (i+1)*heads]
-					row[headLike] = dy[i] * b.perView * crossEntropySlope(z[i*heads+headLike], b.like[i])
-					row[headCompletion] = dy[i] * b.perView * crossEntropySlope(z[i*heads+headCompletion], b.completion[i])
+					for h, label := range b.labels[i] {
+						row[h] = dy[i] * b.perView * crossEntropySlope(z[i*heads+h], label)
+					}
 					d := dWatch
 					if b.logView[i] >= 0 {
 						log := watched(z, i, i+1)
@@ -317,7 +330,7 @@ type batch struct {
 	items, users     bag
 	priors           []Priors
 	bounds           []int // list s is rows bounds[s] to bounds[s+1]
-	like, completion []Label
+	labels           [][labels]Label
 	logWatch         []float32 // of lists
 	logView          []float32 // of views; -1: unknown
 	perView, perList float32   // weights that make the loss a mean
@@ -333,7 +346,7 @@ func (m *Model) load(examples []Example) {
 	*b = batch{
 		items: bag{b.items.ids[:0], append(b.items.starts[:0], 0)}, users: bag{b.users.ids[:0], append(b.users.starts[:0], 0)},
 		priors: b.priors[:0],
-		bounds: append(b.bounds[:0], 0), like: b.like[:0], completion: b.completion[:0], logWatch: b.logWatch[:0], logView: b.logView[:0],
+		bounds: append(b.bounds[:0], 0), labels: b.labels[:0], logWatch: b.logWatch[:0], logView: b.logView[:0],
 	}
 	var user []int32
 	for _, e := range examples {
@@ -350,17 +363,17 @@ func (m *Model) load(examples []Example) {
 			b.users.ids = append(b.users.ids, user...)
 			b.users.starts = append(b.users.starts, int32(len(b.users.ids)))
 			b.priors = append(b.priors, v.Priors)
-			b.like, b.completion = append(b.like, v.Like), append(b.completion, v.Completion)
+			b.labels = append(b.labels, v.labels())
 			log := float32(-1)
 			if v.Watch >= 0 {
 				log = float32(math.Log1p(float64(v.Watch) / m.scaleMs))
 			}
 			b.logView = append(b.logView, log)
 		}
-		b.bounds = append(b.bounds, len(b.like))
+		b.bounds = append(b.bounds, len(b.labels))
 		b.logWatch = append(b.logWatch, float32(math.Log1p(float64(e.WatchMs)/m.scaleMs)))
 	}
-	b.perView, b.perList = 1/float32(len(b.like)), 1/float32(len(examples))
+	b.perView, b.perList = 1/float32(len(b.labels)), 1/float32(len(examples))
 }
 
 func (m *Model) tokens(dst []int32, id semanticid.Item) []int32 {
@@ -444,6 +457,7 @@ func (m *Model) Train(examples []Example, rng *rand.Rand) (float64, error) {
 type Prediction struct {
 	Like       []float64 // probability, by view
 	Completion []float64 // probability, by view
+	Dislike    []float64 // probability, by view
 	Watch      []float64 // ms, by view
 	WatchMs    float64   // of the whole list
 }
@@ -464,6 +478,7 @@ func (m *Model) Predict(examples []Example) ([]Prediction, error) {
 			for i := m.batch.bounds[s]; i < m.batch.bounds[s+1]; i++ {
 				p.Like = append(p.Like, float64(kernels.Sigmoid(z[i*heads+headLike])))
 				p.Completion = append(p.Completion, float64(kernels.Sigmoid(z[i*heads+headCompletion])))
+				p.Dislike = append(p.Dislike, float64(kernels.Sigmoid(z[i*heads+headDislike])))
 				p.Watch = append(p.Watch, m.scaleMs*softplus(z[i*heads+headWatch]))
 				p.WatchMs += p.Watch[len(p.Watch)-1]
 			}

@@ -37,7 +37,7 @@ func randomExamples(r *rand.Rand, n int) []Example {
 			e.History = append(e.History, randomID(r))
 		}
 		for range 1 + r.IntN(4) {
-			v := Viewed{ID: randomID(r), Like: Label(r.IntN(3)), Completion: Label(r.IntN(3)), Watch: int64(r.IntN(20_000)) - 5000, Duration: int64(r.IntN(100_000))}
+			v := Viewed{ID: randomID(r), Like: Label(r.IntN(3)), Completion: Label(r.IntN(3)), Dislike: Label(r.IntN(3)), Watch: int64(r.IntN(20_000)) - 5000, Duration: int64(r.IntN(100_000))}
 			for h := range heads {
 				v.Item[h], v.User[h] = float32(r.NormFloat64()), float32(r.NormFloat64())
 			}
@@ -90,7 +90,7 @@ func TestLossByHand(t *testing.T) {
 	for i, e := range examples {
 		for j, v := range e.Items {
 			views++
-			perView += bce(predicted[i].Like[j], v.Like) + bce(predicted[i].Completion[j], v.Completion)
+			perView += bce(predicted[i].Like[j], v.Like) + bce(predicted[i].Completion[j], v.Completion) + bce(predicted[i].Dislike[j], v.Dislike)
 			if v.Watch >= 0 {
 				d := math.Log1p(predicted[i].Watch[j]/m.scaleMs) - math.Log1p(float64(v.Watch)/m.scaleMs)
 				perView += d * d
@@ -139,7 +139,7 @@ func TestLearnsTastes(t *testing.T) {
 			for range 3 {
 				item := uint16(r.IntN(2))
 				liked := (item == kind) != (r.IntN(10) == 0)
-				e.Items = append(e.Items, Viewed{ID: semanticid.Item{item, uint16(r.IntN(testCodes))}, Like: labelOf(liked), Completion: Unknown, Watch: -1})
+				e.Items = append(e.Items, Viewed{ID: semanticid.Item{item, uint16(r.IntN(testCodes))}, Like: labelOf(liked), Watch: -1})
 				if liked {
 					e.WatchMs += 10_000
 				} else {

@@ -7,11 +7,11 @@ import (
 	"onerec/semanticid"
 )
 
-// mean3 is a running mean of likes, completions and watch time, in the order of the model's outputs.
-type mean3 struct{ sum, n [heads]float64 }
+// means are running means of likes, completions, dislikes and watch time, in the order of the model's outputs.
+type means struct{ sum, n [heads]float64 }
 
-func (m *mean3) add(v Viewed) {
-	for k, label := range []Label{headLike: v.Like, headCompletion: v.Completion} {
+func (m *means) add(v Viewed) {
+	for k, label := range v.labels() {
 		if label != Unknown {
 			m.n[k]++
 			if label == Yes {
@@ -26,9 +26,9 @@ func (m *mean3) add(v Viewed) {
 }
 
 // at is the mean, drawn towards that of everything as if five views more were like it.
-func (m *mean3) at(k int, all *mean3) float64 {
+func (m *means) at(k int, all *means) float64 {
 	const prior = 5
-	var of mean3
+	var of means
 	if m != nil {
 		of = *m
 	}
@@ -43,9 +43,9 @@ func (m *mean3) at(k int, all *mean3) float64 {
 // So users are in folds, and the mean that is given with a training user's view is over the
 // other folds (out-of-fold target encoding; Micci-Barreca, 2001).
 type priors struct {
-	all   mean3          // of items with an ID
-	items [][folds]mean3 // by the dataset's number
-	sums  []mean3        // over the folds
+	all   means          // of items with an ID
+	items [][folds]means // by the dataset's number
+	sums  []means        // over the folds
 }
 
 const folds = 5
@@ -64,14 +64,14 @@ func (d *dataset) priors(cb *semanticid.Codebook) *priors {
 }
 
 func newPriors(sessions []session, items int, known func(item int32) bool) *priors {
-	p := &priors{items: make([][folds]mean3, items), sums: make([]mean3, items)}
+	p := &priors{items: make([][folds]means, items), sums: make([]means, items)}
 	for _, s := range sessions {
 		f := fold(s.user)
 		for i, item := range s.items {
 			if item < 0 {
 				continue
 			}
-			v := s.labels(i)
+			v := s.view(i)
 			p.items[item][f].add(v)
 			p.sums[item].add(v)
 		}
@@ -89,7 +89,7 @@ func newPriors(sessions []session, items int, known func(item int32) bool) *prio
 }
 
 // of is an item's mean; nil if there is none.
-func (p *priors) of(item int32) *mean3 {
+func (p *priors) of(item int32) *means {
 	if item < 0 || int(item) >= len(p.sums) {
 		return nil
 	}
@@ -97,7 +97,7 @@ func (p *priors) of(item int32) *mean3 {
 }
 
 // without is the mean over all folds but one.
-func (p *priors) without(item int32, fold int) *mean3 {
+func (p *priors) without(item int32, fold int) *means {
 	if item < 0 || int(item) >= len(p.sums) {
 		return nil
 	}
@@ -110,12 +110,14 @@ func (p *priors) without(item int32, fold int) *mean3 {
 }
 
 // outputs says a mean in the units of the model's outputs.
-func (p *priors) outputs(m *mean3, scaleMs float64) (out [heads]float32) {
+func (p *priors) outputs(m *means, scaleMs float64) (out [heads]float32) {
 	logit := func(x float64) float32 {
 		x = min(max(x, 1e-3), 1-1e-3)
 		return float32(math.Log(x / (1 - x)))
 	}
-	out[headLike], out[headCompletion] = logit(m.at(headLike, &p.all)), logit(m.at(headCompletion, &p.all))
+	for h := range labels {
+		out[h] = logit(m.at(h, &p.all))
+	}
 	// The inverse of softplus.
 	watch := max(m.at(headWatch, &p.all)/scaleMs, 1e-2)
 	out[headWatch] = float32(watch + math.Log(-math.Expm1(-watch)))
@@ -141,7 +143,7 @@ func (p *priors) give(examples []Example, sessions []session, scaleMs float64, t
 // pasts sets what each session's user did in the sessions before, as far as they are kept,
 // beside what their items' means had expected.
 func (p *priors) pasts(r *ring, scaleMs float64, train bool) {
-	type past struct{ was, expected mean3 }
+	type past struct{ was, expected means }
 	users := make(map[string]*past)
 	for i := range r.sessions {
 		s := &r.sessions[(r.next+i)%len(r.sessions)] // oldest first
@@ -155,13 +157,14 @@ func (p *priors) pasts(r *ring, scaleMs float64, train bool) {
 			s.past[h] -= e
 		}
 		for j, item := range s.items {
-			v, m := s.labels(j), p.of(item)
+			v, m := s.view(j), p.of(item)
 			if train {
 				m = p.without(item, fold(s.user))
 			}
 			u.was.add(v)
-			for k, known := range [heads]bool{headLike: v.Like != Unknown, headCompletion: v.Completion != Unknown, headWatch: v.Watch >= 0} {
-				if known {
+			known := v.labels()
+			for k := range heads {
+				if k == headWatch && v.Watch >= 0 || k != headWatch && known[k] != Unknown {
 					u.expected.n[k]++
 					u.expected.sum[k] += m.at(k, &p.all)
 				}

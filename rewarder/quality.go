@@ -70,27 +70,28 @@ func (s scores) baseline() Baseline {
 
 // baselines measures the means of items and users on the held-out sessions.
 func (q *Quality) baselines(items *priors, held []Example, sessions []session) {
-	users := make(map[string]*mean3)
-	predict := func(e Example, of func(i int) *mean3) (p Prediction) {
+	users := make(map[string]*means)
+	predict := func(e Example, of func(i int) *means) (p Prediction) {
 		for i := range e.Items {
 			m := of(i)
 			p.Like, p.Completion = append(p.Like, m.at(headLike, &items.all)), append(p.Completion, m.at(headCompletion, &items.all))
+			p.Dislike = append(p.Dislike, m.at(headDislike, &items.all))
 			p.WatchMs += m.at(headWatch, &items.all)
 		}
 		return p
 	}
 	q.Item = score(held, func(i int) Prediction {
-		return predict(held[i], func(j int) *mean3 { return items.of(sessions[i].items[j]) })
+		return predict(held[i], func(j int) *means { return items.of(sessions[i].items[j]) })
 	}).baseline()
 	q.User = score(held, func(i int) Prediction {
 		m := users[sessions[i].user]
-		p := predict(held[i], func(int) *mean3 { return m })
+		p := predict(held[i], func(int) *means { return m })
 		if m == nil {
-			m = new(mean3)
+			m = new(means)
 			users[sessions[i].user] = m
 		}
 		for j := range held[i].Items { // only after it was asked
-			m.add(sessions[i].labels(j))
+			m.add(sessions[i].view(j))
 		}
 		return p
 	}).baseline()

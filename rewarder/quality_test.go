@@ -41,8 +41,9 @@ func TestBaselines(t *testing.T) {
 			for range 4 {
 				item := r.IntN(5)
 				s.items, s.like = append(s.items, int32(item)), append(s.like, liked(user, item))
+				s.dislike = append(s.dislike, item == 0)
 				s.completion, s.watch = append(s.completion, Unknown), append(s.watch, int64(1000*(1+item)))
-				v := s.labels(len(s.items) - 1)
+				v := s.view(len(s.items) - 1)
 				e.WatchMs += v.Watch
 				e.Items = append(e.Items, v)
 			}
@@ -78,7 +79,7 @@ func TestPriors(t *testing.T) {
 	var sessions []session
 	for i := range 40 {
 		sessions = append(sessions, session{
-			user: fmt.Sprint("u", i), items: []int32{0, 1}, like: []bool{i%2 == 0, true},
+			user: fmt.Sprint("u", i), items: []int32{0, 1}, like: []bool{i%2 == 0, true}, dislike: []bool{i%3 == 0, false},
 			completion: []Label{Unknown, Yes}, watch: []int64{int64(1000 * i), 2000},
 		})
 	}
@@ -106,7 +107,7 @@ func TestPriors(t *testing.T) {
 	if p.of(-1) != nil || p.of(3) != nil || p.without(7, 0) != nil {
 		t.Error("an item that nobody watched has a mean of its own")
 	}
-	if of, none := p.outputs(nil, scale), p.outputs(new(mean3), scale); of != none {
+	if of, none := p.outputs(nil, scale), p.outputs(new(means), scale); of != none {
 		t.Errorf("without a mean %v, with an empty one %v", of, none)
 	}
 }
