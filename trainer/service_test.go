@@ -42,7 +42,7 @@ func newWorld(t *testing.T) *world {
 	if _, err := stream.CreateTopics(t.Context(), w.client, 2, 1); err != nil {
 		t.Fatal(err)
 	}
-	if w.store, err = publisher.Open(t.Context(), t.TempDir()); err != nil {
+	if w.store, err = publisher.Open(t.Context(), t.TempDir(), publisher.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.store.Close() })

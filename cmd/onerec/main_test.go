@@ -327,10 +327,29 @@ func TestServices(t *testing.T) {
 	if out, code, stderr := run(t, "checkpoints", "show", answer.CheckpointVersion, "--checkpoints", checkpoints); code != 0 || !strings.Contains(out, "decoder.safetensors") {
 		t.Errorf("show: %s%s", out, stderr)
 	}
+	if out, code, stderr := run(t, common("checkpoints", "channels")...); code != 0 || !strings.Contains(out, answer.CheckpointVersion) {
+		t.Errorf("channels: %s%s", out, stderr)
+	}
+	if out, code, stderr := run(t, common("checkpoints", "withdraw", "--checkpoints", checkpoints)...); code == 0 || !strings.Contains(stderr, "canary") {
+		t.Errorf("withdraw of nothing: %s%s", out, stderr)
+	}
+	if out, code, stderr := run(t, common("checkpoints", "promote", answer.CheckpointVersion, "--channel", "canary", "--checkpoints", checkpoints)...); code != 0 || !strings.Contains(out, "canary: "+answer.CheckpointVersion) {
+		t.Errorf("promote to canary: %s%s", out, stderr)
+	}
+	if out, code, stderr := run(t, common("checkpoints", "withdraw", "--checkpoints", checkpoints)...); code != 0 {
+		t.Errorf("withdraw: %s%s", out, stderr)
+	}
+	if out, code, stderr := run(t, common("checkpoints", "gc", "--dry-run", "--checkpoints", checkpoints, "--checkpoints-keep", "1", "--checkpoints-keep-for", "1m")...); code != 0 || !strings.Contains(out, "would be removed") {
+		t.Errorf("gc: %s%s", out, stderr)
+	}
 	list, code, stderr := run(t, "checkpoints", "list", "--json", "--checkpoints", checkpoints)
 	var manifests []struct{ Version string }
 	if err := json.Unmarshal([]byte(list), &manifests); err != nil || code != 0 || len(manifests) == 0 {
 		t.Errorf("list: %v, %s%s", err, list, stderr)
+	} else if first := manifests[0].Version; len(manifests) > 1 {
+		if out, code, stderr := run(t, "checkpoints", "diff", first, manifests[len(manifests)-1].Version, "--checkpoints", checkpoints); code != 0 || !strings.Contains(out, "decoder.safetensors") {
+			t.Errorf("diff: %s%s", out, stderr)
+		}
 	}
 }
 

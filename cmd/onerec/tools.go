@@ -4,9 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -165,94 +163,6 @@ func (c *cli) printTopics(w io.Writer, topics []app.TopicInfo) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.Name, i.Message, i.Key, i.Retention, strings.Join(i.Producers, " "), strings.Join(i.Consumers, " "))
 	}
 	return t.Flush()
-}
-
-func (c *cli) checkpoints() *cobra.Command {
-	parent := &cobra.Command{Use: "checkpoints", Short: "List, show, verify, promote and roll back checkpoints", GroupID: "tools", Args: cobra.NoArgs, RunE: help}
-	local := []string{app.GroupCheckpoints}
-	remote := []string{app.GroupCommon, app.GroupLog, app.GroupModel, app.GroupCheckpoints}
-	list := c.command(&cobra.Command{Use: "list", Short: "List the versions, oldest first"}, local, func(cmd *cobra.Command, a *app.App, _ []string) error {
-		versions, err := a.Versions(cmd.Context())
-		if err != nil {
-			return err
-		}
-		if c.json {
-			return printJSON(cmd.OutOrStdout(), versions)
-		}
-		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "VERSION\tKIND\tMODEL\tPARENT\tCREATED\tSIZE")
-		for _, m := range versions {
-			var size int64
-			for _, f := range m.Files {
-				size += f.Bytes
-			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%.1f MiB\n", m.Version, m.Kind, m.Model, m.Parent, m.CreatedAt.Format(time.RFC3339), float64(size)/(1<<20))
-		}
-		return t.Flush()
-	})
-	list.Flags().BoolVar(&c.json, "json", false, "print the manifests as JSON")
-	show := c.command(&cobra.Command{Use: "show VERSION", Short: "Print a version's manifest and its lineage", Args: cobra.ExactArgs(1)}, local, func(cmd *cobra.Command, a *app.App, args []string) error {
-		lineage, err := a.Lineage(cmd.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		if c.json {
-			return printJSON(cmd.OutOrStdout(), lineage)
-		}
-		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		m := lineage[0]
-		fmt.Fprintf(t, "version\t%s\nmodel\t%s\nkind\t%s\ncodebook\t%s\ncreated\t%s\n", m.Version, m.Model, m.Kind, m.Codebook, m.CreatedAt.Format(time.RFC3339))
-		for _, f := range m.Files {
-			fmt.Fprintf(t, "file\t%s\t%d bytes\tsha256 %s\n", f.Name, f.Bytes, f.SHA256)
-		}
-		for _, name := range slices.Sorted(maps.Keys(m.Metrics)) {
-			fmt.Fprintf(t, "metric\t%s\t%.6g\n", name, m.Metrics[name])
-		}
-		for _, p := range lineage[1:] {
-			fmt.Fprintf(t, "from\t%s\t%s\t%s\n", p.Version, p.Kind, p.CreatedAt.Format(time.RFC3339))
-		}
-		return t.Flush()
-	})
-	show.Flags().BoolVar(&c.json, "json", false, "print the manifests, from the version to its oldest ancestor, as JSON")
-	verify := c.command(&cobra.Command{Use: "verify [VERSION...]", Short: "Check every byte of versions; all of them if none is named", Args: cobra.ArbitraryArgs}, local, func(cmd *cobra.Command, a *app.App, args []string) error {
-		return a.Verify(cmd.Context(), args, func(version string, err error) {
-			state := "ok"
-			if err != nil {
-				state = err.Error()
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s  %s\n", version, state)
-		})
-	})
-	point := func(use, short, long string) *cobra.Command {
-		return c.command(&cobra.Command{Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1)}, remote, func(cmd *cobra.Command, a *app.App, args []string) error {
-			before, err := a.Promote(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			if before == "" {
-				before = "nothing"
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "released: %s (before: %s)\n", args[0], before)
-			return err
-		})
-	}
-	rollback := c.command(&cobra.Command{
-		Use: "rollback [VERSION]", Short: "Release an earlier version again", Args: cobra.MaximumNArgs(1),
-		Long: "Points the released channel at VERSION or, without one, at the parent of what is released now. One record; fleets follow at once.",
-	}, remote, func(cmd *cobra.Command, a *app.App, args []string) error {
-		to := ""
-		if len(args) > 0 {
-			to = args[0]
-		}
-		from, to, err := a.Rollback(cmd.Context(), to)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "released: %s (before: %s)\n", to, from)
-		return err
-	})
-	parent.AddCommand(list, show, verify, point("promote VERSION", "Release a version", "Verifies VERSION and points the released channel at it."), rollback)
-	return parent
 }
 
 func (c *cli) printRounds(w io.Writer, r *rewarder.Report) error {

@@ -294,7 +294,20 @@ func (a *App) static(group string) string {
 
 // withStore opens the checkpoints for the time of fn.
 func (a *App) withStore(ctx context.Context, fn func(*publisher.Store) error) (err error) {
-	store, err := publisher.Open(ctx, a.Bucket)
+	o := publisher.Options{Retain: publisher.GC{Keep: a.KeepCheckpoints, KeepFor: a.KeepCheckpointsFor}}
+	if a.SignKeyFile != "" {
+		if o.Sign, err = publisher.ReadPrivateKey(a.SignKeyFile); err != nil {
+			return err
+		}
+	}
+	for _, file := range a.TrustKeyFiles {
+		k, err := publisher.ReadPublicKey(file)
+		if err != nil {
+			return err
+		}
+		o.Trust = append(o.Trust, k)
+	}
+	store, err := publisher.Open(ctx, a.Bucket, o)
 	if err != nil {
 		return err
 	}

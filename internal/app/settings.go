@@ -61,6 +61,10 @@ type Settings struct {
 
 	Partitions, Replication int
 	Bucket                  string
+	SignKeyFile             string
+	TrustKeyFiles           []string
+	KeepCheckpoints         int
+	KeepCheckpointsFor      time.Duration
 
 	PseudonymKeyFile string
 	Bounds           schemas.Bounds
@@ -103,7 +107,7 @@ func Defaults() *Settings {
 	}
 	return &Settings{
 		Brokers: []string{"127.0.0.1:9092"}, Instance: host, Model: "default", LogLevel: "info", LogFormat: "text",
-		Partitions: 8, Replication: 1, Bucket: "checkpoints", Bounds: schemas.DefaultBounds(),
+		Partitions: 8, Replication: 1, Bucket: "checkpoints", KeepCheckpoints: 30, KeepCheckpointsFor: 24 * time.Hour, Bounds: schemas.DefaultBounds(),
 		Security: Security{SASL: saslNone}, RegisterSchemas: true,
 		CommitInterval: 100 * time.Millisecond,
 		Sessions:       sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
@@ -139,7 +143,11 @@ func (s *Settings) Register(c *config.Set) {
 	c.Int(GroupTopics, "partitions", &s.Partitions, 1, 10_000, "partitions of the topics keyed by user")
 	c.Int(GroupTopics, "replication", &s.Replication, 1, 15, "replicas of each partition")
 
-	c.String(GroupCheckpoints, "checkpoints", &s.Bucket, "bucket of the checkpoints: a folder, or its URL as file:///path")
+	c.String(GroupCheckpoints, "checkpoints", &s.Bucket, "bucket of the checkpoints: a folder, or a URL as s3://bucket?region=..., gs://bucket, azblob://container, file:///path; with prefix=a/ a part of it")
+	c.String(GroupCheckpoints, "checkpoint-sign-key", &s.SignKeyFile, "file with the ed25519 key (PEM) that signs what is published; empty: nothing is signed")
+	c.Strings(GroupCheckpoints, "checkpoint-trust-keys", &s.TrustKeyFiles, "files with the public keys (PEM) by one of which a checkpoint must be signed to be loaded; none: signatures are not looked at")
+	c.Int(GroupLearn, "checkpoints-keep", &s.KeepCheckpoints, 0, 1_000_000, "newest checkpoints that are kept, beside those that a channel points at and their parents; older ones are removed after a publish; 0: all are kept")
+	c.Duration(GroupLearn, "checkpoints-keep-for", &s.KeepCheckpointsFor, time.Minute, 10*year, "checkpoints younger than this are kept, too")
 
 	c.String(GroupIngest, "pseudonym-key-file", &s.PseudonymKeyFile, "file with the keys of the HMAC that replaces user ids, one a line, later ones with the time from which they hold; empty: ids stay")
 	c.Duration(GroupIngest, "max-watch", &s.Bounds.MaxWatch, time.Second, 30*24*time.Hour, "longest watch time of a view")

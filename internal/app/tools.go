@@ -114,8 +114,9 @@ func (a *App) CheckTopics(ctx context.Context) (differences []string, err error)
 	return differences, err
 }
 
-// Versions returns the manifests of all versions, oldest first.
-func (a *App) Versions(ctx context.Context) (out []*publisher.Manifest, err error) {
+// Versions returns the manifests of all versions, oldest first. One that can't be read is told to
+// bad.
+func (a *App) Versions(ctx context.Context, bad func(version string, err error)) (out []*publisher.Manifest, err error) {
 	err = a.withStore(ctx, func(store *publisher.Store) error {
 		names, err := store.List(ctx)
 		if err != nil {
@@ -123,14 +124,39 @@ func (a *App) Versions(ctx context.Context) (out []*publisher.Manifest, err erro
 		}
 		for _, v := range names {
 			m, _, err := store.Manifest(ctx, v, "")
-			if err != nil {
+			switch {
+			case errors.Is(err, publisher.ErrCorrupt), errors.Is(err, publisher.ErrUntrusted):
+				bad(v, err)
+			case err != nil:
 				return err
+			default:
+				out = append(out, m)
 			}
-			out = append(out, m)
 		}
 		return nil
 	})
 	return out, err
+}
+
+// Current returns what the model's channels point at.
+func (a *App) Current(ctx context.Context) (refs map[string]*onerecv1.CheckpointRef, err error) {
+	err = a.withClient(ctx, func(*kgo.Client) error {
+		refs, err = publisher.Current(ctx, a.cluster(), a.Model)
+		return err
+	})
+	return refs, err
+}
+
+// Collect removes what the settings and gc do not keep, and nothing that a channel points at.
+func (a *App) Collect(ctx context.Context, dryRun bool) (c publisher.Collected, err error) {
+	err = a.withClient(ctx, func(*kgo.Client) error {
+		return a.withStore(ctx, func(store *publisher.Store) error {
+			store.Options.Retain.DryRun = dryRun
+			c, err = publisher.Retain(ctx, a.cluster(), store)
+			return err
+		})
+	})
+	return c, err
 }
 
 // Lineage returns a version's manifest and those of its ancestors, as far as they
@@ -178,13 +204,29 @@ func (a *App) Verify(ctx context.Context, versions []string, fn func(version str
 	})
 }
 
-// Promote points the released channel at a version and returns what it pointed at
-// before.
-func (a *App) Promote(ctx context.Context, version string) (before string, err error) {
-	err = a.withRelease(ctx, func(cl *kgo.Client, store *publisher.Store, now *onerecv1.CheckpointRef) error {
-		before = now.GetVersion()
-		_, err := publisher.Announce(ctx, cl, store, publisher.ChannelReleased, version, "")
-		return err
+// Promote points a channel at a version and returns what it pointed at before. What is released leaves the
+// canary channel.
+func (a *App) Promote(ctx context.Context, version, channel string) (before string, err error) {
+	err = a.withRelease(ctx, func(cl *kgo.Client, store *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
+		before = refs[channel].GetVersion()
+		if _, err := publisher.Announce(ctx, cl, store, channel, version, ""); err != nil {
+			return err
+		}
+		if channel == publisher.ChannelReleased && refs[publisher.ChannelCanary].GetVersion() == version {
+			return publisher.Withdraw(ctx, cl, a.Model, publisher.ChannelCanary)
+		}
+		return nil
+	})
+	return before, err
+}
+
+// Withdraw takes a version off the canary channel and returns it; its users get the released one again.
+func (a *App) Withdraw(ctx context.Context) (before string, err error) {
+	err = a.withRelease(ctx, func(cl *kgo.Client, _ *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
+		if before = refs[publisher.ChannelCanary].GetVersion(); before == "" {
+			return fmt.Errorf("no version of model %q is on the canary channel", a.Model)
+		}
+		return publisher.Withdraw(ctx, cl, a.Model, publisher.ChannelCanary)
 	})
 	return before, err
 }
@@ -192,7 +234,8 @@ func (a *App) Promote(ctx context.Context, version string) (before string, err e
 // Rollback releases an earlier version again: the parent of the released one if
 // none is named.
 func (a *App) Rollback(ctx context.Context, version string) (from, to string, err error) {
-	err = a.withRelease(ctx, func(cl *kgo.Client, store *publisher.Store, now *onerecv1.CheckpointRef) error {
+	err = a.withRelease(ctx, func(cl *kgo.Client, store *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
+		now := refs[publisher.ChannelReleased]
 		if now == nil {
 			return fmt.Errorf("nothing of model %q is released, so there is nothing to roll back", a.Model)
 		}
@@ -209,12 +252,12 @@ func (a *App) Rollback(ctx context.Context, version string) (from, to string, er
 	return from, to, err
 }
 
-func (a *App) withRelease(ctx context.Context, fn func(*kgo.Client, *publisher.Store, *onerecv1.CheckpointRef) error) error {
+func (a *App) withRelease(ctx context.Context, fn func(*kgo.Client, *publisher.Store, map[string]*onerecv1.CheckpointRef) error) error {
 	return a.withClient(ctx, func(cl *kgo.Client) error {
 		refs, err := publisher.Current(ctx, a.cluster(), a.Model)
 		if err != nil {
 			return err
 		}
-		return a.withStore(ctx, func(store *publisher.Store) error { return fn(cl, store, refs[publisher.ChannelReleased]) })
+		return a.withStore(ctx, func(store *publisher.Store) error { return fn(cl, store, refs) })
 	})
 }

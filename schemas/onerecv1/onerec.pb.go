@@ -1061,7 +1061,8 @@ type CheckpointRef struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The model's name.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	// "candidate" (trained, not yet aligned) or "released" (what fleets serve).
+	// "candidate" (trained, not yet aligned), "canary" (what a share of the users gets) or
+	// "released" (what fleets serve).
 	Channel string `protobuf:"bytes,2,opt,name=channel,proto3" json:"channel,omitempty"`
 	// The version, e.g. "000007-9f3ac1d2"; later versions sort after earlier ones.
 	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
@@ -1077,6 +1078,8 @@ type CheckpointRef struct {
 	Codebook string `protobuf:"bytes,8,opt,name=codebook,proto3" json:"codebook,omitempty"`
 	// When it was announced. Unit: ms since epoch.
 	AnnouncedAtMs int64 `protobuf:"varint,9,opt,name=announced_at_ms,json=announcedAtMs,proto3" json:"announced_at_ms,omitempty"`
+	// The manifest's metrics by name: losses in nats, rates and rewards without a unit.
+	Metrics       map[string]float64 `protobuf:"bytes,10,rep,name=metrics,proto3" json:"metrics,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1172,6 +1175,13 @@ func (x *CheckpointRef) GetAnnouncedAtMs() int64 {
 		return x.AnnouncedAtMs
 	}
 	return 0
+}
+
+func (x *CheckpointRef) GetMetrics() map[string]float64 {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
 }
 
 // AlignmentRound records one DPO round, released or not.
@@ -1537,7 +1547,7 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"duplicates\x18\x04 \x01(\x03R\n" +
 	"duplicates\x12\x12\n" +
 	"\x04late\x18\x05 \x01(\x03R\x04late\x12\x16\n" +
-	"\x06closed\x18\x06 \x01(\x03R\x06closed\"\x91\x02\n" +
+	"\x06closed\x18\x06 \x01(\x03R\x06closed\"\x8e\x03\n" +
 	"\rCheckpointRef\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\achannel\x18\x02 \x01(\tR\achannel\x12\x18\n" +
@@ -1548,7 +1558,12 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\x06parent\x18\x06 \x01(\tR\x06parent\x12\x12\n" +
 	"\x04kind\x18\a \x01(\tR\x04kind\x12\x1a\n" +
 	"\bcodebook\x18\b \x01(\tR\bcodebook\x12&\n" +
-	"\x0fannounced_at_ms\x18\t \x01(\x03R\rannouncedAtMs\"\xae\x04\n" +
+	"\x0fannounced_at_ms\x18\t \x01(\x03R\rannouncedAtMs\x12?\n" +
+	"\ametrics\x18\n" +
+	" \x03(\v2%.onerec.v1.CheckpointRef.MetricsEntryR\ametrics\x1a:\n" +
+	"\fMetricsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xae\x04\n" +
 	"\x0eAlignmentRound\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x05round\x18\x02 \x01(\x05R\x05round\x12\x1c\n" +
@@ -1599,7 +1614,7 @@ func file_onerec_v1_onerec_proto_rawDescGZIP() []byte {
 }
 
 var file_onerec_v1_onerec_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_onerec_v1_onerec_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_onerec_v1_onerec_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_onerec_v1_onerec_proto_goTypes = []any{
 	(ClosedBy)(0),          // 0: onerec.v1.ClosedBy
 	(*ViewEvent)(nil),      // 1: onerec.v1.ViewEvent
@@ -1615,6 +1630,7 @@ var file_onerec_v1_onerec_proto_goTypes = []any{
 	(*CheckpointRef)(nil),  // 11: onerec.v1.CheckpointRef
 	(*AlignmentRound)(nil), // 12: onerec.v1.AlignmentRound
 	(*AlignmentGate)(nil),  // 13: onerec.v1.AlignmentGate
+	nil,                    // 14: onerec.v1.CheckpointRef.MetricsEntry
 }
 var file_onerec_v1_onerec_proto_depIdxs = []int32{
 	2,  // 0: onerec.v1.Session.views:type_name -> onerec.v1.View
@@ -1625,12 +1641,13 @@ var file_onerec_v1_onerec_proto_depIdxs = []int32{
 	5,  // 5: onerec.v1.GoodSession.session:type_name -> onerec.v1.Session
 	2,  // 6: onerec.v1.UserState.views:type_name -> onerec.v1.View
 	4,  // 7: onerec.v1.UserState.history:type_name -> onerec.v1.HistoryItem
-	13, // 8: onerec.v1.AlignmentRound.gates:type_name -> onerec.v1.AlignmentGate
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	14, // 8: onerec.v1.CheckpointRef.metrics:type_name -> onerec.v1.CheckpointRef.MetricsEntry
+	13, // 9: onerec.v1.AlignmentRound.gates:type_name -> onerec.v1.AlignmentGate
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_onerec_v1_onerec_proto_init() }
@@ -1644,7 +1661,7 @@ func file_onerec_v1_onerec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_onerec_v1_onerec_proto_rawDesc), len(file_onerec_v1_onerec_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
