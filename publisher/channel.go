@@ -63,10 +63,10 @@ func Withdraw(ctx context.Context, cl *kgo.Client, model, channel string) error 
 
 // Retain collects what the store's options say, but nothing that a channel of any model points at.
 func Retain(ctx context.Context, c stream.Cluster, s *Store) (Collected, error) {
-	if s.Options.Retain.Keep == 0 {
+	if s.Retain.Keep == 0 {
 		return Collected{}, nil
 	}
-	gc := s.Options.Retain
+	gc := s.Retain
 	refs := make(map[string]string) // versions by key
 	err := c.ReadTopic(ctx, schemas.TopicCheckpoints, func(r *kgo.Record) error {
 		ref, err := parseRef(r)

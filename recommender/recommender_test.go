@@ -64,7 +64,9 @@ type world struct {
 }
 
 // start runs a recommender against an embedded broker.
-func start(t *testing.T) *world {
+func start(t *testing.T) *world { return startWith(t, func(*Service) {}) }
+
+func startWith(t *testing.T, change func(*Service)) *world {
 	t.Helper()
 	b, err := stream.StartEmbedded("")
 	if err != nil {
@@ -84,6 +86,7 @@ func start(t *testing.T) *world {
 	}
 	w.svc = service()
 	w.svc.Cluster, w.svc.Store = w.cluster, w.store
+	change(w.svc)
 	w.svc.OnReady = sync.OnceFunc(func() { close(w.ready) })
 	w.svc.Open()
 	ctx, cancel := context.WithCancel(t.Context())

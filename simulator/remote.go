@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,7 +17,7 @@ import (
 // it knows from the views, some moments later, so what the session has had already is passed over here.
 // A header of authorization may be empty. While the recommender has nothing to show, as before the first
 // views, otherwise does.
-func (w *World) Remote(url, authorization string, otherwise Policy) Policy {
+func (w *World) Remote(ctx context.Context, url, authorization string, otherwise Policy) Policy {
 	client := &http.Client{Timeout: 10 * time.Second}
 	url = strings.TrimSuffix(url, "/") + "/v1/recommendations"
 	return PolicyFunc(func(v Visit, n int) (List, error) {
@@ -25,7 +26,7 @@ func (w *World) Remote(url, authorization string, otherwise Policy) Policy {
 		if err != nil {
 			return List{}, err
 		}
-		answer, err := post(client, url, authorization, body)
+		answer, err := post(ctx, client, url, authorization, body)
 		if err != nil {
 			return List{}, err
 		}
@@ -52,10 +53,10 @@ type remoteAnswer struct {
 }
 
 // post asks, and asks again a few times when the recommender says that it is too busy.
-func post(client *http.Client, url, authorization string, body []byte) (a remoteAnswer, err error) {
+func post(ctx context.Context, client *http.Client, url, authorization string, body []byte) (a remoteAnswer, err error) {
 	const attempts, most = 5, 1 << 20
 	for attempt := 1; ; attempt++ {
-		req, err := http.NewRequest(http.MethodPost, url, bytes.NewReader(body))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 		if err != nil {
 			return a, fmt.Errorf("the recommender's address: %w", err)
 		}

@@ -48,7 +48,7 @@ func TestRemote(t *testing.T) {
 	until := cfg.Start.AddDate(0, 0, 1)
 	views := 0
 	ranked := w.Clone()
-	if err := ranked.Run(ranked.Remote(server.URL, "Bearer secret", ranked.Random()), 3, until, func(e *onerecv1.ViewEvent) bool {
+	if err := ranked.Run(ranked.Remote(t.Context(), server.URL, "Bearer secret", ranked.Random()), 3, until, func(e *onerecv1.ViewEvent) bool {
 		if views++; e.RecommendationId != "" || e.CheckpointVersion != "" {
 			t.Errorf("a view of the other policy says %q, %q", e.RecommendationId, e.CheckpointVersion)
 		}
@@ -60,7 +60,7 @@ func TestRemote(t *testing.T) {
 	shown := make(map[string]bool)
 	session := ""
 	clone := w.Clone()
-	if err := clone.Run(clone.Remote(server.URL+"/", "Bearer secret", nil), 3, until, func(e *onerecv1.ViewEvent) bool {
+	if err := clone.Run(clone.Remote(t.Context(), server.URL+"/", "Bearer secret", nil), 3, until, func(e *onerecv1.ViewEvent) bool {
 		if views++; e.RecommendationId != "r" || e.CheckpointVersion != "c" {
 			t.Errorf("a view says %q, %q", e.RecommendationId, e.CheckpointVersion)
 		}
@@ -74,7 +74,7 @@ func TestRemote(t *testing.T) {
 		t.Fatalf("%d views, %v", views, err)
 	}
 	server.Config.Handler = http.NotFoundHandler()
-	if err := w.Run(w.Remote(server.URL, "", nil), 3, until, func(*onerecv1.ViewEvent) bool { return true }); err == nil || !strings.Contains(err.Error(), "404") {
+	if err := w.Run(w.Remote(t.Context(), server.URL, "", nil), 3, until, func(*onerecv1.ViewEvent) bool { return true }); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("a server that has no such path: %v", err)
 	}
 }

@@ -59,10 +59,12 @@ func (a *App) served(ctx context.Context, r Recommender) (*input, error) {
 		if r.Token != "" {
 			authorization = "Bearer " + r.Token
 		}
-		policy := world.Remote(r.URL, authorization, world.Ranker())
+		policy := world.Remote(ctx, r.URL, authorization, world.Ranker())
 		until := c.Start.AddDate(0, 0, c.Days+r.Days)
 		replay.Encode(func(yield func(*onerecv1.ViewEvent) bool) {
-			in.err = world.Run(policy, r.List, until, func(e *onerecv1.ViewEvent) bool { return ctx.Err() == nil && yield(e) })
+			if err := world.Run(policy, r.List, until, func(e *onerecv1.ViewEvent) bool { return ctx.Err() == nil && yield(e) }); ctx.Err() == nil {
+				in.err = err
+			}
 		})(yield)
 	}
 	return in, nil

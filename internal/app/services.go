@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -145,12 +146,22 @@ func (a *App) RunReward(ctx context.Context, once bool) (report *rewarder.Report
 
 // RunServe runs the recommender and its API.
 func (a *App) RunServe(ctx context.Context) error {
-	l, err := listen(ctx, a.Listen)
-	if err != nil {
-		return fmt.Errorf("listen for requests: %w", err)
+	if err := a.Auth.Check(a.Listen); err != nil {
+		return err
 	}
-	a.Log.Info("listening", "address", l.Addr().String())
+	secure, err := a.Auth.TLS()
+	if err != nil {
+		return err
+	}
 	return a.serve(ctx, func(ctx context.Context, h host) error {
+		l, err := listen(ctx, a.Listen) // each time that the service starts over
+		if err != nil {
+			return fmt.Errorf("listen for requests: %w", err)
+		}
+		a.Log.Info("listening", "address", l.Addr().String())
+		if secure != nil {
+			l = tls.NewListener(l, secure)
+		}
 		return a.recommend(ctx, h, l, func(*recommender.Service) {})
 	})
 }
@@ -366,15 +377,20 @@ func (a *App) recommend(ctx context.Context, h host, l net.Listener, use func(*r
 		s.OnReady = h.ready
 		s.Open()
 		use(s)
+		handler, err := a.Auth.Protect(s.Handler())
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return s.Run(ctx) })
-		g.Go(func() error { return telemetry.Serve(ctx, l, s.Handler()) })
+		g.Go(func() error { return telemetry.Serve(ctx, l, handler) })
 		return g.Wait()
 	})
 }
 
 func (a *App) recommender(store *publisher.Store) *recommender.Service {
 	return &recommender.Service{
+		CanaryPercent: a.CanaryPercent, MaxWait: a.MaxWait, Timeout: a.RequestTimeout, MaxModelAge: a.MaxModelAge,
 		Cluster: a.cluster(), Store: store, Model: a.Model, Channel: a.Channel, Policy: a.History,
 		Beams: a.Beams, MaxUsers: a.MaxUsers, MaxItems: a.MaxItems,
 	}

@@ -15,6 +15,7 @@ import (
 	"onerec/internal/config"
 	"onerec/internal/history"
 	"onerec/publisher"
+	"onerec/recommender"
 	"onerec/rewarder"
 	"onerec/schemas"
 	"onerec/semanticid"
@@ -61,6 +62,10 @@ type Settings struct {
 
 	Partitions, Replication int
 	Bucket                  string
+	Auth                    recommender.Auth
+	CanaryPercent           float64
+	MaxWait, RequestTimeout time.Duration
+	MaxModelAge             time.Duration
 	SignKeyFile             string
 	TrustKeyFiles           []string
 	KeepCheckpoints         int
@@ -107,7 +112,7 @@ func Defaults() *Settings {
 	}
 	return &Settings{
 		Brokers: []string{"127.0.0.1:9092"}, Instance: host, Model: "default", LogLevel: "info", LogFormat: "text",
-		Partitions: 8, Replication: 1, Bucket: "checkpoints", KeepCheckpoints: 30, KeepCheckpointsFor: 24 * time.Hour, Bounds: schemas.DefaultBounds(),
+		Partitions: 8, Replication: 1, Bucket: "checkpoints", MaxWait: 200 * time.Millisecond, RequestTimeout: 5 * time.Second, CanaryPercent: 5, KeepCheckpoints: 30, KeepCheckpointsFor: 24 * time.Hour, Bounds: schemas.DefaultBounds(),
 		Security: Security{SASL: saslNone}, RegisterSchemas: true,
 		CommitInterval: 100 * time.Millisecond,
 		Sessions:       sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
@@ -237,8 +242,16 @@ func (s *Settings) Register(c *config.Set) {
 	c.Float(GroupReward, "max-drop", &a.Gates.MaxDrop, 0, 1, "gate: how much any objective (watch time, likes, completion) may fall, relative to the reference's")
 	c.Float(GroupReward, "max-dislikes", &a.Gates.MaxDislikes, 0, 100, "gate: how much predicted dislikes may rise, relative to those of the log")
 
-	c.String(GroupServe, "listen", &s.Listen, "address of the recommendation API; there is no authentication yet, so only loopback is sensible")
-	c.String(GroupServe, "channel", &s.Channel, "channel that is served; until it has a version, the newest candidate is", publisher.ChannelReleased, publisher.ChannelCandidate)
+	c.String(GroupServe, "listen", &s.Listen, "address of the recommendation API; beyond loopback only with tokens or client certificates")
+	c.String(GroupServe, "listen-tokens", &s.Auth.TokenFile, "file with the bearer tokens that may ask, one a line; empty: no token is asked for")
+	c.String(GroupServe, "listen-tls-cert", &s.Auth.CertFile, "file with the API's certificate in PEM: it speaks TLS")
+	c.String(GroupServe, "listen-tls-key", &s.Auth.KeyFile, "file with its key in PEM")
+	c.String(GroupServe, "listen-client-ca", &s.Auth.ClientCA, "file with CA certificates in PEM; clients need a certificate from one of them")
+	c.Float(GroupServe, "canary-percent", &s.CanaryPercent, 0, 100, "share of the users who are served by what is on the canary channel")
+	c.Duration(GroupServe, "max-wait", &s.MaxWait, time.Millisecond, time.Minute, "a request that would wait longer for others is turned away (503)")
+	c.Duration(GroupServe, "request-timeout", &s.RequestTimeout, 10*time.Millisecond, 10*time.Minute, "time for all of a request")
+	c.Duration(GroupServe, "max-model-age", &s.MaxModelAge, 0, 10*year, "not ready when the served checkpoint is older; 0: any age")
+	c.String(GroupServe, "channel", &s.Channel, "channel that is served; until it has a version, the newest candidate is", publisher.ChannelReleased, publisher.ChannelCandidate, publisher.ChannelCanary)
 	c.Int(GroupServe, "beams", &s.Beams, 1, 1024, "width of the beam search")
 	c.Int(GroupServe, "max-users", &s.MaxUsers, 1, 1_000_000_000, "users whose history is kept")
 	c.Int(GroupServe, "max-items", &s.MaxItems, 1, 1_000_000_000, "items whose popularity is counted")

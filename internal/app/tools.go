@@ -151,7 +151,7 @@ func (a *App) Current(ctx context.Context) (refs map[string]*onerecv1.Checkpoint
 func (a *App) Collect(ctx context.Context, dryRun bool) (c publisher.Collected, err error) {
 	err = a.withClient(ctx, func(*kgo.Client) error {
 		return a.withStore(ctx, func(store *publisher.Store) error {
-			store.Options.Retain.DryRun = dryRun
+			store.Retain.DryRun = dryRun
 			c, err = publisher.Retain(ctx, a.cluster(), store)
 			return err
 		})

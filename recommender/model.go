@@ -1,0 +1,108 @@
+package recommender
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"onerec/decoder"
+	"onerec/publisher"
+	"onerec/schemas/onerecv1"
+	"onerec/semanticid"
+)
+
+// model is a loaded checkpoint.
+type model struct {
+	ref      *onerecv1.CheckpointRef
+	manifest *publisher.Manifest
+	cb       *semanticid.Codebook
+	gen      *decoder.Generator
+	longest  int // items of a row
+	loadedAt time.Time
+}
+
+// announced takes in what a channel points at: it loads the version if it is one to serve, which is the
+// channel's, or, until the channel has one, the newest candidate, and the canary's. A nil ref is a
+// channel that was withdrawn; without what is served there is nothing better than what is loaded.
+func (s *Service) announced(ctx context.Context, channel string, ref *onerecv1.CheckpointRef) {
+	slot, old := &s.loaded, s.loaded.Load()
+	switch {
+	case channel == publisher.ChannelCanary && s.Channel != publisher.ChannelCanary:
+		if s.CanaryPercent <= 0 {
+			return
+		}
+		slot, old = &s.canary, s.canary.Load()
+		if ref == nil {
+			if old != nil {
+				slot.Store(nil)
+				s.Log.Info("the canary was withdrawn", "version", old.ref.Version)
+			}
+			return
+		}
+	case ref == nil, channel != s.Channel && old != nil && old.ref.Channel == s.Channel,
+		channel != s.Channel && channel != publisher.ChannelCandidate:
+		return
+	}
+	if old != nil && old.ref.Version == ref.Version && old.ref.Channel == ref.Channel {
+		return
+	}
+	m, err := s.load(ctx, ref)
+	if err != nil {
+		s.Metrics.swap("refused")
+		s.Log.Error("checkpoint refused, serving goes on with what is loaded", "version", ref.Version, "channel", ref.Channel, "error", err)
+		return
+	}
+	slot.Store(m)
+	s.Metrics.swap("loaded")
+	s.Metrics.serving(ref.Channel, m.manifest.CreatedAt)
+	s.Log.Info("serving", "version", ref.Version, "channel", ref.Channel, "items", m.cb.Len())
+}
+
+func (s *Service) load(ctx context.Context, ref *onerecv1.CheckpointRef) (*model, error) {
+	manifest, files, err := s.Store.Load(ctx, ref.Version, ref.ManifestSha256)
+	if err != nil {
+		return nil, err
+	}
+	w, cb, err := decoder.Decode(files, manifest.Config)
+	if err != nil {
+		return nil, err
+	}
+	gen, err := decoder.NewGenerator(w, cb)
+	if err != nil {
+		return nil, err
+	}
+	m := &model{ref, manifest, cb, gen, w.Config.MaxItems(), time.Now()}
+	// Warm up, and find out before any user does if it can't answer.
+	if _, err := gen.Generate(decoder.Options{Length: 1, Width: s.Beams}); err != nil {
+		return nil, fmt.Errorf("the model does not answer: %w", err)
+	}
+	return m, nil
+}
+
+// choose returns the model that serves a user, and nil if there is none. A channel that is asked
+// for by name must be loaded.
+func (s *Service) choose(user, channel string) (*model, error) {
+	m, canary := s.loaded.Load(), s.canary.Load()
+	if channel == "" {
+		if canary != nil && InCanary(user, s.CanaryPercent) {
+			return canary, nil
+		}
+		return m, nil
+	}
+	for _, of := range []*model{m, canary} {
+		if of != nil && of.ref.Channel == channel {
+			return of, nil
+		}
+	}
+	return nil, &problem{Title: "Not Found", Status: 404, Detail: fmt.Sprintf("no model of channel %q is loaded", channel)}
+}
+
+// InCanary reports whether a user is among the given percent who get the canary: the same ones for
+// every process, and the more users the higher the percent.
+func InCanary(user string, percent float64) bool {
+	h := fnv.New64a()
+	h.Write([]byte("canary/" + user)) // a hash never fails
+	const parts = 100_000
+	return float64(h.Sum64()%parts) < percent/100*parts
+}

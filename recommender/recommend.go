@@ -1,0 +1,178 @@
+package recommender
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net/http"
+
+	"onerec/decoder"
+	"onerec/schemas"
+)
+
+// Limits of a request.
+const (
+	maxBody    = 64 << 10 // bytes
+	maxN       = 100
+	maxHistory = 1000
+)
+
+// Request asks for recommendations.
+type Request struct {
+	UserID string `json:"user_id"`
+	// History replaces what is known of the user: items, oldest first.
+	History []string `json:"history,omitempty"`
+	N       int      `json:"n,omitempty"` // items; 10 if not set
+	// Mode is "list", a whole session written item by item, or "next", the n items
+	// most likely to be next; "list" if not set.
+	Mode string `json:"mode,omitempty"`
+	// IncludeSeen allows items of the history.
+	IncludeSeen bool `json:"include_seen,omitempty"`
+	// Surface is where the items will be shown; it comes back in the answer, for the view events.
+	Surface string `json:"surface,omitempty"`
+	// Channel asks for the model of a channel, whoever the user is; empty: the user's.
+	Channel string `json:"channel,omitempty"`
+}
+
+// Answer is a list of recommendations.
+type Answer struct {
+	RecommendationID string `json:"recommendation_id"` // to be sent back in view events
+	// CheckpointVersion is the model's version, to be sent back, too; empty if Source is "popular".
+	CheckpointVersion string `json:"checkpoint_version,omitempty"`
+	Channel           string `json:"channel,omitempty"`
+	Surface           string `json:"surface,omitempty"`
+	// Source is "model", or "popular" if no model is loaded, and Why says why.
+	Source string `json:"source"`
+	Why    string `json:"why,omitempty"`
+	// HistoryItems is how many items of the history the model knew.
+	HistoryItems int    `json:"history_items"`
+	Items        []Item `json:"items"`
+}
+
+// Item is one recommendation.
+type Item struct {
+	ItemID     string   `json:"item_id"`
+	SemanticID []uint16 `json:"semantic_id,omitempty"`
+	// LogProb is the item's log probability in mode "next", that of the whole list
+	// in mode "list", among what could be recommended; answers are in its order.
+	LogProb float64 `json:"log_prob,omitempty"`
+}
+
+func (q *Request) check() error {
+	switch {
+	case q.UserID == "" && q.History == nil:
+		return badRequest("user_id is empty; name a user, or give a history")
+	case len(q.UserID) > schemas.MaxIDBytes:
+		return badRequest("user_id has %d bytes, at most %d are allowed", len(q.UserID), schemas.MaxIDBytes)
+	case q.N < 0 || q.N > maxN:
+		return badRequest("n is %d, allowed is 1 to %d", q.N, maxN)
+	case len(q.History) > maxHistory:
+		return badRequest("history has %d items, at most %d are allowed", len(q.History), maxHistory)
+	case q.Mode != "" && q.Mode != "list" && q.Mode != "next":
+		return badRequest("mode is %q, allowed are list and next", q.Mode)
+	case len(q.Surface) > schemas.MaxIDBytes:
+		return badRequest("surface has %d bytes, at most %d are allowed", len(q.Surface), schemas.MaxIDBytes)
+	}
+	if q.N == 0 {
+		q.N = 10
+	}
+	return nil
+}
+
+// Recommend answers one request.
+func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
+	if err := q.check(); err != nil {
+		return nil, err
+	}
+	items := q.History
+	if items == nil {
+		items = s.users.history(q.UserID)
+	}
+	a := &Answer{RecommendationID: rand.Text(), Surface: q.Surface, Items: []Item{}}
+	m, err := s.choose(q.UserID, q.Channel)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil {
+		seen := make(map[string]bool)
+		for _, item := range items {
+			seen[item] = !q.IncludeSeen
+		}
+		a.Source, a.Why = "popular", "no model has been announced yet"
+		for _, item := range s.users.popular(q.N, seen) {
+			a.Items = append(a.Items, Item{ItemID: item})
+		}
+		return a, nil
+	}
+	a.Source, a.CheckpointVersion, a.Channel = "model", m.ref.Version, m.ref.Channel
+	o := decoder.Options{Exclude: make(map[int32]bool), Length: q.N, Width: s.Beams}
+	for _, item := range items {
+		if i, ok := m.cb.Index(item); ok {
+			o.History = append(o.History, m.cb.ID(i))
+			if !q.IncludeSeen {
+				o.Exclude[i] = true
+			}
+		}
+	}
+	a.HistoryItems = len(o.History)
+	if q.Mode == "next" {
+		o.Length, o.Width = 1, max(s.Beams, q.N)
+	} else if q.N > m.longest {
+		return nil, badRequest("n is %d, the model writes lists of at most %d items; use mode next", q.N, m.longest)
+	}
+	done, err := s.admission.admit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lists, err := m.gen.Generate(o)
+	done()
+	if err != nil {
+		return nil, fmt.Errorf("recommend with %s: %w", m.ref.Version, err)
+	}
+	add := func(i int32, logProb float64) {
+		a.Items = append(a.Items, Item{m.cb.Item(i), m.cb.ID(i), logProb})
+	}
+	if q.Mode == "next" {
+		for _, l := range lists[:min(len(lists), q.N)] {
+			add(l.Items[0], l.Score)
+		}
+	} else if len(lists) > 0 {
+		for _, i := range lists[0].Items {
+			add(i, lists[0].Score)
+		}
+	}
+	return a, nil
+}
+
+// ItemInfo is what a model knows of an item.
+type ItemInfo struct {
+	ItemID            string      `json:"item_id"`
+	SemanticID        []uint16    `json:"semantic_id"`
+	CheckpointVersion string      `json:"checkpoint_version"`
+	Neighbours        []Neighbour `json:"neighbours"` // those with most first codes in common, most first
+}
+
+// Neighbour is an item whose semantic ID begins with the same codes.
+type Neighbour struct {
+	ItemID      string   `json:"item_id"`
+	SemanticID  []uint16 `json:"semantic_id"`
+	CommonCodes int      `json:"common_codes"`
+}
+
+// Item returns what the served model knows of an item.
+func (s *Service) Item(id string) (*ItemInfo, error) {
+	const neighbours = 10
+	m := s.loaded.Load()
+	if m == nil {
+		return nil, &problem{Title: "Service Unavailable", Status: http.StatusServiceUnavailable, Detail: "no model has been announced yet"}
+	}
+	i, ok := m.cb.Index(id)
+	if !ok {
+		return nil, &problem{Title: "Not Found", Status: http.StatusNotFound, Detail: fmt.Sprintf("checkpoint %s knows no item %.64q", m.ref.Version, id)}
+	}
+	out := &ItemInfo{ItemID: id, SemanticID: m.cb.ID(i), CheckpointVersion: m.ref.Version, Neighbours: []Neighbour{}}
+	for _, n := range m.cb.Neighbours(i, neighbours) {
+		out.Neighbours = append(out.Neighbours, Neighbour{m.cb.Item(n.Item), m.cb.ID(n.Item), n.Codes})
+	}
+	return out, nil
+}
