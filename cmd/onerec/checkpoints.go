@@ -26,7 +26,7 @@ them: candidate (what was trained last), canary (what a share of the users gets)
 released (what the others get). list, show, diff, verify and keygen need no broker.`,
 	}
 	parent.AddCommand(c.checkpointsList(), c.checkpointsChannels(), c.checkpointsShow(), c.checkpointsDiff(), c.checkpointsVerify(),
-		c.checkpointsPromote(), c.checkpointsRollback(), c.checkpointsWithdraw(), c.checkpointsGC(), c.checkpointsKeygen())
+		c.checkpointsPromote(), c.checkpointsRollback(), c.checkpointsWithdraw(), c.checkpointsJudge(), c.checkpointsGC(), c.checkpointsKeygen())
 	return parent
 }
 

@@ -62,7 +62,7 @@ and keys of one YAML file (--config), in this order of precedence;
 	root.SetHelpCommandGroupID("tools")
 	root.SetCompletionCommandGroupID("tools")
 	root.AddCommand(c.services()...)
-	root.AddCommand(c.demo(), c.replay(), c.simulate(), c.topics(), c.dlq(), c.eval(), c.items(), c.semanticid(), c.checkpoints(), c.config(), c.version())
+	root.AddCommand(c.demo(), c.replay(), c.simulate(), c.report(), c.topics(), c.dlq(), c.eval(), c.items(), c.semanticid(), c.checkpoints(), c.config(), c.version())
 	return root
 }
 

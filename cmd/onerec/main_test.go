@@ -21,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"onerec/internal/attribution"
 	"onerec/internal/kafkatest"
 	"onerec/internal/stream"
 	"onerec/recommender"
@@ -293,7 +294,7 @@ func TestServices(t *testing.T) {
 		t.Errorf("answer %+v", answer)
 	}
 	// The simulator's users live on with what is served, and their views say by which model.
-	if out, code, stderr := run(t, append(common("replay", "--recommender", "http://"+address, "--list", "3"), world...)...); code != 0 || !strings.Contains(out, "served by http://"+address) {
+	if out, code, stderr := run(t, append(common("replay", "--finish", "--recommender", "http://"+address, "--list", "3"), world...)...); code != 0 || !strings.Contains(out, "served by http://"+address) {
 		t.Errorf("replay: %s%s", out, stderr)
 	}
 	attributed := 0
@@ -306,6 +307,14 @@ func TestServices(t *testing.T) {
 	}); err != nil || attributed == 0 {
 		t.Errorf("%d views of what was recommended, %v", attributed, err)
 	}
+	eventually(t, "the snapshots say what the checkpoints were worth", func() bool {
+		var lines []attribution.Line
+		out, code, stderr := run(t, "report", "attribution", "--snapshots", files, "--json")
+		if err := json.Unmarshal([]byte(out), &lines); err != nil || code != 0 {
+			t.Fatalf("report attribution: %v, %s%s", err, out, stderr)
+		}
+		return len(lines) > 1 && lines[0].Version == "" && lines[1].Views > 0 && lines[1].WatchMs > 0
+	})
 	eventually(t, "a round is recorded", func() bool {
 		n := 0
 		if err := cluster.ReadTopic(ctx, schemas.TopicRounds, func(*kgo.Record) error { n++; return nil }); err != nil {
@@ -335,6 +344,9 @@ func TestServices(t *testing.T) {
 	}
 	if out, code, stderr := run(t, common("checkpoints", "promote", answer.CheckpointVersion, "--channel", "canary", "--checkpoints", checkpoints)...); code != 0 || !strings.Contains(out, "canary: "+answer.CheckpointVersion) {
 		t.Errorf("promote to canary: %s%s", out, stderr)
+	}
+	if out, code, stderr := run(t, common("checkpoints", "judge", "--checkpoints", checkpoints, "--snapshots", files, "--since", "2020-01-01T00:00:00Z")...); code != 0 || !strings.Contains(out, "wait "+answer.CheckpointVersion) {
+		t.Errorf("judge: %s%s", out, stderr)
 	}
 	if out, code, stderr := run(t, common("checkpoints", "withdraw", "--checkpoints", checkpoints)...); code != 0 {
 		t.Errorf("withdraw: %s%s", out, stderr)

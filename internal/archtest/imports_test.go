@@ -57,6 +57,7 @@ var allowed = map[string][]string{
 	"internal/progress":    {},
 	"internal/archtest":    {},
 	"internal/kafkatest":   {},
+	"internal/attribution": {"snapshots"},
 	"internal/closedloop":  {"ingest", "sessionizer", "filters", "trainer", "rewarder", "decoder", "semanticid", "schemas", "simulator", "internal/history"},
 }
 
