@@ -2,12 +2,15 @@
 
     peer.py step LAYERS DIM HEADS HIDDEN VOCAB TOKENS ROWS SECONDS
     peer.py generate LAYERS DIM HEADS HIDDEN LEVELS CODES HISTORY BEAMS BATCH SECONDS
+    peer.py serve LAYERS DIM HEADS HIDDEN LEVELS CODES HISTORY BEAMS ITEMS
     peer.py peak N SECONDS
 
 Prints one JSON object. A step is forward, backward and AdamW over ROWS rows of TOKENS
 tokens of which 3 of 4 are predicted; eager and compiled, with one thread and with all, and
 what is fastest counts. generate prefills HISTORY items for each of BATCH users and draws
-LEVELS codes with BEAMS beams each, with a KV cache. peak is the speed of numpy's matrix
+LEVELS codes with BEAMS beams each, with a KV cache. serve answers each POST with a list of ITEMS
+items, written code by code in the same way, from Python's own HTTP server; it prints its port and runs
+until its input ends. peak is the speed of numpy's matrix
 product (OpenBLAS), GFLOP/s.
 """
 import json
@@ -137,6 +140,54 @@ if which == "step":
                 break
     best = max(found, key=found.get)
     report(tokens_per_s=found[best], best=best, all=found)
+elif which == "serve":
+    import http.server
+    import threading
+
+    levels, codes, history, beams, length_items = map(int, args[4:9])
+    vocab, length = 3 + levels * codes, 2 + history * (levels + 1)
+    model = Decoder(vocab, length + length_items * (levels + 1))
+    torch.set_num_threads(os.cpu_count())
+
+    @torch.inference_mode()
+    def recommend():
+        h, past = model(torch.randint(3, vocab, (1, length)))
+        score, fresh, last, at = torch.zeros(1, 1), None, h[:, -1:], length
+        for step in range(length_items * levels):
+            lo = 3 + step % levels * codes
+            lp = F.log_softmax(F.linear(last, model.embed), -1)[..., lo:lo + codes]
+            score, pick = (score[..., None] + lp).reshape(1, -1).topk(beams, -1)
+            parent, code = (pick // codes)[0], pick % codes
+            if fresh is not None:
+                fresh = [(k[parent], v[parent]) for k, v in fresh]
+            if step == length_items * levels - 1:
+                return score[0, 0].item()
+            h, fresh = model((lo + code).reshape(-1, 1), past, at, fresh)
+            at += 1
+            if step % levels == levels - 1:  # the separator that ends an item
+                h, fresh = model(torch.full((beams, 1), 1), past, at, fresh)
+                at += 1
+            last = h.view(1, beams, dim)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = json.dumps({"score": recommend()}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    recommend()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(server.server_address[1], flush=True)
+    sys.stdin.read()
 else:
     levels, codes, history, beams, batch, seconds = *map(int, args[4:9]), float(args[9])
     vocab, length = 3 + levels * codes, 2 + history * (levels + 1)
