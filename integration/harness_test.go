@@ -420,6 +420,9 @@ func (c *cluster) service(args ...string) *service {
 	return s
 }
 
+// apiToken lets the suite ask the recommender, which in a container does not listen on loopback alone.
+const apiToken = "suite-0123456789abcdef"
+
 // launch starts a service.
 func (c *cluster) launch(args ...string) *service {
 	c.t.Helper()
@@ -430,7 +433,11 @@ func (c *cluster) launch(args ...string) *service {
 		if c.network != nil {
 			listen = "0.0.0.0:8080"
 		}
-		args = append(args, "--listen", listen)
+		tokens := filepath.Join(c.mount, "tokens")
+		if err := os.WriteFile(tokens, []byte(apiToken+"\n"), 0o644); err != nil {
+			c.t.Fatal(err)
+		}
+		args = append(args, "--listen", listen, "--listen-tokens", tokens)
 	}
 	if c.network == nil {
 		s.run(append(args, "--http", s.http))

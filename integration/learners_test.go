@@ -136,6 +136,7 @@ func modelAnswer(t *testing.T, api, body string) (answer recommender.Answer, err
 		return answer, err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+apiToken)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return answer, err
