@@ -57,8 +57,7 @@ func TestFromViewsToRecommendations(t *testing.T) {
 	t.Log(strings.TrimSpace(c.tool(replay...)))
 
 	serve := c.launch("serve", "--checkpoints", checkpoints)
-	train := c.launch(with("train", "--bootstrap-sessions", "50", "--publish-every", "1s", "--train-history", "8", "--replay-ratio", "1")...)
-	reward := c.launch(with("reward", "--reward-every", "1s", "--align-users", "10", "--candidates", "8", "--candidate-items", "3", "--reward-epochs", "1")...)
+	train := c.launch(with("train", "--bootstrap-sessions", "50", "--train-history", "8", "--replay-ratio", "1")...)
 	var answer recommender.Answer
 	eventually(t, "a model answers", func() (err error) {
 		answer, err = modelAnswer(t, serve.api, `{"user_id":"u1","history":[],"n":3}`)
@@ -67,6 +66,23 @@ func TestFromViewsToRecommendations(t *testing.T) {
 	if len(answer.Items) != 3 || answer.CheckpointVersion == "" {
 		t.Errorf("answer %+v", answer)
 	}
+	// More users come, and wait for a model that has learned from them.
+	t.Log(strings.TrimSpace(c.tool("replay", "--finish", "--sim-users", "80", "--sim-items", "150", "--sim-days", "5")))
+	eventually(t, "a model serves that knows the new sessions", func() error {
+		_, text := get(t, serve.http, "/metrics")
+		var found []string
+		for line := range strings.Lines(text) {
+			if strings.HasPrefix(line, "onerec_serve_session_to_serving_seconds{") {
+				found = append(found, strings.TrimSpace(line))
+			}
+		}
+		if len(found) == 0 {
+			return errors.New("not yet")
+		}
+		t.Log(strings.Join(found, "\n"))
+		return nil
+	})
+	reward := c.launch(with("reward", "--reward-every", "1s", "--align-users", "10", "--candidates", "8", "--candidate-items", "3", "--reward-epochs", "1")...)
 	eventually(t, "a round is recorded", func() error {
 		n := 0
 		if err := c.stream().ReadTopic(t.Context(), schemas.TopicRounds, func(*kgo.Record) error { n++; return nil }); err != nil {

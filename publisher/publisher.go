@@ -49,6 +49,14 @@ const (
 	KindAligned = "aligned" // after a DPO round
 )
 
+// Metrics of a manifest that tell how long sessions waited, from their record on sessions.good to the time
+// at which the manifest was made, for a model that has learned from them.
+const (
+	MetricSessions = "new_sessions"            // since the version before
+	MetricAgeP50   = "session_age_p50_seconds" // the median of them
+	MetricAgeP99   = "session_age_p99_seconds"
+)
+
 // SchemaVersion is the manifest's; readers refuse newer ones.
 const SchemaVersion = 1
 

@@ -55,8 +55,18 @@ func (s *Service) announced(ctx context.Context, channel string, ref *onerecv1.C
 	}
 	slot.Store(m)
 	s.Metrics.swap("loaded")
-	s.Metrics.serving(ref.Channel, m.manifest.CreatedAt)
-	s.Log.Info("serving", "version", ref.Version, "channel", ref.Channel, "items", m.cb.Len())
+	s.Metrics.serving(m)
+	s.Log.Info("serving", "version", ref.Version, "channel", ref.Channel, "items", m.cb.Len(), "session_to_serving_p99", m.waited(publisher.MetricAgeP99))
+}
+
+// waited is how long the sessions that are new to a model have waited until it served, by one of the
+// manifest's metrics; 0 if it says nothing.
+func (m *model) waited(metric string) time.Duration {
+	age, ok := m.manifest.Metrics[metric]
+	if !ok {
+		return 0
+	}
+	return time.Duration(age*float64(time.Second)) + m.loadedAt.Sub(m.manifest.CreatedAt)
 }
 
 func (s *Service) load(ctx context.Context, ref *onerecv1.CheckpointRef) (*model, error) {

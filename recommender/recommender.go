@@ -170,6 +170,7 @@ type Metrics struct {
 	latency  prometheus.Histogram
 	swaps    *prometheus.CounterVec
 	created  *prometheus.GaugeVec
+	waited   *prometheus.GaugeVec
 	users    prometheus.Gauge
 }
 
@@ -180,9 +181,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		latency:  prometheus.NewHistogram(prometheus.HistogramOpts{Name: "onerec_serve_request_seconds", Help: "Time to answer.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 12)}),
 		swaps:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_serve_checkpoints_total", Help: "Announced checkpoints: loaded or refused."}, []string{"outcome"}),
 		created:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_serve_checkpoint_created_seconds", Help: "When the checkpoint that is served was made, seconds since the epoch, by channel."}, []string{"channel"}),
+		waited:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_serve_session_to_serving_seconds", Help: "From a good session's record to a serving model that has learned from it, for the sessions that are new to the model, by channel and quantile."}, []string{"channel", "quantile"}),
 		users:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_serve_users", Help: "Users whose history is in memory."}),
 	}
-	reg.MustRegister(m.requests, m.latency, m.swaps, m.created, m.users)
+	reg.MustRegister(m.requests, m.latency, m.swaps, m.created, m.waited, m.users)
 	return m
 }
 
@@ -199,9 +201,16 @@ func (m *Metrics) swap(outcome string) {
 	}
 }
 
-func (m *Metrics) serving(channel string, created time.Time) {
-	if m != nil {
-		m.created.WithLabelValues(channel).Set(float64(created.UnixMilli()) / 1000)
+func (m *Metrics) serving(of *model) {
+	if m == nil {
+		return
+	}
+	channel := of.ref.Channel
+	m.created.WithLabelValues(channel).Set(float64(of.manifest.CreatedAt.UnixMilli()) / 1000)
+	for quantile, metric := range map[string]string{"0.5": publisher.MetricAgeP50, "0.99": publisher.MetricAgeP99} {
+		if age := of.waited(metric); age > 0 {
+			m.waited.WithLabelValues(channel, quantile).Set(age.Seconds())
+		}
 	}
 }
 

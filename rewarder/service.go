@@ -322,6 +322,11 @@ func (r *run) release(ctx context.Context, parent *publisher.Manifest, w *decode
 			"loss_before": o.LossBefore, "pairs": float64(o.Pairs), "like_auc": q.LikeAUC, "watch_time_spearman": q.WatchTimeSpearman,
 		},
 	}
+	for _, name := range []string{publisher.MetricAgeP50, publisher.MetricAgeP99} { // they have waited for this round, too
+		if age, ok := parent.Metrics[name]; ok {
+			m.Metrics[name] = age + time.Since(parent.CreatedAt).Seconds()
+		}
+	}
 	for _, g := range o.Gates {
 		m.Metrics["gate_"+g.Name], m.Metrics["bound_"+g.Name] = g.Figure, g.Bound
 	}

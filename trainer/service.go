@@ -92,6 +92,7 @@ type run struct {
 
 	published   Stats // as of the last candidate
 	publishedAt time.Time
+	waiting     ages // sessions that came since the last publish
 	last        *Candidate
 }
 
@@ -235,6 +236,7 @@ func (r *run) follow(ctx context.Context) error {
 				return err
 			}
 			r.offsets[rec.Partition] = rec.Offset + 1
+			r.waiting.add(rec.Timestamp)
 		}
 		steps := r.learner.Stats().Steps - r.published.Steps
 		if r.learner.Ready() && steps > 0 && time.Now().After(retryAt) && (steps >= r.PublishSteps || time.Since(r.publishedAt) >= r.PublishEvery) {
@@ -441,6 +443,7 @@ func (r *run) publish(ctx context.Context) error {
 			"prequential_last_item_hit_rate_10": pre.LastItemHitRate10, "prequential_last_item_ndcg_10": pre.LastItemNDCG10,
 		})
 	}
+	maps.Copy(m.Metrics, r.waiting.metrics(time.Now()))
 	hash, err := r.Store.Publish(ctx, m, files)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotStored, err)
@@ -450,7 +453,7 @@ func (r *run) publish(ctx context.Context) error {
 	}
 	r.last = &Candidate{m, hash, st, h, pre}
 	r.learner.ResetPrequential()
-	r.parent, r.published, r.publishedAt = m.Version, st, time.Now()
+	r.parent, r.published, r.publishedAt, r.waiting = m.Version, st, time.Now(), ages{}
 	r.Metrics.candidate(st, h, pre)
 	r.Log.Info("published candidate", "version", m.Version, "steps", st.Steps, "loss", st.LastLoss, "holdout_loss", h.Loss, "hit_rate_10", h.HitRate10, "prequential_hit_rate_10", pre.HitRate10)
 	return nil

@@ -117,7 +117,7 @@ func Defaults() *Settings {
 		CommitInterval: 100 * time.Millisecond,
 		Sessions:       sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
 		SnapshotDir: "snapshots", SnapshotRows: 20_000, SnapshotAge: time.Minute,
-		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: time.Minute,
+		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: 30 * time.Second,
 		Reward: rewarder.DefaultCoreConfig(), Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
 		Listen: "127.0.0.1:8080", Channel: publisher.ChannelReleased, Beams: 32, MaxUsers: 1_000_000, MaxItems: 5_000_000,
 		Simulate: simulator.DefaultConfig(),
