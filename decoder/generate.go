@@ -21,7 +21,13 @@ type Generator struct {
 	trie   *semanticid.Trie
 	ids    func(item int32) Item
 	rotary *kernels.Rotary
+
+	// The weights, laid out once for the products that every step makes.
+	embed  kernels.Packed
+	layers []packedLayer
 }
+
+type packedLayer struct{ qkv, out, up, down kernels.Packed }
 
 // NewGenerator returns a generator for the items that the codebook holds now.
 func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
@@ -29,7 +35,17 @@ func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
 	if cb.Levels() != c.Levels || cb.Codes() != c.Codes {
 		return nil, fmt.Errorf("the decoder speaks %d levels of %d codes, the codebook %d of %d", c.Levels, c.Codes, cb.Levels(), cb.Codes())
 	}
-	return &Generator{w: w, trie: semanticid.NewTrie(cb), ids: cb.ID, rotary: kernels.NewRotary(c.Dim/c.Heads, c.MaxLen)}, nil
+	g := &Generator{w: w, trie: semanticid.NewTrie(cb), ids: cb.ID, rotary: kernels.NewRotary(c.Dim/c.Heads, c.MaxLen)}
+	d, f := c.Dim, c.Hidden
+	g.embed = kernels.NewPacked(true, c.Vocab(), d, w.embed(), d)
+	for l := range c.Layers {
+		of := w.layer(l)
+		g.layers = append(g.layers, packedLayer{
+			qkv: kernels.NewPacked(true, 3*d, d, of.qkv, d), out: kernels.NewPacked(true, d, d, of.out, d),
+			up: kernels.NewPacked(true, 2*f, d, of.up, d), down: kernels.NewPacked(true, d, f, of.down, f),
+		})
+	}
+	return g, nil
 }
 
 // List is a generated session.
@@ -166,7 +182,7 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	c := g.w.Config
 	n, vocab := len(beams), c.Vocab()
 	logits := make([]float32, n*vocab)
-	kernels.Gemm(false, true, n, vocab, c.Dim, 1, hidden, c.Dim, g.w.embed(), c.Dim, 0, logits, vocab)
+	g.embed.Mul(n, hidden, c.Dim, false, logits, vocab)
 	best := newTopChoices(o.Width)
 	mine := make([]choice, 0, c.Codes)
 	var choices []choice
@@ -315,7 +331,7 @@ func (g *Generator) prefill(tokens []int32) (*prefix, []float32) {
 	for l := range c.Layers {
 		w := g.w.layer(l)
 		kernels.RMSNorm(h, buf.rstd, x, w.normAttn, n, d)
-		kernels.Gemm(false, true, n, 3*d, d, 1, h, d, w.qkv, d, 0, qkv, 3*d)
+		g.layers[l].qkv.Mul(n, h, d, false, qkv, 3*d)
 		const together = 64
 		kernels.Parallel((n+together-1)/together, func(part int) {
 			for i := part * together; i < min(n, (part+1)*together); i++ {
@@ -332,7 +348,7 @@ func (g *Generator) prefill(tokens []int32) (*prefix, []float32) {
 		})
 		if l < c.Layers-1 {
 			kernels.Attention(h, qkv, []int{0, n}, d, c.Heads, true)
-			g.finishLayer(w, buf, n)
+			g.finishLayer(l, buf, n)
 			continue
 		}
 		last := newActivations(c, 1)
@@ -345,7 +361,7 @@ func (g *Generator) prefill(tokens []int32) (*prefix, []float32) {
 			kernels.Softmax(row)
 			p.values[l][head].Mul(1, row, n, false, last.h[off:], d)
 		}
-		g.finishLayer(w, last, 1)
+		g.finishLayer(l, last, 1)
 		x = last.x
 	}
 	out := make([]float32, d)
@@ -383,13 +399,14 @@ func (a *activations) release() { activationPool.Put(a.all) }
 
 // finishLayer adds the attention's output projection, of h, and the feed-forward part
 // to x; h is overwritten.
-func (g *Generator) finishLayer(w layerWeights, a *activations, n int) {
+func (g *Generator) finishLayer(l int, a *activations, n int) {
 	d, f := g.w.Config.Dim, g.w.Config.Hidden
-	kernels.Gemm(false, true, n, d, d, 1, a.h, d, w.out, d, 1, a.x, d)
-	kernels.RMSNorm(a.h, a.rstd, a.x, w.normFF, n, d)
-	kernels.Gemm(false, true, n, 2*f, d, 1, a.h, d, w.up, d, 0, a.up, 2*f)
+	p := g.layers[l]
+	p.out.Mul(n, a.h, d, true, a.x, d)
+	kernels.RMSNorm(a.h, a.rstd, a.x, g.w.layer(l).normFF, n, d)
+	p.up.Mul(n, a.h, d, false, a.up, 2*f)
 	kernels.SwiGLU(a.act, a.up, n, f)
-	kernels.Gemm(false, true, n, d, f, 1, a.act, f, w.down, f, 1, a.x, d)
+	p.down.Mul(n, a.act, f, true, a.x, d)
 }
 
 // suffix is the KV cache of what the beams wrote themselves.
@@ -450,7 +467,7 @@ func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 	for l := range c.Layers {
 		w := g.w.layer(l)
 		kernels.RMSNorm(h, a.rstd, a.x, w.normAttn, n, d)
-		kernels.Gemm(false, true, n, 3*d, d, 1, h, d, w.qkv, d, 0, qkv, 3*d)
+		g.layers[l].qkv.Mul(n, h, d, false, qkv, 3*d)
 		for i := range n {
 			g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], pos, false)
 			copy(s.kv[l][(i*s.stride+s.steps)*2*d:(i*s.stride+s.steps+1)*2*d], qkv[i*3*d+d:])
@@ -484,7 +501,7 @@ func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 				}
 			}
 		})
-		g.finishLayer(w, a, n)
+		g.finishLayer(l, a, n)
 	}
 	s.steps++
 	out := make([]float32, n*d)

@@ -208,6 +208,50 @@ func (p Panels) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int)
 	mulPanels(m, p.n, p.k, a, lda, p.data, add, c, ldc)
 }
 
+// Packed is a matrix op(B), k x n, laid out once for large products on all processors, as [Gemm] lays
+// its own out anew each time.
+type Packed struct {
+	n, k int
+	data []float32 // kc rows after kc rows, each as panels of 16 columns
+}
+
+// NewPacked lays op(B) out; op transposes if trans is set.
+func NewPacked(trans bool, n, k int, b []float32, ldb int) Packed {
+	p := Packed{n, k, make([]float32, panelFloats(n, k))}
+	for pc := 0; pc < k; pc += kc {
+		packB(p.data[panelFloats(n, pc):], trans, b, ldb, pc, min(kc, k-pc), 0, n, 1)
+	}
+	return p
+}
+
+// Mul computes C = A op(B) for A m x k, and adds it to C if add is set. Processors share the rows
+// out, or the columns when the rows are few.
+func (p Packed) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
+	parallel := Parallel
+	if 2*m*p.n*p.k < serialFlops {
+		parallel = serially
+	}
+	procs := runtime.GOMAXPROCS(0)
+	if blocks := ((m+mc-1)/mc + procs - 1) / procs * procs; m >= 2*mr*blocks {
+		rowsOf := (m/blocks + mr) / mr * mr
+		parallel((m+rowsOf-1)/rowsOf, func(i int) {
+			for pc := 0; pc < p.k; pc += kc {
+				gemmRows(false, i*rowsOf, min(m, (i+1)*rowsOf), min(kc, p.k-pc), p.n, a, lda, pc, p.data[panelFloats(p.n, pc):], add || pc > 0, c, ldc)
+			}
+		})
+		return
+	}
+	all := (p.n + nr - 1) / nr
+	together := max(1, all/(4*procs)) // a few chunks for each, so that one that is late holds nobody up
+	parallel((all+together-1)/together, func(i int) {
+		from := i * together * nr
+		for pc := 0; pc < p.k; pc += kc {
+			kb := min(kc, p.k-pc)
+			gemmRows(false, 0, m, kb, min(together*nr, p.n-from), a, lda, pc, p.data[panelFloats(p.n, pc)+from*kb:], add || pc > 0, c[from:], ldc)
+		}
+	})
+}
+
 // panels lays all of op(B), k x n, out for mulPanels. dst holds k times n, rounded up to 16.
 func panels(dst []float32, trans bool, n, k int, b []float32, ldb int, alpha float32) {
 	packB(dst, trans, b, ldb, 0, k, 0, n, alpha)
