@@ -23,7 +23,7 @@ type Gates struct {
 
 // DefaultGates lets a model move, but not collapse.
 func DefaultGates() Gates {
-	return Gates{MaxLossRise: 0.05, MaxKL: 10, MinCoverage: 0.6, MinDiversity: 0.8, MaxDrop: 0.05, MaxDislikes: 0.1}
+	return Gates{MaxLossRise: 0.05, MaxKL: 10, MinCoverage: 0.6, MinDiversity: 0.6, MaxDrop: 0.05, MaxDislikes: 0.1}
 }
 
 // Gate is a bound with what was found.

@@ -3,6 +3,9 @@ package closedloop
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"onerec/decoder"
@@ -37,11 +40,11 @@ func Variants(base rewarder.AlignConfig) []Variant {
 	add("4 of the worst", func(c *rewarder.AlignConfig) { c.PairsAUser = 4 })
 	add("a random pair", func(c *rewarder.AlignConfig) { c.Pairing = rewarder.PairRandom })
 	add("4 random pairs", func(c *rewarder.AlignConfig) { c.Pairing, c.PairsAUser = rewarder.PairRandom, 4 })
-	add("cdpo, 0.1", func(c *rewarder.AlignConfig) { c.Smoothing = 0.1 })
-	add("rdpo, 0.1", func(c *rewarder.AlignConfig) { c.Loss, c.Smoothing = decoder.LossRDPO, 0.1 })
+	add("cdpo 0.1", func(c *rewarder.AlignConfig) { c.Smoothing = 0.1 })
+	add("rdpo 0.1", func(c *rewarder.AlignConfig) { c.Loss, c.Smoothing = decoder.LossRDPO, 0.1 })
 	add("ipo", func(c *rewarder.AlignConfig) { c.Loss = decoder.LossIPO })
 	add("simpo", func(c *rewarder.AlignConfig) { c.Loss, c.Beta, c.Gamma = decoder.LossSimPO, 2, 0.5 })
-	add("sdpo, 4 losers", func(c *rewarder.AlignConfig) { c.Loss, c.PairsAUser = decoder.LossSDPO, 4 })
+	add("sdpo 4 losers", func(c *rewarder.AlignConfig) { c.Loss, c.PairsAUser = decoder.LossSDPO, 4 })
 	add("best only", func(c *rewarder.AlignConfig) { c.Loss = rewarder.LossBest })
 	add("policy gradient", func(c *rewarder.AlignConfig) {
 		c.Loss, c.Pairing, c.PairsAUser, c.MinMargin = decoder.LossCoPG, rewarder.PairRandom, 8, 0
@@ -58,6 +61,8 @@ type VariantLine struct {
 	Second   float64 `json:"second_reward_gain"`
 	Accepted int     `json:"accepted_rounds"`
 	Rounds   int     `json:"rounds"`
+	// Failed is how often each gate failed.
+	Failed map[string]int `json:"failed_gates"`
 }
 
 // CompareVariants sums up the variants of runs.
@@ -68,7 +73,7 @@ func CompareVariants(runs []*Run, variants []Variant) []VariantLine {
 	}
 	var out []VariantLine
 	for i, v := range variants {
-		l := VariantLine{Line: lines[v.Name], Rounds: len(runs)}
+		l := VariantLine{Line: lines[v.Name], Rounds: len(runs), Failed: make(map[string]int)}
 		n := float64(len(runs))
 		for _, r := range runs {
 			o := r.Variants[i]
@@ -78,6 +83,11 @@ func CompareVariants(runs []*Run, variants []Variant) []VariantLine {
 			l.Second += (o.After.Second - o.Before.Second) / n
 			if o.Accepted {
 				l.Accepted++
+			}
+			for _, g := range o.Gates {
+				if !g.Passed() {
+					l.Failed[g.Name]++
+				}
 			}
 		}
 		l.Pairs /= len(runs)
@@ -89,10 +99,14 @@ func CompareVariants(runs []*Run, variants []Variant) []VariantLine {
 // PrintVariants writes a table.
 func PrintVariants(w io.Writer, lines []VariantLine) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "VARIANT\tPAIRS\tKL, nats\tPREDICTED GAIN\tSECOND MODEL\tACCEPTED\tWATCH, BESIDE PRETRAINED\tLIKES\tCOVERAGE\n")
+	fmt.Fprintf(t, "VARIANT\tPAIRS\tKL, nats\tPREDICTED GAIN\tSECOND MODEL\tACCEPTED\tWATCH, BESIDE PRETRAINED\tLIKES\tCOVERAGE\tFAILED GATES\n")
 	for _, l := range lines {
-		fmt.Fprintf(t, "%s\t%d\t%.2f\t%+.3f\t%+.3f\t%d of %d\t%s\t%s\t%.2f\n", l.Policy, l.Pairs, l.KL, l.Gain, l.Second, l.Accepted, l.Rounds,
-			percent(l.WatchOverPretrained), percent(l.LikesOverPretrained), l.Coverage)
+		failed := ""
+		for _, name := range slices.Sorted(maps.Keys(l.Failed)) {
+			failed += fmt.Sprintf(" %s %d", name, l.Failed[name])
+		}
+		fmt.Fprintf(t, "%s\t%d\t%.2f\t%+.3f\t%+.3f\t%d of %d\t%s\t%s\t%.2f\t%s\n", l.Policy, l.Pairs, l.KL, l.Gain, l.Second, l.Accepted, l.Rounds,
+			percent(l.WatchOverPretrained), percent(l.LikesOverPretrained), l.Coverage, strings.TrimSpace(failed))
 	}
 	return t.Flush()
 }
