@@ -409,43 +409,34 @@ func (g *Generator) finishLayer(l int, a *activations, n int) {
 	p.down.Mul(n, a.act, f, true, a.x, d)
 }
 
-// suffix is the KV cache of what the beams wrote themselves.
+// suffix is the KV cache of what the beams wrote themselves. What was written at a step stays where it is; beams that
+// continue the same one share it, so that a beam is no more than a list of where its tokens are.
 type suffix struct {
 	past   *prefix
+	width  int // most beams
 	beams  int
 	steps  int         // tokens so far
 	stride int         // most steps
-	entry  int         // floats of a token: 2d
-	kv     [][]float32 // by layer: beams x stride x 2d
-	spare  []float32
+	kv     [][]float32 // by layer: stride x width x 2d
+	at     []int32     // beams x stride: which of the step's entries the beam's token is
+	spare  []int32
 }
 
 func newSuffix(c Config, past *prefix, width, steps int) *suffix {
-	s := &suffix{past: past, beams: 1, stride: steps, entry: 2 * c.Dim, spare: make([]float32, width*steps*2*c.Dim)}
+	s := &suffix{past: past, width: width, beams: 1, stride: steps, at: make([]int32, width*steps), spare: make([]int32, width*steps)}
 	for range c.Layers {
 		s.kv = append(s.kv, make([]float32, width*steps*2*c.Dim))
 	}
 	return s
 }
 
-// reorder makes beam i a copy of old beam parents[i].
+// reorder makes beam i continue old beam parents[i].
 func (s *suffix) reorder(parents []int) {
 	s.beams = len(parents)
-	inOrder := true
 	for i, p := range parents {
-		inOrder = inOrder && i == p
+		copy(s.spare[i*s.stride:i*s.stride+s.steps], s.at[p*s.stride:])
 	}
-	if inOrder {
-		return
-	}
-	entry := s.entry
-	row := s.stride * entry
-	for l, kv := range s.kv {
-		for i, p := range parents {
-			copy(s.spare[i*row:i*row+s.steps*entry], kv[p*row:])
-		}
-		s.kv[l], s.spare = s.spare, kv
-	}
+	s.at, s.spare = s.spare, s.at
 }
 
 // step runs one token of every beam and returns the hidden states (beams x d).
@@ -457,6 +448,9 @@ func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 	h, qkv := a.h, a.qkv
 	for i := range n {
 		copy(a.x[i*d:(i+1)*d], g.w.embed()[int(token(i))*d:])
+	}
+	for i := range n {
+		s.at[i*s.stride+s.steps] = int32(i)
 	}
 	pos := s.past.n + s.steps
 	scale := float32(1 / math.Sqrt(float64(hd)))
@@ -470,7 +464,7 @@ func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 		g.layers[l].qkv.Mul(n, h, d, false, qkv, 3*d)
 		for i := range n {
 			g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], pos, false)
-			copy(s.kv[l][(i*s.stride+s.steps)*2*d:(i*s.stride+s.steps+1)*2*d], qkv[i*3*d+d:])
+			copy(s.kv[l][(s.steps*s.width+i)*2*d:(s.steps*s.width+i+1)*2*d], qkv[i*3*d+d:])
 		}
 		kernels.Parallel(c.Heads*groups, func(part int) {
 			head, from := part/groups, part%groups*together
@@ -486,8 +480,8 @@ func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 			s.past.keys[l][head].Mul(to-from, qkv[from*3*d+off:], 3*d, false, p, width)
 			for i := from; i < to; i++ {
 				q, row := qkv[i*3*d+off:i*3*d+off+hd], p[(i-from)*width:(i-from+1)*width]
-				for t := range s.steps + 1 {
-					at := (i*s.stride+t)*2*d + off
+				for t, slot := range s.at[i*s.stride : i*s.stride+s.steps+1] {
+					at := (t*s.width+int(slot))*2*d + off
 					row[s.past.n+t] = scale * kernels.Dot(q, s.kv[l][at:at+hd])
 				}
 				kernels.Softmax(row)
@@ -495,8 +489,8 @@ func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 			s.past.values[l][head].Mul(to-from, p, width, false, h[from*d+off:], d)
 			for i := from; i < to; i++ {
 				out := h[i*d+off : i*d+off+hd]
-				for t := range s.steps + 1 {
-					at := (i*s.stride+t)*2*d + d + off
+				for t, slot := range s.at[i*s.stride : i*s.stride+s.steps+1] {
+					at := (t*s.width+int(slot))*2*d + d + off
 					kernels.AddScaled(out, s.kv[l][at:at+hd], p[(i-from)*width+s.past.n+t])
 				}
 			}
