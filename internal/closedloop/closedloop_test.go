@@ -5,6 +5,9 @@ import (
 	"math"
 	"strings"
 	"testing"
+
+	"onerec/decoder"
+	"onerec/rewarder"
 )
 
 // smallConfig is a loop of seconds.
@@ -22,6 +25,9 @@ func smallConfig() Config {
 // pass. How much alignment brings is measured on larger worlds: onerec simulate loop.
 func TestLoop(t *testing.T) {
 	c := smallConfig()
+	other := c.Align
+	other.Loss, other.Pairing, other.PairsAUser, other.LearningRate = decoder.LossCoPG, rewarder.PairRandom, 2, 1e-4
+	c.Variants = []Variant{{"another way", other}}
 	r, err := Loop(t.Context(), c, 1, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +42,7 @@ func TestLoop(t *testing.T) {
 			t.Errorf("%+v", l)
 		}
 	}
-	if len(lines) != 5 {
+	if len(lines) != 6 {
 		t.Fatalf("policies %v", lines)
 	}
 	oracle := lines[Oracle]
@@ -53,6 +59,13 @@ func TestLoop(t *testing.T) {
 	}
 	var b bytes.Buffer
 	if err := Print(&b, []*Run{r}); err != nil || !strings.Contains(b.String(), Aligned(1)) {
+		t.Errorf("%v\n%s", err, b.String())
+	}
+	variants := CompareVariants([]*Run{r}, c.Variants)
+	if v := variants[0]; len(variants) != 1 || v.Pairs == 0 || v.Pairs > 2*c.Align.Users || v.KL <= 0 || v.WatchSeconds == lines[Pretrained].WatchSeconds {
+		t.Errorf("%+v", variants)
+	}
+	if err := PrintVariants(&b, variants); err != nil || !strings.Contains(b.String(), "another way") {
 		t.Errorf("%v\n%s", err, b.String())
 	}
 }
