@@ -14,6 +14,7 @@
 package snapshots
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -288,9 +289,12 @@ func (s *Service) flush(n int32, parts map[int32]*part) error {
 	return nil
 }
 
+// tmpPrefix begins the names of files that are not whole yet.
+const tmpPrefix = ".tmp-"
+
 // writeFile makes a file appear whole or not at all.
 func writeFile(name string, rows []Session) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), ".tmp-*")
+	f, err := os.CreateTemp(filepath.Dir(name), tmpPrefix+"*")
 	if err != nil {
 		return err
 	}
@@ -299,7 +303,13 @@ func writeFile(name string, rows []Session) (err error) {
 			err = fmt.Errorf("write snapshot %s: %w", name, errors.Join(err, f.Close(), os.Remove(f.Name())))
 		}
 	}()
-	w := parquet.NewGenericWriter[Session](f, parquet.Compression(&parquet.Zstd), parquet.CreatedBy("onerec", "1", ""))
+	slices.SortStableFunc(rows, func(a, b Session) int {
+		return cmp.Or(cmp.Compare(a.UserID, b.UserID), a.Start.Compare(b.Start))
+	})
+	const bits = 10 // of a bloom filter, for each value: 1 in 100 is there in vain
+	w := parquet.NewGenericWriter[Session](f, parquet.Compression(&parquet.Zstd), parquet.CreatedBy("onerec", "1", ""),
+		parquet.SortingWriterConfig(parquet.SortingColumns(parquet.Ascending("user_id"), parquet.Ascending("start"))),
+		parquet.BloomFilters(parquet.SplitBlockFilter(bits, "user_id"), parquet.SplitBlockFilter(bits, "views", "list", "element", "item_id")))
 	if _, err := w.Write(rows); err != nil {
 		return err
 	}
@@ -318,6 +328,13 @@ func writeFile(name string, rows []Session) (err error) {
 	return f.Close()
 }
 
+// abandoned reports whether a file is what a process that was killed was writing. One that still writes
+// is done long before.
+func (s *Service) abandoned(f fs.DirEntry) bool {
+	info, err := f.Info()
+	return err == nil && strings.HasPrefix(f.Name(), tmpPrefix) && time.Since(info.ModTime()) > time.Hour
+}
+
 // resume sets where each assigned partition is read from: behind its last file.
 func (s *Service) resume(_ context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 	for n := range offsets[schemas.TopicJudgedSessions] {
@@ -329,6 +346,11 @@ func (s *Service) resume(_ context.Context, offsets map[string]map[int32]kgo.Off
 		at := kgo.NewOffset().AtStart()
 		var next int64
 		for _, f := range files {
+			if s.abandoned(f) {
+				if err := os.Remove(filepath.Join(dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return nil, err
+				}
+			}
 			var from, to int64
 			if _, err := fmt.Sscanf(f.Name(), "%d-%d.parquet", &from, &to); err == nil && to > next {
 				next = to

@@ -1,6 +1,7 @@
 package snapshots
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,10 +9,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/parquet-go/parquet-go"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
@@ -150,5 +153,84 @@ func TestExactlyOnce(t *testing.T) {
 	}
 	if len(seen) != sessions {
 		t.Errorf("%d sessions, want %d", len(seen), sessions)
+	}
+}
+
+// TestLayout: within a file sessions are in the order of users and starts, and bloom filters say who and what
+// is not in it.
+func TestLayout(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "a.parquet")
+	var rows []Session
+	for i := range 300 {
+		rows = append(rows, Session{
+			SessionID: fmt.Sprint(i), UserID: fmt.Sprint("u", i*7%50), Start: ms(int64(i * 31 % 1000)), End: ms(2000),
+			Views: []View{{EventID: fmt.Sprint("e", i), ItemID: fmt.Sprint("i", i%40), Time: ms(1)}},
+		})
+	}
+	if err := writeFile(name, rows); err != nil {
+		t.Fatal(err)
+	}
+	var got []Session
+	if err := readFile(name, func(s Session) error { got = append(got, s); return nil }); err != nil || len(got) != 300 {
+		t.Fatalf("%d sessions, %v", len(got), err)
+	}
+	if !slices.IsSortedFunc(got, func(a, b Session) int {
+		return cmp.Or(cmp.Compare(a.UserID, b.UserID), a.Start.Compare(b.Start))
+	}) {
+		t.Error("not in order")
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := parquet.OpenFile(f, info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for column, values := range map[string][2]string{"user_id": {"u7", "u99"}, "views.list.element.item_id": {"i39", "i99"}} {
+		leaf, ok := p.Schema().Lookup(strings.Split(column, ".")...)
+		if !ok {
+			t.Fatalf("no column %s", column)
+		}
+		filter := p.RowGroups()[0].ColumnChunks()[leaf.ColumnIndex].BloomFilter()
+		if filter == nil {
+			t.Fatalf("no bloom filter of %s", column)
+		}
+		for i, want := range []bool{true, false} {
+			if has, err := filter.Check(parquet.ValueOf(values[i])); err != nil || has != want {
+				t.Errorf("%s of %s: %v, %v", values[i], column, has, err)
+			}
+		}
+	}
+	if sorting := p.RowGroups()[0].SortingColumns(); len(sorting) != 2 || sorting[0].Path()[0] != "user_id" {
+		t.Errorf("sorting columns %v", sorting)
+	}
+}
+
+// TestAbandoned: what a killed process was writing goes after an hour, what one is writing stays.
+func TestAbandoned(t *testing.T) {
+	s := &Service{Dir: t.TempDir(), resumed: make(map[int32]int64)}
+	dir := filepath.Join(s.Dir, "sessions", "partition=0000")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, age := range map[string]time.Duration{".tmp-old": 2 * time.Hour, ".tmp-young": time.Minute, fmt.Sprintf("%020d-%020d.parquet", 0, 7): 9 * time.Hour} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, time.Time{}, time.Now().Add(-age))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at, err := s.resume(t.Context(), map[string]map[int32]kgo.Offset{schemas.TopicJudgedSessions: {0: {}}})
+	if err != nil || s.resumed[0] != 7 || len(at) != 1 {
+		t.Fatalf("%v, %v, %v", at, s.resumed, err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 2 || left[0].Name() != ".tmp-young" {
+		t.Errorf("left %v, %v", left, err)
 	}
 }
