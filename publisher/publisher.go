@@ -332,6 +332,7 @@ func (s *Store) read(ctx context.Context, version, name string, limit int64) ([]
 	}
 	defer r.Close()
 	var b bytes.Buffer
+	b.Grow(int(min(r.Size(), limit)) + bytes.MinRead)
 	if _, err := io.Copy(&b, io.LimitReader(r, limit+1)); err != nil {
 		return nil, fmt.Errorf("read %s of %s in %s: %w", name, version, s.url, err)
 	}

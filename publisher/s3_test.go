@@ -190,7 +190,7 @@ func TestS3(t *testing.T) {
 		published, failed := 0, 0
 		for i := range 6 {
 			share.Store([]int64{20, 60, 95}[i%3])
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			m := &Manifest{Model: "m"}
 			hash, err := s.Publish(ctx, m, files(i))
 			cancel()
