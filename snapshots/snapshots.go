@@ -42,47 +42,47 @@ import (
 // Group is the consumer group of the snapshot service.
 const Group = "snapshot"
 
-// Session is a row.
+// Session is a row. The tags doc, unit and example are what docs/snapshots.md says of each column.
 type Session struct {
-	SessionID    string        `parquet:"session_id"`
-	UserID       string        `parquet:"user_id,dict"`
-	Start        time.Time     `parquet:"start,timestamp(millisecond)"`
-	End          time.Time     `parquet:"end,timestamp(millisecond)"`
-	Views        []View        `parquet:"views,list"`
-	TotalWatchMs int64         `parquet:"total_watch_ms"`
-	Likes        int32         `parquet:"likes"`
-	Follows      int32         `parquet:"follows"`
-	Comments     int32         `parquet:"comments"`
-	Shares       int32         `parquet:"shares"`
-	Dislikes     int32         `parquet:"dislikes"`
-	ClosedBy     string        `parquet:"closed_by,dict"` // gap, size or age
-	History      []HistoryItem `parquet:"history,list"`   // engaged items before the start, oldest first
-	Good         bool          `parquet:"good"`
-	FailedRules  []string      `parquet:"failed_rules,list"`
-	RulesVersion string        `parquet:"rules_version,dict"`
+	SessionID    string        `parquet:"session_id" doc:"from the user and the first view; the same however often it is computed" example:"fdee204a4f5fb030551938d8552932b5"`
+	UserID       string        `parquet:"user_id,dict" doc:"the user, or the user's pseudonym; rows of a file are in its order, and it has a bloom filter" example:"u00042"`
+	Start        time.Time     `parquet:"start,timestamp(millisecond)" unit:"UTC" doc:"time of the first view" example:"2026-01-01 00:00:00"`
+	End          time.Time     `parquet:"end,timestamp(millisecond)" unit:"UTC" doc:"time of the last view" example:"2026-01-01 00:12:30"`
+	Views        []View        `parquet:"views,list" doc:"the views, oldest first"`
+	TotalWatchMs int64         `parquet:"total_watch_ms" unit:"ms" doc:"watch time of all views" example:"310500"`
+	Likes        int32         `parquet:"likes" unit:"views" doc:"views that were liked" example:"2"`
+	Follows      int32         `parquet:"follows" unit:"views" doc:"views after which the author was followed" example:"0"`
+	Comments     int32         `parquet:"comments" unit:"views" doc:"views that were commented on" example:"0"`
+	Shares       int32         `parquet:"shares" unit:"views" doc:"views that were shared" example:"1"`
+	Dislikes     int32         `parquet:"dislikes" unit:"views" doc:"views that were disliked" example:"0"`
+	ClosedBy     string        `parquet:"closed_by,dict" doc:"why the session ended: gap, size, age or limit" example:"gap"`
+	History      []HistoryItem `parquet:"history,list" doc:"items that the user had engaged with before the start, oldest first"`
+	Good         bool          `parquet:"good" doc:"whether every rule was passed" example:"true"`
+	FailedRules  []string      `parquet:"failed_rules,list" doc:"rules that were not passed" example:"[min_views]"`
+	RulesVersion string        `parquet:"rules_version,dict" doc:"version of the rules that judged" example:"default-1"`
 }
 
 // View is one view of a session.
 type View struct {
-	EventID           string    `parquet:"event_id"`
-	ItemID            string    `parquet:"item_id,dict"`
-	Time              time.Time `parquet:"time,timestamp(millisecond)"`
-	WatchMs           int64     `parquet:"watch_ms"`
-	DurationMs        int64     `parquet:"duration_ms"` // 0: unknown
-	Like              bool      `parquet:"like"`
-	Follow            bool      `parquet:"follow"`
-	Comment           bool      `parquet:"comment"`
-	Share             bool      `parquet:"share"`
-	Dislike           bool      `parquet:"dislike"`
-	Surface           string    `parquet:"surface,dict"`
-	RecommendationID  string    `parquet:"recommendation_id"`
-	CheckpointVersion string    `parquet:"checkpoint_version,dict"`
+	EventID           string    `parquet:"event_id" doc:"the view event's id, unique within its user" example:"e-7f3a"`
+	ItemID            string    `parquet:"item_id,dict" doc:"the video; it has a bloom filter" example:"i00815"`
+	Time              time.Time `parquet:"time,timestamp(millisecond)" unit:"UTC" doc:"when the view began" example:"2026-01-01 00:00:00"`
+	WatchMs           int64     `parquet:"watch_ms" unit:"ms" doc:"how long it was watched; more than the duration if it ran again" example:"15200"`
+	DurationMs        int64     `parquet:"duration_ms" unit:"ms" doc:"length of the video; 0: unknown" example:"21000"`
+	Like              bool      `parquet:"like" doc:"liked" example:"true"`
+	Follow            bool      `parquet:"follow" doc:"the author was followed" example:"false"`
+	Comment           bool      `parquet:"comment" doc:"commented on" example:"false"`
+	Share             bool      `parquet:"share" doc:"shared" example:"false"`
+	Dislike           bool      `parquet:"dislike" doc:"disliked" example:"false"`
+	Surface           string    `parquet:"surface,dict" doc:"where it was shown; empty: not said" example:"feed"`
+	RecommendationID  string    `parquet:"recommendation_id" doc:"the recommender's answer that led to it; empty: none" example:"K7Q2..."`
+	CheckpointVersion string    `parquet:"checkpoint_version,dict" doc:"the checkpoint that recommended it; empty: none" example:"000007-9f3ac1d2"`
 }
 
 // HistoryItem is an item that the user engaged with before the session.
 type HistoryItem struct {
-	ItemID string    `parquet:"item_id,dict"`
-	Time   time.Time `parquet:"time,timestamp(millisecond)"`
+	ItemID string    `parquet:"item_id,dict" doc:"the video" example:"i00042"`
+	Time   time.Time `parquet:"time,timestamp(millisecond)" unit:"UTC" doc:"when the engaging view began" example:"2025-12-31 20:00:00"`
 }
 
 func row(j *onerecv1.JudgedSession) Session {

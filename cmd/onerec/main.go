@@ -16,6 +16,7 @@ import (
 	"onerec/internal/app"
 	"onerec/internal/config"
 	"onerec/internal/progress"
+	"onerec/snapshots"
 )
 
 func main() {
@@ -144,14 +145,23 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 	filter.Flags().StringVar(&explain, "explain", "", "try this file of rules on the sessions that are there, without judging any, and end")
 	filter.Flags().IntVar(&limit, "limit", 20, "sessions that --explain shows")
 	filter.Flags().BoolVar(&c.json, "json", false, "print what --explain finds as JSON")
+	snapshot := withOnce(service("snapshot", "Write sessions as Parquet", "Writes sessions.judged as Parquet files, each session exactly once.",
+		[]string{app.GroupMember, app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written")
+	columns := &cobra.Command{Use: "columns", Short: "Print what each column of the files holds, as Markdown", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		if c.json {
+			return printJSON(cmd.OutOrStdout(), snapshots.Columns())
+		}
+		return snapshots.WriteColumns(cmd.OutOrStdout())
+	}}
+	columns.Flags().BoolVar(&c.json, "json", false, "print JSON")
+	snapshot.AddCommand(columns)
 	return []*cobra.Command{
 		service("ingest", "Validate raw view events", "Turns views.raw into views; what breaks a rule goes to views.dlq with the reason.",
 			[]string{app.GroupMember, app.GroupStage, app.GroupIngest}, func(ctx context.Context, a *app.App) error { return a.RunIngest(ctx) }),
 		service("sessionize", "Cut views into sessions", "Turns views into sessions by gaps in event time, each with the user's history as of its start.",
 			[]string{app.GroupMember, app.GroupStage, app.GroupGap, app.GroupSessionize, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunSessionize(ctx) }),
 		filter,
-		withOnce(service("snapshot", "Write sessions as Parquet", "Writes sessions.judged as Parquet files, each session exactly once.",
-			[]string{app.GroupMember, app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written"),
+		snapshot,
 		withOnce(service("train", "Train the decoder on good sessions", "Learns from sessions.good for ever and publishes candidates.",
 			[]string{app.GroupMember, app.GroupModel, app.GroupCheckpoints, app.GroupTrain, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
 				showProgress(a)
