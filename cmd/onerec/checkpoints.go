@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"onerec/internal/app"
+	"onerec/internal/progress"
 	"onerec/publisher"
 )
 
@@ -249,6 +250,8 @@ func each[K ~string | ~int32, V any](x, y map[K]V, fn func(k K, before, after V)
 
 func (c *cli) checkpointsVerify() *cobra.Command {
 	return c.command(&cobra.Command{Use: "verify [VERSION...]", Short: "Check every byte of versions; all of them if none is named", Args: cobra.ArbitraryArgs}, bucketGroups, func(cmd *cobra.Command, a *app.App, args []string) error {
+		a.Progress = progress.New(os.Stderr)
+		defer a.Progress.Done()
 		return a.Verify(cmd.Context(), args, func(version string, err error) {
 			state := "ok"
 			if err != nil {

@@ -318,6 +318,14 @@ func (a *App) withStore(ctx context.Context, fn func(*publisher.Store) error) (e
 		}
 		o.Trust = append(o.Trust, k)
 	}
+	if a.Progress != nil {
+		const mib = 1 << 20
+		o.Progress = func(done, total int64) {
+			if total >= 16*mib { // less is there at once
+				a.Progress.Update("checkpoint's files", "MiB", int(done/mib), int(total/mib))
+			}
+		}
+	}
 	store, err := publisher.Open(ctx, a.Bucket, o)
 	if err != nil {
 		return err
