@@ -112,7 +112,7 @@ func (p *priors) without(item int32, fold int) *means {
 // outputs says a mean in the units of the model's outputs.
 func (p *priors) outputs(m *means, scaleMs float64) (out [heads]float32) {
 	logit := func(x float64) float32 {
-		x = min(max(x, 1e-3), 1-1e-3)
+		x = min(max(x, 1e-5), 1-1e-5)
 		return float32(math.Log(x / (1 - x)))
 	}
 	for h := range labels {
