@@ -358,8 +358,12 @@ func (a *aligner) choose(rewards []float64, rng *rand.Rand) (out [][2]int) {
 // as the next-token part.
 func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights, prompts []Prompt, compared []comparison, o *Outcome, progress func(done, total int)) error {
 	c := reference.Config
-	capacity := max(a.cfg.BatchTokens, (2+a.cfg.PairsAUser)*c.MaxLen)
-	most := max(a.cfg.PairsAUser, capacity/2/(2+a.cfg.Length*(c.Levels+1))) // pairs of a batch
+	losers := 1 // of a comparison at most
+	for _, p := range compared {
+		losers = max(losers, len(p.worse))
+	}
+	capacity := max(a.cfg.BatchTokens, (2+losers)*c.MaxLen)
+	most := max(losers, capacity/2/(2+a.cfg.Length*(c.Levels+1))) // pairs of a batch
 	scorer, err := decoder.NewScorer(reference, capacity)
 	if err != nil {
 		return err

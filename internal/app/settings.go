@@ -221,7 +221,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Int(GroupReward, "candidate-items", &a.Length, 1, 100, "items of a candidate session (m of the paper, 5 there)")
 	c.Float(GroupReward, "temperature", &a.Temperature, 0.01, 10, "temperature of sampled candidates")
 	c.String(GroupReward, "align-pairs", &a.Pairing, "which candidates are compared: the best with the worst, or random ones with each other", rewarder.PairExtremes, rewarder.PairRandom)
-	c.Int(GroupReward, "pairs-a-user", &a.PairsAUser, 1, 512, "pairs of a user; of extremes the best with so many of the worst")
+	c.Int(GroupReward, "pairs-a-user", &a.PairsAUser, 1, 64, "pairs of a user; of extremes the best with so many of the worst")
 	c.String(GroupReward, "align-loss", &a.Loss, "what is learned from a pair; best is fine-tuning on the best candidate alone", append(decoder.PreferenceLosses(), rewarder.LossBest)...)
 	c.Float(GroupReward, "dpo-beta", &a.Beta, 1e-4, 100, "beta of the loss over pairs")
 	c.Float(GroupReward, "dpo-lambda", &a.Lambda, 0, 1000, "weight of the loss over pairs against the next-token loss")
