@@ -16,6 +16,9 @@ const (
 	FileItems    = "items.parquet"
 )
 
+// Files lists them: what Decode reads.
+func Files() []string { return []string{FileWeights, FileCodebook, FileItems} }
+
 // Encode returns a decoder and the codebook that it speaks as the files of a
 // checkpoint, and its configuration for the manifest.
 func Encode(w *Weights, cb *semanticid.Codebook) (files map[string][]byte, config json.RawMessage, err error) {

@@ -43,7 +43,7 @@ func (s *Store) Publish(ctx context.Context, m *Manifest, files map[string][]byt
 			s.takeBack(context.WithoutCancel(ctx), m, signed)
 		}
 	}()
-	err = s.parts(ctx, m, func(ctx context.Context, i int) error {
+	err = s.parts(ctx, m.Files, func(ctx context.Context, i int) error {
 		f := m.Files[i]
 		if _, err := s.part(ctx, m.Version, f); err == nil {
 			return nil // a publish that was killed had come so far

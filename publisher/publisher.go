@@ -259,21 +259,33 @@ func (s *Store) Manifest(ctx context.Context, version, manifestHash string) (*Ma
 	return m, hash, nil
 }
 
-// Load reads a version and verifies every byte of it.
-func (s *Store) Load(ctx context.Context, version, manifestHash string) (*Manifest, map[string][]byte, error) {
+// Load reads a version's files, those that are named or, if none is, all, and verifies every byte of
+// them.
+func (s *Store) Load(ctx context.Context, version, manifestHash string, names ...string) (*Manifest, map[string][]byte, error) {
 	m, _, err := s.Manifest(ctx, version, manifestHash)
 	if err != nil {
 		return nil, nil, err
 	}
-	data := make([][]byte, len(m.Files))
-	if err := s.parts(ctx, m, func(ctx context.Context, i int) (err error) {
-		data[i], err = s.part(ctx, version, m.Files[i])
+	wanted := m.Files
+	if len(names) > 0 {
+		wanted = nil
+		for _, name := range names {
+			i := slices.IndexFunc(m.Files, func(f File) bool { return f.Name == name })
+			if i < 0 {
+				return nil, nil, fmt.Errorf("%w: %s in %s has no %s", ErrCorrupt, version, s.url, name)
+			}
+			wanted = append(wanted, m.Files[i])
+		}
+	}
+	data := make([][]byte, len(wanted))
+	if err := s.parts(ctx, wanted, func(ctx context.Context, i int) (err error) {
+		data[i], err = s.part(ctx, version, wanted[i])
 		return err
 	}); err != nil {
 		return nil, nil, err
 	}
-	files := make(map[string][]byte, len(m.Files))
-	for i, f := range m.Files {
+	files := make(map[string][]byte, len(wanted))
+	for i, f := range wanted {
 		files[f.Name] = data[i]
 	}
 	return m, files, nil
@@ -291,16 +303,16 @@ func (s *Store) part(ctx context.Context, version string, f File) ([]byte, error
 	return data, nil
 }
 
-// parts calls fn for each file of a manifest, a few at a time, and tells the progress.
-func (s *Store) parts(ctx context.Context, m *Manifest, fn func(ctx context.Context, i int) error) error {
+// parts calls fn for each file, a few at a time, and tells the progress.
+func (s *Store) parts(ctx context.Context, files []File, fn func(ctx context.Context, i int) error) error {
 	var total, done int64
-	for _, f := range m.Files {
+	for _, f := range files {
 		total += f.Bytes
 	}
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
-	for i, f := range m.Files {
+	for i, f := range files {
 		g.Go(func() error {
 			if err := fn(ctx, i); err != nil {
 				return err

@@ -30,6 +30,12 @@ func TestPublishAndLoad(t *testing.T) {
 	if v, err := s.List(ctx); err != nil || len(v) != 2 || v[0] != m.Version || v[1] != m2.Version {
 		t.Fatalf("versions %v, %v", v, err)
 	}
+	if _, some, err := s.Load(ctx, m.Version, hash, "b"); err != nil || len(some) != 1 || len(some["b"]) != 3 {
+		t.Errorf("one file alone: %v, %v", some, err)
+	}
+	if _, _, err := s.Load(ctx, m.Version, hash, "a", "c"); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a file that it has not: %v", err)
+	}
 	got, data, err := s.Load(ctx, m.Version, hash)
 	if err != nil || string(data["a"]) != "hello" || got.Metrics["loss"] != 1.5 {
 		t.Fatalf("loaded %+v, %v", got, err)

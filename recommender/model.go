@@ -70,7 +70,7 @@ func (m *model) waited(metric string) time.Duration {
 }
 
 func (s *Service) load(ctx context.Context, ref *onerecv1.CheckpointRef) (*model, error) {
-	manifest, files, err := s.Store.Load(ctx, ref.Version, ref.ManifestSha256)
+	manifest, files, err := s.Store.Load(ctx, ref.Version, ref.ManifestSha256, decoder.Files()...)
 	if err != nil {
 		return nil, err
 	}

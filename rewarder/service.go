@@ -215,7 +215,7 @@ func (r *run) reference(ctx context.Context) (*onerecv1.CheckpointRef, error) {
 
 // round trains the reward model on what was read, aligns and records.
 func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
-	m, files, err := r.Store.Load(ctx, ref.Version, ref.ManifestSha256)
+	m, files, err := r.Store.Load(ctx, ref.Version, ref.ManifestSha256, decoder.Files()...)
 	if err != nil {
 		return fmt.Errorf("load the reference: %w", err)
 	}
