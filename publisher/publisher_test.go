@@ -2,9 +2,7 @@ package publisher
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -120,40 +118,4 @@ func TestTornUpload(t *testing.T) {
 	if _, err := s.Publish(ctx, &Manifest{Model: "default", Kind: KindBase}, map[string][]byte{"a": nil}); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// FuzzManifest: whatever the bytes of a manifest and of its signature are, reading the version gives an error or a
-// manifest of that version, never a panic.
-func FuzzManifest(f *testing.F) {
-	private, _, err := NewKey()
-	if err != nil {
-		f.Fatal(err)
-	}
-	file := filepath.Join(f.TempDir(), "key")
-	if err := os.WriteFile(file, private, 0o600); err != nil {
-		f.Fatal(err)
-	}
-	key, err := ReadPrivateKey(file)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add([]byte(`{"schema":1,"version":"000001-aa","files":[{"name":"a","bytes":1,"sha256":"00"}]}`), []byte(`{"key":"k","signature":"AA=="}`))
-	f.Add([]byte(`{"schema":1,"version":"000001-aa","files":[{"name":"../../a","bytes":-1}]}`), []byte(`{}`))
-	f.Fuzz(func(t *testing.T, manifest, signature []byte) {
-		b := newFaulty()
-		b.objects[versionKey("000001-aa", fileManifest)] = object{manifest, b.now}
-		b.objects[versionKey("000001-aa", fmt.Sprintf(fileSignature, hashOf(manifest)))] = object{signature, b.now}
-		b.objects[versionKey("000001-aa", "a")] = object{[]byte("x"), b.now}
-		s := b.open(Options{})
-		if m, _, err := s.Load(t.Context(), "000001-aa", ""); err == nil && m.Version != "000001-aa" {
-			t.Errorf("loaded %+v", m)
-		}
-		if _, err := s.Collect(t.Context(), GC{Keep: 1}, b.now); err != nil {
-			t.Errorf("collect: %v", err)
-		}
-		s = b.open(Options{Trust: []ed25519.PublicKey{key.Public().(ed25519.PublicKey)}})
-		if _, _, err := s.Load(t.Context(), "000001-aa", ""); err == nil {
-			t.Error("loaded with a signature of nobody")
-		}
-	})
 }

@@ -271,16 +271,3 @@ func TestUsersAreBounded(t *testing.T) {
 		t.Error("who was there last should be remembered, who was there first forgotten")
 	}
 }
-
-func FuzzRequest(f *testing.F) {
-	s := service()
-	s.Open()
-	h := s.Handler()
-	f.Add(`{"user_id":"u","n":5,"history":["a"],"mode":"next","include_seen":true}`)
-	f.Add(`{"user_id":1}`)
-	f.Fuzz(func(t *testing.T, body string) {
-		if code, _, reply := ask(t, h, body); code >= 500 {
-			t.Fatalf("%d: %s", code, reply)
-		}
-	})
-}

@@ -58,6 +58,7 @@ var allowed = map[string][]string{
 	"internal/archtest":    {},
 	"internal/kafkatest":   {},
 	"internal/attribution": {"snapshots"},
+	"internal/fuzz":        {},
 	"internal/closedloop":  {"ingest", "sessionizer", "filters", "trainer", "rewarder", "decoder", "semanticid", "schemas", "simulator", "internal/history"},
 }
 
