@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+
+	"onerec/internal/bootstrap"
 )
 
 // auc is the probability that a positive scores higher than a negative, ties
@@ -67,22 +69,18 @@ func ranks(x []float64) []float64 {
 	return r
 }
 
-// interval is the 95 % bootstrap interval of the mean of x, resampling its
-// elements (Efron and Tibshirani, 1993, percentile method).
+// interval is the 95 % bootstrap interval of the mean of x; NaN of nothing.
 func interval(x []float64, rng *rand.Rand) (lo, hi float64) {
 	const resamples = 2000
 	if len(x) == 0 {
 		return math.NaN(), math.NaN()
 	}
-	means := make([]float64, resamples)
-	for i := range means {
+	return bootstrap.Bounds(resamples, func() (mean float64) {
 		for range x {
-			means[i] += x[rng.IntN(len(x))]
+			mean += x[rng.IntN(len(x))]
 		}
-		means[i] /= float64(len(x))
-	}
-	slices.Sort(means)
-	return means[resamples*25/1000], means[resamples*975/1000-1]
+		return mean / float64(len(x))
+	})
 }
 
 func total(x []float64) (sum float64) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"onerec/internal/bootstrap"
 	"onerec/snapshots"
 )
 
@@ -83,11 +84,7 @@ func Read(dir string, since time.Time) (*Table, error) {
 }
 
 // Interval is a figure with its 95 % bootstrap interval over users.
-type Interval struct {
-	Mean float64 `json:"mean"`
-	Low  float64 `json:"low"`
-	High float64 `json:"high"`
-}
+type Interval = bootstrap.Interval
 
 // Line is what one version was worth.
 type Line struct {
@@ -116,8 +113,8 @@ func (t *Table) Lines() []Line {
 			l.Complete += s.Complete
 			l.Timed += s.Timed
 		}
-		l.WatchAView = bootstrap(func(pick func(n int) int) float64 { return mean(of, pick, seconds, views) }, len(of))
-		l.LikesAView = bootstrap(func(pick func(n int) int) float64 { return mean(of, pick, likes, views) }, len(of))
+		l.WatchAView = over(func(pick func(n int) int) float64 { return mean(of, pick, seconds, views) }, len(of))
+		l.LikesAView = over(func(pick func(n int) int) float64 { return mean(of, pick, likes, views) }, len(of))
 		l.WatchAUser = float64(l.WatchMs) / 1000 / float64(max(len(of), 1))
 		l.Completions = float64(l.Complete) / float64(max(l.Timed, 1))
 		out = append(out, l)
@@ -163,20 +160,15 @@ func mean(of []*Sums, pick func(n int) int, x, y func(*Sums) float64) float64 {
 	return a / b
 }
 
-// bootstrap draws users with replacement.
-func bootstrap(figure func(pick func(n int) int) float64, users int) Interval {
+// over is a figure of users, with its interval.
+func over(figure func(pick func(n int) int) float64, users int) Interval {
 	out := Interval{Mean: figure(nil)}
 	if users == 0 {
 		return out
 	}
 	draws := min(1000, max(100, 50_000_000/users))
 	rng := rand.New(rand.NewPCG(1, 0xb007))
-	all := make([]float64, draws)
-	for i := range all {
-		all[i] = figure(rng.IntN)
-	}
-	slices.Sort(all)
-	out.Low, out.High = all[draws*25/1000], all[draws-1-draws*25/1000]
+	out.Low, out.High = bootstrap.Bounds(draws, func() float64 { return figure(rng.IntN) })
 	return out
 }
 
@@ -212,7 +204,7 @@ type Judgement struct {
 func (t *Table) Judge(canary, released string, r Rule) Judgement {
 	a, b := t.sorted(canary), t.sorted(released)
 	gain := func(of func(*Sums) float64) Interval {
-		return bootstrap(func(pick func(n int) int) float64 {
+		return over(func(pick func(n int) int) float64 {
 			base := mean(b, pick, of, one)
 			if base == 0 {
 				return 0

@@ -6,14 +6,12 @@ import (
 	"math/rand/v2"
 	"slices"
 	"text/tabwriter"
+
+	"onerec/internal/bootstrap"
 )
 
 // Interval is a mean with its 95 % interval.
-type Interval struct {
-	Mean float64 `json:"mean"`
-	Low  float64 `json:"low"`
-	High float64 `json:"high"`
-}
+type Interval = bootstrap.Interval
 
 // Line is what a policy was worth over all worlds.
 type Line struct {
@@ -96,12 +94,7 @@ func ratio(x, xs, y, ys []float64) Interval {
 		return a/max(as, 1)/max(b/max(bs, 1), 1e-12) - 1
 	}
 	out := Interval{Mean: of(func(i int) int { return i })}
-	all := make([]float64, draws)
-	for d := range all {
-		all[d] = of(func(int) int { return rng.IntN(len(x)) })
-	}
-	slices.Sort(all)
-	out.Low, out.High = all[draws*25/1000], all[draws*975/1000-1]
+	out.Low, out.High = bootstrap.Bounds(draws, func() float64 { return of(func(int) int { return rng.IntN(len(x)) }) })
 	return out
 }
 

@@ -5,17 +5,15 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+
+	"onerec/internal/bootstrap"
 )
 
 // beyond is the rank of an item that is not among those that were ranked.
 const beyond = math.MaxInt32
 
 // Metric is a mean over users with its 95 % bootstrap interval.
-type Metric struct {
-	Mean float64 `json:"mean"`
-	Low  float64 `json:"low"`
-	High float64 `json:"high"`
-}
+type Metric = bootstrap.Interval
 
 // Metrics are those of the literature. With one item to be found, recall is the hit rate.
 type Metrics struct {
@@ -26,7 +24,7 @@ type Metrics struct {
 	NDCG10   Metric `json:"ndcg_10"`
 }
 
-// resamples of the bootstrap (Efron, 1979); percentile intervals.
+// resamples of the bootstrap.
 const resamples = 1000
 
 // measure turns each user's rank of the wanted item, from 0, into metrics.
@@ -43,15 +41,12 @@ func measure(ranks []int32, seed uint64) Metrics {
 			return m
 		}
 		r := rand.New(rand.NewPCG(seed, 0xb007))
-		means := make([]float64, resamples)
-		for i := range means {
+		m.Low, m.High = bootstrap.Bounds(resamples, func() (mean float64) {
 			for range values {
-				means[i] += values[r.IntN(len(values))]
+				mean += values[r.IntN(len(values))]
 			}
-			means[i] /= float64(len(values))
-		}
-		slices.Sort(means)
-		m.Low, m.High = means[resamples*25/1000], means[resamples*975/1000-1]
+			return mean / float64(len(values))
+		})
 		return m
 	}
 	hit := func(k int32) func(int32) float64 {
