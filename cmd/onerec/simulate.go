@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"onerec/decoder"
 	"onerec/internal/app"
@@ -71,12 +72,7 @@ The default takes less than an hour on two processors.`,
 		return closedloop.Print(cmd.OutOrStdout(), runs)
 	})
 	f := cmd.Flags()
-	f.IntVar(&cfg.Seeds, "seeds", cfg.Seeds, "worlds")
-	f.Uint64Var(&seed, "seed", seed, "seed of the first world")
-	f.IntVar(&cfg.World.Users, "users", cfg.World.Users, "users of a world")
-	f.IntVar(&cfg.World.Items, "items", cfg.World.Items, "items of a world")
-	f.IntVar(&cfg.World.Days, "days", cfg.World.Days, "days of the log")
-	f.IntVar(&cfg.Days, "serve-days", cfg.Days, "days that each policy serves")
+	worldFlags(f, &cfg, &seed)
 	f.StringVar(&rounds, "rounds", rounds, "numbers of rounds after which the aligned decoder serves")
 	f.IntVar(&cfg.List, "list", cfg.List, "items of a list that is served")
 	f.IntVar(&cfg.Beams, "beams", cfg.Beams, "width of the beam search that serves")
@@ -89,6 +85,16 @@ The default takes less than an hour on two processors.`,
 	f.Float64Var(&cfg.Align.Gamma, "simpo-gamma", cfg.Align.Gamma, "margin of simpo")
 	f.BoolVar(&c.json, "json", false, "print JSON")
 	return cmd
+}
+
+// worldFlags are about the worlds of a loop.
+func worldFlags(f *pflag.FlagSet, cfg *closedloop.Config, seed *uint64) {
+	f.IntVar(&cfg.Seeds, "seeds", cfg.Seeds, "worlds")
+	f.Uint64Var(seed, "seed", *seed, "seed of the first world")
+	f.IntVar(&cfg.World.Users, "users", cfg.World.Users, "users of a world")
+	f.IntVar(&cfg.World.Items, "items", cfg.World.Items, "items of a world")
+	f.IntVar(&cfg.World.Days, "days", cfg.World.Days, "days of the log")
+	f.IntVar(&cfg.Days, "serve-days", cfg.Days, "days that each policy serves")
 }
 
 // runWorlds runs a loop in each world, with progress.
@@ -148,12 +154,7 @@ The default takes about an hour on two processors.`,
 		return closedloop.PrintVariants(cmd.OutOrStdout(), lines)
 	})
 	f := cmd.Flags()
-	f.IntVar(&cfg.Seeds, "seeds", cfg.Seeds, "worlds")
-	f.Uint64Var(&seed, "seed", seed, "seed of the first world")
-	f.IntVar(&cfg.World.Users, "users", cfg.World.Users, "users of a world")
-	f.IntVar(&cfg.World.Items, "items", cfg.World.Items, "items of a world")
-	f.IntVar(&cfg.World.Days, "days", cfg.World.Days, "days of the log")
-	f.IntVar(&cfg.Days, "serve-days", cfg.Days, "days that each policy serves")
+	worldFlags(f, &cfg, &seed)
 	f.StringSliceVar(&only, "only", nil, "variants to run, by name; all by default")
 	f.BoolVar(&c.json, "json", false, "print JSON")
 	return cmd
