@@ -16,8 +16,8 @@ const (
 	LossRDPO  = "rdpo"  // Chowdhury et al., arXiv 2403.00409: unbiased when a share Smoothing of the pairs is the wrong way round
 	LossIPO   = "ipo"   // Azar et al., arXiv 2310.12036, equation 17
 	LossSimPO = "simpo" // Meng et al., arXiv 2405.14734: no reference, mean log probabilities, a margin Gamma
-	LossSDPO  = "sdpo"  // Chen et al., arXiv 2406.09215, equation 11: a winner against several losers at once
-	// Flet-Berliac et al., arXiv 2406.19185, equation 7: the contrastive policy gradient. Its gradient at the
+	LossSDPO  = "sdpo"  // Chen et al., arXiv 2406.09215: a winner against several losers at once
+	// Flet-Berliac et al., arXiv 2406.19185: the contrastive policy gradient. Its gradient at the
 	// reference is REINFORCE's over two samples, each the other's baseline; its optimum is that of the
 	// reward less beta times the KL divergence, whoever drew the samples.
 	LossCoPG = "copg"
