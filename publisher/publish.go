@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"onerec/internal/buckets"
+
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 )
@@ -49,7 +51,7 @@ func (s *Store) Publish(ctx context.Context, m *Manifest, files map[string][]byt
 			return nil // a publish that was killed had come so far
 		}
 		if err := s.bucket.WriteAll(ctx, versionKey(m.Version, f.Name), files[f.Name], nil); err != nil {
-			return fmt.Errorf("publish %s: write %s to %s: %w", m.Version, f.Name, s.url, err)
+			return fmt.Errorf("publish %s: write %s to %s: %w", m.Version, f.Name, s.bucket.URL, err)
 		}
 		if _, err := s.part(ctx, m.Version, f); err != nil { // read back before anyone hears of it
 			return fmt.Errorf("publish %s: %w", m.Version, err)
@@ -67,12 +69,12 @@ func (s *Store) Publish(ctx context.Context, m *Manifest, files map[string][]byt
 	if s.Sign != nil {
 		signed = fmt.Sprintf(fileSignature, hash)
 		if err := s.bucket.WriteAll(ctx, versionKey(m.Version, signed), sign(s.Sign, text), &blob.WriterOptions{ContentType: "application/json"}); err != nil {
-			return "", fmt.Errorf("publish %s: write the signature to %s: %w", m.Version, s.url, err)
+			return "", fmt.Errorf("publish %s: write the signature to %s: %w", m.Version, s.bucket.URL, err)
 		}
 	}
-	// IfNotExist: of two writers of one version, one fails.
-	if err := s.bucket.WriteAll(ctx, versionKey(m.Version, fileManifest), text, &blob.WriterOptions{IfNotExist: true, ContentType: "application/json"}); err != nil {
-		return "", fmt.Errorf("publish %s: write the manifest to %s: %w", m.Version, s.url, err)
+	// Of two writers of one version, one fails.
+	if err := s.bucket.Create(ctx, versionKey(m.Version, fileManifest), text); err != nil {
+		return "", fmt.Errorf("publish %s: write the manifest to %s: %w", m.Version, s.bucket.URL, err)
 	}
 	if _, _, err := s.Manifest(ctx, m.Version, hash); err != nil {
 		return "", fmt.Errorf("publish %s: %w", m.Version, err)
@@ -124,16 +126,15 @@ func (s *Store) claim(ctx context.Context, content string) (version string, err 
 	const most = 1000
 	for n := last + 1; n <= last+most; n++ {
 		version = fmt.Sprintf("%06d-%s", n, content)
-		err := s.bucket.WriteAll(ctx, numberKey(n), []byte(version), &blob.WriterOptions{IfNotExist: true, ContentType: "text/plain"})
-		switch gcerrors.Code(err) {
-		case gcerrors.OK:
+		err := s.bucket.Create(ctx, numberKey(n), []byte(version))
+		if err == nil {
 			return version, nil
-		case gcerrors.FailedPrecondition, gcerrors.AlreadyExists: // another writer was faster
-		default:
-			return "", fmt.Errorf("publish: take number %d in %s: %w", n, s.url, err)
+		}
+		if !errors.Is(err, buckets.ErrExists) { // another writer was faster
+			return "", fmt.Errorf("publish: take number %d in %s: %w", n, s.bucket.URL, err)
 		}
 	}
-	return "", fmt.Errorf("publish: the numbers %d to %d in %s were all taken meanwhile", last+1, last+most, s.url)
+	return "", fmt.Errorf("publish: the numbers %d to %d in %s were all taken meanwhile", last+1, last+most, s.bucket.URL)
 }
 
 func numberKey(n int) string { return fmt.Sprintf("numbers/%06d", n) }
@@ -284,7 +285,7 @@ func (s *Store) remove(ctx context.Context, version string, keys []*blob.ListObj
 	})
 	for _, o := range keys {
 		if err := s.bucket.Delete(ctx, o.Key); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
-			return fmt.Errorf("collect checkpoints: remove %s from %s: %w", o.Key, s.url, err)
+			return fmt.Errorf("collect checkpoints: remove %s from %s: %w", o.Key, s.bucket.URL, err)
 		}
 	}
 	return nil
@@ -300,7 +301,7 @@ func (s *Store) forgetNumbers(ctx context.Context) error {
 	slices.Sort(numbers)
 	for _, n := range numbers[:max(0, len(numbers)-1)] {
 		if err := s.bucket.Delete(ctx, numberKey(n)); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
-			return fmt.Errorf("collect checkpoints: remove number %d from %s: %w", n, s.url, err)
+			return fmt.Errorf("collect checkpoints: remove number %d from %s: %w", n, s.bucket.URL, err)
 		}
 	}
 	return nil

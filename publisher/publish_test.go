@@ -40,10 +40,10 @@ func TestFaultAtEveryChange(t *testing.T) {
 			if _, err := s.Publish(ctx, &Manifest{Model: "m", Kind: KindBase}, files("the first")); err != nil {
 				t.Fatal(err)
 			}
-			before := f.keys()
+			before := f.Keys()
 			s = f.open(o)
 			reached := false
-			f.fault = func(change int, _ string) outcome {
+			f.Fault = func(change int, _ string) outcome {
 				if change == at {
 					reached = true
 					return outcome(what)
@@ -79,7 +79,7 @@ func TestFaultAtEveryChange(t *testing.T) {
 						t.Errorf("published, and does not load: %v", err)
 					}
 				} else if outcome(what) == fails || outcome(what) == torn {
-					for _, k := range f.keys() {
+					for _, k := range f.Keys() {
 						if !slices.Contains(before, k) && !strings.HasPrefix(k, "numbers/") {
 							t.Errorf("a publish that failed left %s", k)
 						}
@@ -93,7 +93,7 @@ func TestFaultAtEveryChange(t *testing.T) {
 				if _, _, err := s.Load(ctx, again.Version, hash); err != nil {
 					t.Errorf("the next version: %v", err)
 				}
-				if _, err := s.Collect(ctx, GC{Keep: 1}, f.now); err != nil {
+				if _, err := s.Collect(ctx, GC{Keep: 1}, f.Now); err != nil {
 					t.Fatal(err)
 				}
 				var want []string
@@ -103,7 +103,7 @@ func TestFaultAtEveryChange(t *testing.T) {
 				slices.Sort(want)
 				n, _ := sequence(again.Version)
 				want = append([]string{numberKey(n)}, want...)
-				if got := f.keys(); !slices.Equal(got, want) {
+				if got := f.Keys(); !slices.Equal(got, want) {
 					t.Errorf("after the collection there are\n%v, want\n%v", got, want)
 				}
 			})
@@ -125,14 +125,14 @@ func TestCollectionIsKilled(t *testing.T) {
 		}
 		s = f.open(Options{})
 		reached := false
-		f.fault = func(change int, _ string) outcome {
+		f.Fault = func(change int, _ string) outcome {
 			if change == at {
 				reached = true
 				return crashes
 			}
 			return works
 		}
-		_, err := s.Collect(ctx, GC{Keep: 2}, f.now)
+		_, err := s.Collect(ctx, GC{Keep: 2}, f.Now)
 		if reached != (err != nil) {
 			t.Fatalf("killed at %d: %v, %v", at, reached, err)
 		}
@@ -146,10 +146,10 @@ func TestCollectionIsKilled(t *testing.T) {
 				t.Errorf("killed at %d: %v", at, err)
 			}
 		}
-		if _, err := s.Collect(ctx, GC{Keep: 2}, f.now); err != nil {
+		if _, err := s.Collect(ctx, GC{Keep: 2}, f.Now); err != nil {
 			t.Fatal(err)
 		}
-		if keys := f.keys(); len(keys) != 7 { // a number, and three files of two versions
+		if keys := f.Keys(); len(keys) != 7 { // a number, and three files of two versions
 			t.Fatalf("left %v", keys)
 		}
 		if !reached {
@@ -164,7 +164,7 @@ func TestResume(t *testing.T) {
 	f := newFaulty()
 	s := f.open(Options{})
 	files := map[string][]byte{"a": []byte("first"), "b": []byte("second"), "c": []byte("third"), "d": nil}
-	f.fault = func(_ int, key string) outcome {
+	f.Fault = func(_ int, key string) outcome {
 		if strings.HasSuffix(key, fileManifest) {
 			return crashes
 		}
@@ -185,8 +185,8 @@ func TestResume(t *testing.T) {
 	if _, err := s.Publish(t.Context(), m, files); err != nil {
 		t.Fatal(err)
 	}
-	if m.Version != killed.Version || f.made != 1 || progress != 16 {
-		t.Errorf("version %s after %s, %d changes, progress %d", m.Version, killed.Version, f.made, progress)
+	if m.Version != killed.Version || f.Made != 1 || progress != 16 {
+		t.Errorf("version %s after %s, %d changes, progress %d", m.Version, killed.Version, f.Made, progress)
 	}
 }
 
@@ -220,7 +220,7 @@ func TestCollect(t *testing.T) {
 		ctx := context.Background()
 		f := newFaulty()
 		s := f.open(Options{})
-		start := f.now
+		start := f.Now
 		type made struct {
 			version, parent string
 			at              time.Time
@@ -234,8 +234,8 @@ func TestCollect(t *testing.T) {
 			if _, err := s.Publish(ctx, m, map[string][]byte{"a": {byte(i)}}); err != nil {
 				t.Fatal(err)
 			}
-			all = append(all, made{m.Version, m.Parent, f.now})
-			f.now = f.now.Add(time.Hour)
+			all = append(all, made{m.Version, m.Parent, f.Now})
+			f.Now = f.Now.Add(time.Hour)
 		}
 		if rapid.Bool().Draw(t, "an upload is under way") {
 			if err := s.bucket.WriteAll(ctx, versionKey("000099-aa", "a"), []byte("x"), nil); err != nil {
@@ -252,11 +252,11 @@ func TestCollect(t *testing.T) {
 		}
 		delete(want, "")
 		for i, v := range all {
-			if i >= len(all)-gc.Keep || f.now.Sub(v.at) < gc.KeepFor {
+			if i >= len(all)-gc.Keep || f.Now.Sub(v.at) < gc.KeepFor {
 				want[v.version] = true
 			}
 		}
-		c, err := s.Collect(ctx, gc, f.now)
+		c, err := s.Collect(ctx, gc, f.Now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -271,10 +271,10 @@ func TestCollect(t *testing.T) {
 			left = slices.DeleteFunc(left, func(v string) bool { return slices.Contains(c.Versions, v) })
 		}
 		if !slices.Equal(left, slices.Sorted(maps.Keys(want))) {
-			t.Fatalf("%+v at %v left %v, want %v", gc, f.now.Sub(start), left, want)
+			t.Fatalf("%+v at %v left %v, want %v", gc, f.Now.Sub(start), left, want)
 		}
 		// Numbers are never given twice.
-		f.now = f.now.Add(time.Hour)
+		f.Now = f.Now.Add(time.Hour)
 		m := &Manifest{Model: "m"}
 		if _, err := s.Publish(ctx, m, map[string][]byte{"b": nil}); err != nil || m.Version <= all[len(all)-1].version {
 			t.Fatalf("%s follows %v, %v", m.Version, all, err)
@@ -342,20 +342,20 @@ func TestSignatures(t *testing.T) {
 	}
 	// Another version's signature, and every flipped bit of the right one.
 	signed := func(version string) string {
-		return versionKey(version, fmt.Sprintf(fileSignature, hashOf(f.objects[versionKey(version, fileManifest)].data)))
+		return versionKey(version, fmt.Sprintf(fileSignature, hashOf(f.Objects[versionKey(version, fileManifest)].Data)))
 	}
-	sig, other := f.objects[signed(first)], f.objects[signed(second)]
-	f.objects[signed(first)] = other
+	sig, other := f.Objects[signed(first)], f.Objects[signed(second)]
+	f.Objects[signed(first)] = other
 	if err := load(first, public...); !errors.Is(err, ErrUntrusted) {
 		t.Errorf("another version's signature: %v", err)
 	}
-	for i := range sig.data {
-		flipped := object{slices.Clone(sig.data), sig.at}
-		flipped.data[i] ^= 1
-		f.objects[signed(first)] = flipped
-		if err := load(first, public...); err == nil && !strings.EqualFold(string(flipped.data), string(sig.data)) {
+	for i := range sig.Data {
+		flipped := object{Data: slices.Clone(sig.Data), At: sig.At}
+		flipped.Data[i] ^= 1
+		f.Objects[signed(first)] = flipped
+		if err := load(first, public...); err == nil && !strings.EqualFold(string(flipped.Data), string(sig.Data)) {
 			// JSON takes field names in either case, so that alone changes nothing.
-			t.Errorf("with byte %d of the signature changed it loads: %s", i, flipped.data)
+			t.Errorf("with byte %d of the signature changed it loads: %s", i, flipped.Data)
 		}
 	}
 }

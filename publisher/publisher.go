@@ -29,16 +29,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"onerec/internal/buckets"
+
 	"gocloud.dev/blob"
-	"gocloud.dev/blob/fileblob"
 	"gocloud.dev/gcerrors"
 	"golang.org/x/sync/errgroup"
 )
@@ -118,39 +117,22 @@ type Options struct {
 
 // Store is a bucket of versions. It is safe for concurrent use.
 type Store struct {
-	bucket *blob.Bucket
-	url    string
+	bucket *buckets.Bucket
 	Options
 }
 
 // Open opens a bucket by URL, as gocloud.dev/blob writes it: s3://, gs://, azblob://, file://,
 // with the drivers' parameters; a path without a scheme is a local folder, which is created.
 func Open(ctx context.Context, url string, o Options) (*Store, error) {
-	if !strings.Contains(url, "://") {
-		dir, err := filepath.Abs(url)
-		if err != nil {
-			return nil, fmt.Errorf("open checkpoint bucket %q: %w", url, err)
-		}
-		url = "file://" + filepath.ToSlash(dir)
-	}
-	var bucket *blob.Bucket
-	var err error
-	if dir, ok := strings.CutPrefix(url, "file://"); ok {
-		if err = os.MkdirAll(dir, 0o755); err == nil {
-			// Temporary files beside the final ones, so that the rename is atomic.
-			bucket, err = fileblob.OpenBucket(dir, &fileblob.Options{NoTempDir: true, Metadata: fileblob.MetadataDontWrite})
-		}
-	} else {
-		bucket, err = blob.OpenBucket(ctx, url)
-	}
+	bucket, err := buckets.Open(ctx, url)
 	if err != nil {
-		return nil, fmt.Errorf("open checkpoint bucket %q: %w", url, err)
+		return nil, fmt.Errorf("open checkpoints: %w", err)
 	}
-	return &Store{bucket, url, o}, nil
+	return &Store{bucket, o}, nil
 }
 
 // URL returns the bucket's URL.
-func (s *Store) URL() string { return s.url }
+func (s *Store) URL() string { return s.bucket.URL }
 
 // Close closes the bucket.
 func (s *Store) Close() error { return s.bucket.Close() }
@@ -203,7 +185,7 @@ func (s *Store) each(ctx context.Context, prefix string, fn func(o *blob.ListObj
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("list checkpoints in %s: %w", s.url, err)
+			return fmt.Errorf("list checkpoints in %s: %w", s.bucket.URL, err)
 		}
 		if err := fn(o); err != nil {
 			return err
@@ -241,20 +223,20 @@ func (s *Store) Manifest(ctx context.Context, version, manifestHash string) (*Ma
 	}
 	hash := hashOf(text)
 	if manifestHash != "" && hash != manifestHash {
-		return nil, "", fmt.Errorf("%w: the manifest of %s in %s has hash %s, announced was %s", ErrCorrupt, version, s.url, hash, manifestHash)
+		return nil, "", fmt.Errorf("%w: the manifest of %s in %s has hash %s, announced was %s", ErrCorrupt, version, s.bucket.URL, hash, manifestHash)
 	}
 	if err := s.trusted(ctx, version, text); err != nil {
 		return nil, "", err
 	}
 	m := new(Manifest)
 	if err := json.Unmarshal(text, m); err != nil {
-		return nil, "", fmt.Errorf("%w: the manifest of %s in %s: %w", ErrCorrupt, version, s.url, err)
+		return nil, "", fmt.Errorf("%w: the manifest of %s in %s: %w", ErrCorrupt, version, s.bucket.URL, err)
 	}
 	if m.Schema != SchemaVersion {
-		return nil, "", fmt.Errorf("the manifest of %s in %s has schema %d, this onerec reads %d; upgrade", version, s.url, m.Schema, SchemaVersion)
+		return nil, "", fmt.Errorf("the manifest of %s in %s has schema %d, this onerec reads %d; upgrade", version, s.bucket.URL, m.Schema, SchemaVersion)
 	}
 	if m.Version != version {
-		return nil, "", fmt.Errorf("%w: the manifest of %s in %s is of %q", ErrCorrupt, version, s.url, m.Version)
+		return nil, "", fmt.Errorf("%w: the manifest of %s in %s is of %q", ErrCorrupt, version, s.bucket.URL, m.Version)
 	}
 	return m, hash, nil
 }
@@ -272,7 +254,7 @@ func (s *Store) Load(ctx context.Context, version, manifestHash string, names ..
 		for _, name := range names {
 			i := slices.IndexFunc(m.Files, func(f File) bool { return f.Name == name })
 			if i < 0 {
-				return nil, nil, fmt.Errorf("%w: %s in %s has no %s", ErrCorrupt, version, s.url, name)
+				return nil, nil, fmt.Errorf("%w: %s in %s has no %s", ErrCorrupt, version, s.bucket.URL, name)
 			}
 			wanted = append(wanted, m.Files[i])
 		}
@@ -298,7 +280,7 @@ func (s *Store) part(ctx context.Context, version string, f File) ([]byte, error
 		return nil, err
 	}
 	if int64(len(data)) != f.Bytes || hashOf(data) != f.SHA256 {
-		return nil, fmt.Errorf("%w: %s of %s in %s is not what the manifest says", ErrCorrupt, f.Name, version, s.url)
+		return nil, fmt.Errorf("%w: %s of %s in %s is not what the manifest says", ErrCorrupt, f.Name, version, s.bucket.URL)
 	}
 	return data, nil
 }
@@ -338,15 +320,15 @@ func (s *Store) read(ctx context.Context, version, name string, limit int64) ([]
 	r, err := s.bucket.NewReader(ctx, versionKey(version, name), nil)
 	if err != nil {
 		if gcerrors.Code(err) == gcerrors.NotFound {
-			return nil, fmt.Errorf("%w: %s of %s in %s", ErrNotFound, name, version, s.url)
+			return nil, fmt.Errorf("%w: %s of %s in %s", ErrNotFound, name, version, s.bucket.URL)
 		}
-		return nil, fmt.Errorf("read %s of %s in %s: %w", name, version, s.url, err)
+		return nil, fmt.Errorf("read %s of %s in %s: %w", name, version, s.bucket.URL, err)
 	}
 	defer r.Close()
 	var b bytes.Buffer
 	b.Grow(int(min(r.Size(), limit)) + bytes.MinRead)
 	if _, err := io.Copy(&b, io.LimitReader(r, limit+1)); err != nil {
-		return nil, fmt.Errorf("read %s of %s in %s: %w", name, version, s.url, err)
+		return nil, fmt.Errorf("read %s of %s in %s: %w", name, version, s.bucket.URL, err)
 	}
 	return b.Bytes(), nil
 }

@@ -45,21 +45,21 @@ func (s *Store) trusted(ctx context.Context, version string, manifest []byte) er
 	const most = 4 << 10
 	text, err := s.read(ctx, version, fmt.Sprintf(fileSignature, hashOf(manifest)), most)
 	if errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("%w: %s in %s is not signed at all", ErrUntrusted, version, s.url)
+		return fmt.Errorf("%w: %s in %s is not signed at all", ErrUntrusted, version, s.bucket.URL)
 	}
 	if err != nil {
 		return err
 	}
 	var sig signature
 	if err := json.Unmarshal(text, &sig); err != nil {
-		return fmt.Errorf("%w: the signature of %s in %s: %w", ErrUntrusted, version, s.url, err)
+		return fmt.Errorf("%w: the signature of %s in %s: %w", ErrUntrusted, version, s.bucket.URL, err)
 	}
 	for _, k := range s.Trust {
 		if KeyID(k) == sig.Key && ed25519.Verify(k, manifest, sig.Signature) {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: %s in %s says that key %q signed it", ErrUntrusted, version, s.url, sig.Key)
+	return fmt.Errorf("%w: %s in %s says that key %q signed it", ErrUntrusted, version, s.bucket.URL, sig.Key)
 }
 
 // NewKey makes a pair of keys as PEM: the private one is PKCS #8, the public one PKIX.
