@@ -213,7 +213,7 @@ func (f *flow) check() {
 			}
 		}
 		rows, ids := 0, map[string]bool{}
-		if err := snapshots.ReadAll(f.snapshots(), func(s snapshots.Session) error {
+		if err := snapshots.ReadAll(t.Context(), f.snapshots(), func(s snapshots.Session) error {
 			rows++
 			ids[s.SessionID] = true
 			return nil

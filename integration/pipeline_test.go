@@ -100,7 +100,7 @@ func TestFromViewsToRecommendations(t *testing.T) {
 		t.Errorf("checkpoints verify: %v\n%s", err, out)
 	}
 	rows, views := 0, 0
-	if err := snapshots.ReadAll(files, func(s snapshots.Session) error {
+	if err := snapshots.ReadAll(t.Context(), files, func(s snapshots.Session) error {
 		rows++
 		views += len(s.Views)
 		return nil

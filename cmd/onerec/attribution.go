@@ -34,12 +34,12 @@ recommendation they watched; the first line is of views that no recommendation l
 Intervals are 95 % bootstrap intervals over users. Versions that served at different
 times saw different users and days: only a canary beside what is released, for the
 same time, is a comparison ("onerec checkpoints judge").`,
-	}, []string{app.GroupSnapshot}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+	}, []string{app.GroupSnapshots}, func(cmd *cobra.Command, a *app.App, _ []string) error {
 		from, err := timeFlag("since", since)
 		if err != nil {
 			return err
 		}
-		lines, err := a.Attribution(from)
+		lines, err := a.Attribution(cmd.Context(), from)
 		if err != nil {
 			return err
 		}
@@ -70,7 +70,7 @@ beyond doubt (95 %) and likes are not fewer beyond --max-drop, the canary is to 
 promoted; when either is worse beyond doubt, withdrawn; else it is to wait. --apply does
 what was decided. Exit code 0 whatever the decision.`,
 		Example: "  onerec checkpoints promote 000012-9f3ac1d2 --channel canary\n  onerec checkpoints judge\n  onerec checkpoints judge --apply",
-	}, append([]string{app.GroupSnapshot}, channelGroups...), func(cmd *cobra.Command, a *app.App, _ []string) error {
+	}, append([]string{app.GroupSnapshots}, channelGroups...), func(cmd *cobra.Command, a *app.App, _ []string) error {
 		from, err := timeFlag("since", since)
 		if err != nil {
 			return err

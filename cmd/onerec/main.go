@@ -16,7 +16,6 @@ import (
 	"onerec/internal/app"
 	"onerec/internal/config"
 	"onerec/internal/progress"
-	"onerec/snapshots"
 )
 
 func main() {
@@ -145,16 +144,9 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 	filter.Flags().StringVar(&explain, "explain", "", "try this file of rules on the sessions that are there, without judging any, and end")
 	filter.Flags().IntVar(&limit, "limit", 20, "sessions that --explain shows")
 	filter.Flags().BoolVar(&c.json, "json", false, "print what --explain finds as JSON")
-	snapshot := withOnce(service("snapshot", "Write sessions as Parquet", "Writes sessions.judged as Parquet files, each session exactly once.",
-		[]string{app.GroupMember, app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written")
-	columns := &cobra.Command{Use: "columns", Short: "Print what each column of the files holds, as Markdown", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		if c.json {
-			return printJSON(cmd.OutOrStdout(), snapshots.Columns())
-		}
-		return snapshots.WriteColumns(cmd.OutOrStdout())
-	}}
-	columns.Flags().BoolVar(&c.json, "json", false, "print JSON")
-	snapshot.AddCommand(columns)
+	snapshot := withOnce(service("snapshot", "Write sessions and dead letters as Parquet tables", "Writes sessions.judged and views.dlq as Delta Lake tables of Parquet files, each record exactly once,\nto a folder or a bucket.",
+		[]string{app.GroupMember, app.GroupSnapshots, app.GroupFiles, app.GroupSnapshot}, func(ctx context.Context, a *app.App) error { return a.RunSnapshot(ctx, once) }), "end when what there is now is written")
+	snapshot.AddCommand(c.snapshotTools()...)
 	return []*cobra.Command{
 		service("ingest", "Validate raw view events", "Turns views.raw into views; what breaks a rule goes to views.dlq with the reason.",
 			[]string{app.GroupMember, app.GroupStage, app.GroupIngest}, func(ctx context.Context, a *app.App) error { return a.RunIngest(ctx) }),
@@ -174,7 +166,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 }
 
 func (c *cli) config() *cobra.Command {
-	groups := []string{app.GroupCommon, app.GroupLog, app.GroupService, app.GroupMember, app.GroupStage, app.GroupModel, app.GroupGap, app.GroupLearn, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
+	groups := []string{app.GroupCommon, app.GroupLog, app.GroupService, app.GroupMember, app.GroupStage, app.GroupModel, app.GroupGap, app.GroupLearn, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshots, app.GroupFiles, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
 	return c.command(&cobra.Command{
 		Use: "config", Short: "Print the effective settings", GroupID: "tools",
 		Long: "Prints all settings as a YAML file with comments, which --config reads back.",

@@ -230,7 +230,7 @@ func TestServices(t *testing.T) {
 	eventually(t, "every accepted view is in a snapshot", func() bool {
 		clear(events)
 		doubled = 0
-		if err := snapshots.ReadAll(files, func(s snapshots.Session) error {
+		if err := snapshots.ReadAll(t.Context(), files, func(s snapshots.Session) error {
 			for _, v := range s.Views {
 				if events[v.EventID] {
 					doubled++

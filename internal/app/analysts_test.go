@@ -31,10 +31,29 @@ func TestAnalystsQueries(t *testing.T) {
 	for _, m := range regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
 		queries = append(queries, m[1])
 	}
-	if len(queries) < 8 || strings.Count(string(text), "\n## ") != len(queries)-1 {
+	if len(queries) < 8 || strings.Count(string(text), "\n## ") != len(queries) {
 		t.Fatalf("%d queries", len(queries))
 	}
-	queries[0] = strings.ReplaceAll(queries[0], "'snapshots/", "'"+filepath.Join(dir, "snapshots")+"/")
+	store, err := snapshots.Open(t.Context(), filepath.Join(dir, "snapshots"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	var statements strings.Builder
+	if err := store.WriteSQL(t.Context(), &statements, snapshots.Range{}); err != nil {
+		t.Fatal(err)
+	}
+	dead := 0
+	if err := snapshots.Read(t.Context(), store, snapshots.TableDeadLetters, snapshots.Range{}, func(rows []snapshots.DeadLetter) error {
+		dead += len(rows)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	queries = append([]string{statements.String()}, queries...)
+	if dead == 0 { // there is no such table, and the last question is about it
+		queries = queries[:len(queries)-1]
+	}
 	in, err := json.Marshal(queries)
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +77,7 @@ print(json.dumps([[list(map(str, row)) for row in db.execute(q).fetchall()] for 
 	sessions, views, again := 0, 0, 0
 	byDay, failed, seen := map[string][2]int64{}, map[string]int{}, map[string]bool{} // sessions and likes by day
 	long, butForEngagement, good := 0, 0, 0
-	if err := snapshots.ReadAll(filepath.Join(dir, "snapshots"), func(s snapshots.Session) error {
+	if err := snapshots.ReadAll(t.Context(), filepath.Join(dir, "snapshots"), func(s snapshots.Session) error {
 		sessions++
 		views += len(s.Views)
 		day := byDay[s.End.Format("2006-01-02")]

@@ -13,8 +13,8 @@ import (
 )
 
 // Attribution sums the snapshots' views from a time on by checkpoint.
-func (a *App) Attribution(since time.Time) ([]attribution.Line, error) {
-	t, err := attribution.Read(a.SnapshotDir, since)
+func (a *App) Attribution(ctx context.Context, since time.Time) ([]attribution.Line, error) {
+	t, err := attribution.Read(ctx, a.SnapshotDir, since)
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +32,7 @@ func (a *App) JudgeCanary(ctx context.Context, rule attribution.Rule, since time
 		if since.IsZero() {
 			since = time.UnixMilli(max(canary.AnnouncedAtMs, released.AnnouncedAtMs))
 		}
-		t, err := attribution.Read(a.SnapshotDir, since)
+		t, err := attribution.Read(ctx, a.SnapshotDir, since)
 		if err != nil {
 			return err
 		}

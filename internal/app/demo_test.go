@@ -77,7 +77,7 @@ func TestDemo(t *testing.T) {
 	views := int64(0)
 	sessions := int64(0)
 	items := map[string]bool{}
-	if err := snapshots.ReadAll(a.SnapshotDir, func(s snapshots.Session) error {
+	if err := snapshots.ReadAll(t.Context(), a.SnapshotDir, func(s snapshots.Session) error {
 		sessions++
 		if s.Good != (len(s.FailedRules) == 0) {
 			t.Errorf("session %s is good: %v, failed %v", s.SessionID, s.Good, s.FailedRules)

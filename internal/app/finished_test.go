@@ -30,7 +30,7 @@ func TestFinishedDemo(t *testing.T) {
 	}
 	views, items := int64(0), map[string]bool{}
 	sessions, good := int64(0), int64(0)
-	err = snapshots.ReadAll(filepath.Join(dir, "snapshots"), func(s snapshots.Session) error {
+	err = snapshots.ReadAll(t.Context(), filepath.Join(dir, "snapshots"), func(s snapshots.Session) error {
 		if sessions++; s.Good {
 			good++
 		}

@@ -286,12 +286,24 @@ func (a *App) filter(ctx context.Context, h host) error {
 }
 
 func (a *App) snapshot(ctx context.Context, h host, once bool) error {
-	s := &snapshots.Service{
-		Cluster: a.cluster(), Dir: a.SnapshotDir, MaxRows: a.SnapshotRows, MaxAge: a.SnapshotAge, Once: once,
-		Log: a.Log.With("service", "snapshot"), Metrics: snapshots.NewMetrics(h.reg), OnReady: h.ready,
+	return a.WithSnapshots(ctx, func(store *snapshots.Store) error {
+		const mib = 1 << 20
+		s := &snapshots.Service{
+			Cluster: a.cluster(), Store: store, Size: int64(a.SnapshotSize) * mib, Memory: int64(a.SnapshotMemory) * mib, MaxAge: a.SnapshotAge, Once: once,
+			Static: a.static(snapshots.Group), Log: a.Log.With("service", "snapshot"), Metrics: snapshots.NewMetrics(h.reg), OnReady: h.ready,
+		}
+		return s.Run(ctx)
+	})
+}
+
+// WithSnapshots opens the snapshots for the time of fn.
+func (a *App) WithSnapshots(ctx context.Context, fn func(*snapshots.Store) error) (err error) {
+	store, err := snapshots.Open(ctx, a.SnapshotDir)
+	if err != nil {
+		return err
 	}
-	s.Static = a.static(snapshots.Group)
-	return s.Run(ctx)
+	defer func() { err = errors.Join(err, store.Close()) }()
+	return fn(store)
 }
 
 // static names this process as a static member of a group; empty if it is to be a dynamic

@@ -40,6 +40,8 @@ const (
 	GroupSessionize  = "sessionize"
 	GroupHistory     = "history"
 	GroupFilter      = "filter"
+	GroupSnapshots   = "snapshots" // of what reads or writes them
+	GroupFiles       = "files"     // of what writes them
 	GroupSnapshot    = "snapshot"
 	GroupTrain       = "train"
 	GroupReward      = "reward"
@@ -80,9 +82,10 @@ type Settings struct {
 
 	RulesFile string
 
-	SnapshotDir  string
-	SnapshotRows int
-	SnapshotAge  time.Duration
+	SnapshotDir    string
+	SnapshotSize   int // MiB
+	SnapshotMemory int // MiB
+	SnapshotAge    time.Duration
 
 	Train        trainer.Config
 	Bootstrap    int
@@ -116,7 +119,7 @@ func Defaults() *Settings {
 		Security: Security{SASL: saslNone}, RegisterSchemas: true,
 		CommitInterval: 100 * time.Millisecond,
 		Sessions:       sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
-		SnapshotDir: "snapshots", SnapshotRows: 20_000, SnapshotAge: time.Minute,
+		SnapshotDir: "snapshots", SnapshotSize: 64, SnapshotMemory: 256, SnapshotAge: time.Minute,
 		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: 30 * time.Second,
 		Reward: rewarder.DefaultCoreConfig(), Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
 		Listen: "127.0.0.1:8080", Channel: publisher.ChannelReleased, Beams: 32, MaxUsers: 1_000_000, MaxItems: 5_000_000,
@@ -174,9 +177,10 @@ func (s *Settings) Register(c *config.Set) {
 
 	c.String(GroupFilter, "rules", &s.RulesFile, "YAML file of the rules of a good session; empty: the paper's (5 views, 30 s, one engagement)")
 
-	c.String(GroupSnapshot, "snapshots", &s.SnapshotDir, "folder of the Parquet snapshots")
-	c.Int(GroupSnapshot, "snapshot-rows", &s.SnapshotRows, 1, 10_000_000, "sessions of a file at most")
-	c.Duration(GroupSnapshot, "snapshot-age", &s.SnapshotAge, 100*time.Millisecond, 24*time.Hour, "longest time that a session waits for its file")
+	c.String(GroupSnapshots, "snapshots", &s.SnapshotDir, "folder or bucket (s3://, gs://, azblob://) of the Parquet snapshots")
+	c.Int(GroupFiles, "snapshot-size", &s.SnapshotSize, 1, 1024, "MiB that a file is meant to have")
+	c.Int(GroupSnapshot, "snapshot-memory", &s.SnapshotMemory, 1, 1<<20, "MiB of records that wait for their files at most")
+	c.Duration(GroupSnapshot, "snapshot-age", &s.SnapshotAge, 100*time.Millisecond, 24*time.Hour, "longest time that a row waits for its file")
 
 	t := &s.Train
 	c.String(GroupTrain, "preset", &t.Preset, "size of the decoder", "tiny", "small", "base")

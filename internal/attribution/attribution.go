@@ -5,6 +5,8 @@ package attribution
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -52,35 +54,56 @@ type Table struct {
 // MaxUsers bounds the pairs of a version and a user that a table holds.
 const MaxUsers = 50_000_000
 
-// Read sums the snapshots under a folder, of views from a time on.
-func Read(dir string, since time.Time) (*Table, error) {
+// Read sums the snapshots in a folder or a bucket, of views from a time on.
+func Read(ctx context.Context, url string, since time.Time) (*Table, error) {
 	t := &Table{versions: make(map[string]map[string]*Sums)}
-	err := snapshots.ReadAll(dir, func(s snapshots.Session) error {
-		for _, v := range s.Views {
-			if v.Time.Before(since) {
-				continue
+	store, err := snapshots.Open(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	// A session that ended before holds no such view.
+	days := snapshots.Range{From: since.UTC().Format(time.DateOnly)}
+	err = errors.Join(snapshots.Read(ctx, store, snapshots.TableSessions, days, func(rows []row) error {
+		for _, r := range rows {
+			if err := t.add(r, since); err != nil {
+				return err
 			}
-			users := t.versions[v.CheckpointVersion]
-			if users == nil {
-				users = make(map[string]*Sums)
-				t.versions[v.CheckpointVersion] = users
-			}
-			sums := users[s.UserID]
-			if sums == nil {
-				if t.users++; t.users > MaxUsers {
-					return fmt.Errorf("more than %d users by version; ask for a later time", MaxUsers)
-				}
-				sums = new(Sums)
-				users[s.UserID] = sums
-			}
-			sums.add(v)
 		}
 		return nil
-	})
+	}), store.Close())
 	if err != nil {
 		return nil, err
 	}
 	return t, nil
+}
+
+// row is what is read of a session.
+type row struct {
+	UserID string           `parquet:"user_id"`
+	Views  []snapshots.View `parquet:"views,list"`
+}
+
+func (t *Table) add(r row, since time.Time) error {
+	for _, v := range r.Views {
+		if v.Time.Before(since) {
+			continue
+		}
+		users := t.versions[v.CheckpointVersion]
+		if users == nil {
+			users = make(map[string]*Sums)
+			t.versions[v.CheckpointVersion] = users
+		}
+		sums := users[r.UserID]
+		if sums == nil {
+			if t.users++; t.users > MaxUsers {
+				return fmt.Errorf("more than %d users by version; ask for a later time", MaxUsers)
+			}
+			sums = new(Sums)
+			users[r.UserID] = sums
+		}
+		sums.add(v)
+	}
+	return nil
 }
 
 // Interval is a figure with its 95 % bootstrap interval over users.

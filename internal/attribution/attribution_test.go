@@ -38,7 +38,7 @@ func TestLines(t *testing.T) {
 		{UserID: "a", Views: []snapshots.View{view("v1", 0, 1000, 1000, true), view("v2", time.Hour, 5000, 0, false)}},
 		{UserID: "b", Views: []snapshots.View{view("v1", time.Hour, 3000, 4000, false), view("", time.Hour, 7000, 0, true)}},
 	})
-	table, err := Read(dir, time.Time{})
+	table, err := Read(t.Context(), dir, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,14 +53,14 @@ func TestLines(t *testing.T) {
 	if v1.WatchAView.Low != 1 || v1.WatchAView.High != 3 {
 		t.Errorf("an interval over two users is from one to the other: %+v", v1.WatchAView)
 	}
-	later, err := Read(dir, start.Add(time.Minute))
+	later, err := Read(t.Context(), dir, start.Add(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if lines := later.Lines(); len(lines) != 3 || lines[1].Views != 1 || lines[1].WatchMs != 3000 {
 		t.Errorf("from a minute on: %+v", lines)
 	}
-	if empty, err := Read(write(t, nil), start); err != nil || len(empty.Lines()) != 0 {
+	if empty, err := Read(t.Context(), write(t, nil), start); err != nil || len(empty.Lines()) != 0 {
 		t.Errorf("of nothing: %v", err)
 	}
 }

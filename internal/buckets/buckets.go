@@ -62,6 +62,9 @@ func Open(ctx context.Context, url string) (*Bucket, error) {
 // path returns where a local bucket has an object. Keys are ours: letters that the file driver doesn't escape.
 func (b *Bucket) path(key string) string { return filepath.Join(b.dir, filepath.FromSlash(key)) }
 
+// Path returns the file of an object, if the bucket is a local folder.
+func (b *Bucket) Path(key string) (string, bool) { return b.path(key), b.dir != "" }
+
 // Create writes an object that must not be there yet: of several writers one succeeds, the others get
 // ErrExists. After another error it may be there or not.
 func (b *Bucket) Create(ctx context.Context, key string, data []byte) error {

@@ -68,13 +68,13 @@ func (b *Bucket) Open() *blob.Bucket {
 }
 
 // change makes a change as far as the fault lets it.
-func (b *connection) change(key string, ifNotExist bool, data []byte) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.dead {
+func (c *connection) change(key string, ifNotExist bool, data []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dead {
 		return ErrFault
 	}
-	_, exists := b.Objects[key]
+	_, exists := c.Objects[key]
 	if ifNotExist && exists {
 		return errExists
 	}
@@ -82,38 +82,38 @@ func (b *connection) change(key string, ifNotExist bool, data []byte) error {
 		return errNotFound
 	}
 	o := Works
-	if b.Fault != nil {
-		o = b.Fault(b.Made, key)
+	if c.Fault != nil {
+		o = c.Fault(c.Made, key)
 	}
-	b.Made++
+	c.Made++
 	switch o {
 	case Fails, Crashes:
 	case Torn, TornAway:
 		if data == nil {
 			break
 		}
-		b.Objects[key] = Object{slices.Clone(data[:len(data)/2]), b.Now}
+		c.Objects[key] = Object{slices.Clone(data[:len(data)/2]), c.Now}
 	default:
 		if data == nil {
-			delete(b.Objects, key)
+			delete(c.Objects, key)
 		} else {
-			b.Objects[key] = Object{slices.Clone(data), b.Now}
+			c.Objects[key] = Object{slices.Clone(data), c.Now}
 		}
 	}
-	b.dead = o == Crashes || o == Crashed || o == TornAway
+	c.dead = o == Crashes || o == Crashed || o == TornAway
 	if o != Works {
 		return ErrFault
 	}
 	return nil
 }
 
-func (b *connection) get(key string) (Object, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.dead {
+func (c *connection) get(key string) (Object, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dead {
 		return Object{}, ErrFault
 	}
-	o, ok := b.Objects[key]
+	o, ok := c.Objects[key]
 	if !ok {
 		return o, errNotFound
 	}

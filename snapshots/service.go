@@ -1,0 +1,597 @@
+package snapshots
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"gocloud.dev/blob"
+	"gocloud.dev/gcerrors"
+	"golang.org/x/sync/errgroup"
+
+	"onerec/internal/stream"
+	"onerec/snapshots/delta"
+)
+
+// Group is the consumer group of the snapshot service.
+const Group = "snapshot"
+
+// Service writes sessions.judged and views.dlq as tables.
+type Service struct {
+	Cluster stream.Cluster
+	Store   *Store
+	Size    int64         // bytes that a file is meant to have
+	Memory  int64         // bytes of records that wait for their files at most
+	MaxAge  time.Duration // a row waits at most this long for its file
+	Static  string        // name of a static member of the group (KIP-345); empty: a dynamic one
+	Once    bool          // end when the records that there are now are written
+	Log     *slog.Logger
+	Metrics *Metrics
+	OnReady func()
+}
+
+// errFenced says that a partition has another owner by now.
+var errFenced = errors.New("another member of the group has taken the partition over")
+
+// Run works until ctx ends, then writes what waits.
+func (s *Service) Run(ctx context.Context) error {
+	if err := s.Store.adopt(ctx, s.Log); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	for {
+		err := newMember(s).run(ctx)
+		if errors.Is(err, errFenced) && ctx.Err() == nil {
+			s.Log.Warn("joining the group anew", "why", err)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("snapshot: %w", err)
+		}
+		return nil
+	}
+}
+
+// firstRatio is what a file is thought to have of its records' bytes, before there was one.
+const firstRatio = 0.35
+
+// writer is one membership in the group.
+type writer struct {
+	*Service
+	feeds map[string]*feed // by topic, as the others
+
+	mu     sync.Mutex // the group's callbacks come from goroutines of the client
+	tables map[string]*delta.Table
+	parts  map[topicPartition]*part
+	ratio  map[string]float64 // bytes of a file for each of its records
+	held   int64              // bytes of all that waits
+	failed error              // of a write: nothing is written any more, the next member of the group reads it again
+}
+
+func newMember(s *Service) *writer {
+	w := &writer{Service: s, feeds: make(map[string]*feed), tables: make(map[string]*delta.Table), parts: make(map[topicPartition]*part), ratio: make(map[string]float64)}
+	for _, f := range feeds() {
+		w.feeds[f.topic], w.tables[f.topic], w.ratio[f.topic] = f, s.Store.Table(f.table), firstRatio
+	}
+	return w
+}
+
+type topicPartition struct {
+	topic     string
+	partition int32
+}
+
+// app is the name of a partition in its table's log; it is there with the offset of the next record.
+func (tp topicPartition) app() string { return fmt.Sprintf("%s/%d", tp.topic, tp.partition) }
+
+// owner is the name under which the log counts who had the partition. The newest one may commit.
+func (tp topicPartition) owner() string { return "owner of " + tp.app() }
+
+// part is a partition that this member has, and what waits for its next files.
+type part struct {
+	owner      int64 // number of this ownership
+	committed  int64 // next offset, as the log has it; -1: nothing is in the table yet
+	seen       bool  // a record was
+	from, next int64 // offsets
+	rows       []held
+	bytes      int64
+	since      time.Time
+}
+
+func (w *writer) run(ctx context.Context) error {
+	topics := slices.Sorted(maps.Keys(w.feeds))
+	ends := make(map[topicPartition]stream.Span)
+	if w.Once {
+		for _, topic := range topics {
+			spans, err := w.Cluster.Spans(ctx, topic)
+			if err != nil {
+				return err
+			}
+			for p, span := range spans {
+				ends[topicPartition{topic, p}] = span
+			}
+		}
+	}
+	opts := []kgo.Opt{
+		kgo.ConsumerGroup(Group),
+		kgo.ConsumeTopics(topics...),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(),
+		kgo.DisableAutoCommit(),
+		kgo.BlockRebalanceOnPoll(), // a partition never leaves between a poll and what is done with it
+		kgo.FetchMaxBytes(int32(min(w.Memory/4+1, 50<<20))),
+		kgo.AdjustFetchOffsetsFn(w.resume),
+		kgo.OnPartitionsAssigned(func(context.Context, *kgo.Client, map[string][]int32) { w.OnReady() }),
+		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, gone map[string][]int32) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, tp := range each(gone) {
+				if err := w.flush(ctx, tp); err != nil {
+					w.Log.Error("could not write a snapshot before giving its partition up; the next owner reads it again", "partition", tp.app(), "error", err)
+				}
+				w.drop(tp)
+			}
+		}),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, gone map[string][]int32) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, tp := range each(gone) {
+				w.drop(tp) // another owner may be writing them already
+			}
+		}),
+	}
+	if w.Static != "" {
+		opts = append(opts, kgo.InstanceID(w.Static))
+	}
+	cl, err := w.Cluster.Client(opts...)
+	if err != nil {
+		return err
+	}
+	defer cl.CloseAllowingRebalance()
+	for {
+		poll, cancel := context.WithTimeout(ctx, min(time.Second, w.MaxAge))
+		fetches := cl.PollRecords(poll, 10_000)
+		cancel()
+		if ctx.Err() != nil {
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlush)
+			defer cancel()
+			return w.flushAll(last)
+		}
+		if err := w.take(ctx, fetches); err != nil {
+			return err
+		}
+		// For lag only; see the package comment.
+		if err := cl.CommitUncommittedOffsets(ctx); err != nil && ctx.Err() == nil {
+			w.Log.Warn("could not commit offsets; lag will look larger than it is", "error", err)
+		}
+		if w.Once && w.reached(ends) {
+			return w.flushAll(ctx)
+		}
+		cl.AllowRebalance()
+	}
+}
+
+func each(partitions map[string][]int32) (out []topicPartition) {
+	for topic, numbers := range partitions {
+		for _, p := range numbers {
+			out = append(out, topicPartition{topic, p})
+		}
+	}
+	return out
+}
+
+func (w *writer) drop(tp topicPartition) {
+	if p := w.parts[tp]; p != nil {
+		w.held -= p.bytes
+	}
+	delete(w.parts, tp)
+}
+
+// resume takes partitions over, and sets where each is read from: behind what its table has of it.
+func (w *writer) resume(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for topic, partitions := range offsets {
+		spans, err := w.Cluster.Spans(ctx, topic)
+		if err != nil {
+			return nil, err
+		}
+		if err := w.own(ctx, topic, slices.Sorted(maps.Keys(partitions))); err != nil {
+			w.Log.Error("could not take partitions over", "topic", topic, "error", err)
+			return nil, err
+		}
+		for n := range partitions {
+			partitions[n] = kgo.NewOffset().AtStart()
+			p, span := w.parts[topicPartition{topic, n}], spans[n]
+			switch {
+			case p.committed < 0:
+			case p.committed > span.To:
+				w.Log.Error("more of a partition is in the snapshots than there is; was the topic made anew? Write to another folder", "topic", topic, "partition", n, "written", p.committed, "end", span.To)
+				return nil, fmt.Errorf("topic %s partition %d ends at %d, but everything before %d is in %s already", topic, n, span.To, p.committed, w.Store.URL())
+			case p.committed < span.From:
+				w.Log.Error("records are gone that were never written to a snapshot; let the topic keep them for longer", "topic", topic, "partition", n, "from", p.committed, "to", span.From)
+				w.Metrics.missed(span.From - p.committed)
+			default:
+				partitions[n] = kgo.NewOffset().At(p.committed)
+			}
+		}
+	}
+	return offsets, nil
+}
+
+// own makes this member the newest owner of partitions of a topic, and removes what an owner that died has left
+// of files that it could not commit. From then on nobody who had a partition before can commit for it.
+func (w *writer) own(ctx context.Context, topic string, numbers []int32) error {
+	table := w.tables[topic]
+	now := time.Now()
+	err := table.Commit(ctx, "ASSIGN", func(s *delta.State) ([]delta.Action, error) {
+		actions, err := w.feeds[topic].create(s, now)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range numbers {
+			tp := topicPartition{topic, n}
+			p := &part{owner: s.Apps[tp.owner()] + 1, committed: -1}
+			if next, ok := s.Apps[tp.app()]; ok {
+				p.committed = next
+			}
+			w.drop(tp)
+			w.parts[tp] = p
+			actions = append(actions, delta.Action{Txn: &delta.Txn{AppID: tp.owner(), Version: p.owner, LastUpdated: now.UnixMilli()}})
+		}
+		return actions, nil
+	})
+	if err != nil {
+		return err
+	}
+	return w.clean(ctx, topic, numbers)
+}
+
+// intent is written before the files that it names, and tells the next owner what to look for. Each owner of a
+// partition has its own.
+type intent struct {
+	Files []string `json:"files"`
+}
+
+const intents = "_pending/"
+
+func intentKey(partition int32, owner int64) string {
+	return fmt.Sprintf("%sp%04d-%d.json", intents, partition, owner)
+}
+
+// clean removes the files that earlier owners wrote for partitions and never committed.
+func (w *writer) clean(ctx context.Context, topic string, numbers []int32) error {
+	table := w.tables[topic]
+	s, err := table.State(ctx)
+	if err != nil {
+		return err
+	}
+	return table.Each(ctx, intents, func(o *blob.ListObject) error {
+		var n int32
+		var owner int64
+		if _, err := fmt.Sscanf(path.Base(o.Key), "p%d-%d.json", &n, &owner); err != nil || !slices.Contains(numbers, n) || owner >= w.parts[topicPartition{topic, n}].owner {
+			return nil //nolint:nilerr // not an intent, or not an earlier owner's
+		}
+		data, err := w.Store.bucket.ReadAll(ctx, o.Key)
+		if gcerrors.Code(err) == gcerrors.NotFound {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var left intent
+		_ = json.Unmarshal(data, &left) // if it is torn, its writer died before the files were begun
+		for _, name := range left.Files {
+			if s.Files[name] == nil && s.Removed[name] == nil && dataFile.MatchString(name) {
+				if err := w.remove(ctx, table.Key(name)); err != nil {
+					return err
+				}
+			}
+		}
+		if time.Since(o.ModTime) < lastWords {
+			return nil
+		}
+		return w.remove(ctx, o.Key)
+	})
+}
+
+// lastWords is how long an owner that lost a partition may go on writing before it finds out.
+const lastWords = time.Hour
+
+// remove deletes an object that may be gone.
+func (w *writer) remove(ctx context.Context, key string) error {
+	if err := w.Store.bucket.Delete(ctx, key); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
+		return err
+	}
+	return nil
+}
+
+// reached reports whether everything before ends is in files or waits for one.
+func (w *writer) reached(ends map[topicPartition]stream.Span) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for tp, span := range ends {
+		if span.From >= span.To {
+			continue
+		}
+		p := w.parts[tp]
+		if p == nil || max(p.committed, p.next) < span.To {
+			return false
+		}
+	}
+	return true
+}
+
+// take adds what was fetched and writes the files that are due.
+func (w *writer) take(ctx context.Context, fetches kgo.Fetches) error {
+	for _, e := range fetches.Errors() {
+		if !errors.Is(e.Err, context.DeadlineExceeded) && !errors.Is(e.Err, context.Canceled) { // of the poll
+			return fmt.Errorf("read topic %s partition %d: %w", e.Topic, e.Partition, e.Err)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for r := range fetches.RecordsAll() {
+		tp := topicPartition{r.Topic, r.Partition}
+		p := w.parts[tp]
+		if p == nil {
+			return fmt.Errorf("a record of %s came, which this member does not have", tp.app())
+		}
+		if err := w.add(tp, p, r); err != nil {
+			return err
+		}
+		if float64(p.bytes)*w.ratio[r.Topic] >= float64(w.Size) {
+			if err := w.flush(ctx, tp); err != nil {
+				return err
+			}
+		}
+		for w.held > w.Memory {
+			if err := w.flush(ctx, w.largest()); err != nil {
+				return err
+			}
+		}
+	}
+	for tp, p := range w.parts {
+		if len(p.rows) > 0 && time.Since(p.since) >= w.MaxAge {
+			if err := w.flush(ctx, tp); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// add takes a record.
+func (w *writer) add(tp topicPartition, p *part, r *kgo.Record) error {
+	if !p.seen {
+		if r.Offset < p.committed {
+			return fmt.Errorf("topic %s partition %d: record %d came, but everything before %d is in %s already; was the topic made anew? Write to another folder", r.Topic, r.Partition, r.Offset, p.committed, w.Store.URL())
+		}
+		p.seen, p.from = true, r.Offset
+	}
+	p.next = r.Offset + 1
+	if r.Attrs.IsControl() {
+		return nil
+	}
+	at, err := w.feeds[tp.topic].place(r)
+	if err != nil {
+		return err
+	}
+	if len(p.rows) == 0 {
+		p.since = time.Now()
+	}
+	const overhead = 300 // of a record, beside its bytes
+	size := int64(len(r.Key) + len(r.Value) + overhead)
+	p.rows = append(p.rows, held{at, r})
+	p.bytes += size
+	w.held += size
+	return nil
+}
+
+// largest returns the partition of which most waits.
+func (w *writer) largest() (tp topicPartition) {
+	most := int64(-1)
+	for t, p := range w.parts {
+		if p.bytes > most {
+			tp, most = t, p.bytes
+		}
+	}
+	return tp
+}
+
+// flushAll writes what waits, while the partitions are still ours.
+func (w *writer) flushAll(ctx context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for tp := range w.parts {
+		if err := w.flush(ctx, tp); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lastFlush is the time for what waits when the service is asked to stop.
+const lastFlush = 30 * time.Second
+
+// parallel is how many files are written at a time: a bucket answers slowly.
+const parallel = 4
+
+// flush writes what waits of a partition as files, one or more for each hour, and commits all of them together
+// with where to read on.
+func (w *writer) flush(ctx context.Context, tp topicPartition) (err error) {
+	p := w.parts[tp]
+	if p == nil || len(p.rows) == 0 {
+		return nil
+	}
+	if w.failed != nil {
+		return w.failed
+	}
+	defer func() { w.failed = err }()
+	f := w.feeds[tp.topic]
+	slices.SortFunc(p.rows, inOrder)
+	files := w.split(tp, p)
+	left := intent{}
+	for _, file := range files {
+		left.Files = append(left.Files, file.name)
+	}
+	text, err := json.Marshal(left)
+	if err != nil {
+		return err
+	}
+	if err := w.Store.bucket.WriteAll(ctx, path.Join(f.table, intentKey(tp.partition, p.owner)), text, nil); err != nil {
+		return fmt.Errorf("write snapshot: %w", err)
+	}
+	from := span{tp.topic, tp.partition, p.from, p.next}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for _, file := range files {
+		g.Go(func() (err error) {
+			file.size, err = f.write(gctx, w.Store, file.name, from, file.rows)
+			return err
+		})
+	}
+	err = g.Wait()
+	keys := make([]string, len(files))
+	size := int64(0)
+	for i, file := range files {
+		keys[i] = path.Join(f.table, file.name)
+		size += file.size
+	}
+	if err == nil {
+		err = w.Store.bucket.Sync(keys...)
+	}
+	committed := false
+	if err == nil {
+		err = w.commit(ctx, tp, p, files)
+		committed = !errors.Is(err, errFenced) // or nobody knows
+	}
+	if err != nil {
+		for _, key := range keys {
+			if !committed {
+				_ = w.remove(context.WithoutCancel(ctx), key) // else the next owner does it
+			}
+		}
+		return fmt.Errorf("write snapshot: %w", err)
+	}
+	w.Metrics.wrote(f.table, len(files), len(p.rows), size)
+	w.Log.Debug("wrote snapshot", "partition", tp.app(), "from", p.from, "next", p.next, "files", len(files), "rows", len(p.rows), "bytes", size)
+	// A file of few rows is mostly what every file has.
+	const enough = 1 << 20
+	if p.bytes >= enough {
+		w.ratio[tp.topic] = float64(size) / float64(p.bytes)
+	}
+	w.held -= p.bytes
+	clear(p.rows)
+	p.rows, p.bytes, p.from, p.committed = p.rows[:0], 0, p.next, p.next
+	return nil
+}
+
+// file is one that is about to be written.
+type file struct {
+	name   string
+	values map[string]string // of the folder
+	rows   []held
+	size   int64
+}
+
+// split divides sorted rows into files: by hour, and where an hour has too many for the size.
+func (w *writer) split(tp topicPartition, p *part) (out []*file) {
+	rows := p.rows
+	for len(rows) > 0 {
+		n, bytes := 0, 0
+		for n < len(rows) && rows[n].hour == rows[0].hour && float64(bytes)*w.ratio[tp.topic] < float64(w.Size) {
+			bytes += len(rows[n].Value)
+			n++
+		}
+		dir, values := folder(rows[0].hour)
+		out = append(out, &file{name: span{tp.topic, tp.partition, p.from, p.next}.file(dir), values: values, rows: rows[:n]})
+		rows = rows[n:]
+	}
+	return out
+}
+
+// commit makes files part of the table, and everything before p.next done.
+func (w *writer) commit(ctx context.Context, tp topicPartition, p *part, files []*file) error {
+	now := time.Now()
+	return w.tables[tp.topic].Commit(ctx, "STREAMING UPDATE", func(s *delta.State) ([]delta.Action, error) {
+		if s.Apps[tp.owner()] != p.owner {
+			return nil, fmt.Errorf("%w: %s", errFenced, tp.app())
+		}
+		actions, err := w.feeds[tp.topic].create(s, now)
+		if err != nil {
+			return nil, err
+		}
+		actions = append(actions, delta.Action{Txn: &delta.Txn{AppID: tp.app(), Version: p.next, LastUpdated: now.UnixMilli()}})
+		for _, file := range files {
+			stats, err := json.Marshal(statsOf(file.rows))
+			if err != nil {
+				return nil, err
+			}
+			actions = append(actions, delta.Action{Add: &delta.Add{
+				Path: file.name, PartitionValues: file.values, Size: file.size, ModificationTime: now.UnixMilli(), DataChange: true, Stats: string(stats),
+			}})
+		}
+		return actions, nil
+	})
+}
+
+// statsOf lets engines pass over files that hold nothing of what is asked for.
+func statsOf(rows []held) delta.Stats {
+	first, last := rows[0].start, rows[0].start
+	for _, r := range rows {
+		first, last = min(first, r.start), max(last, r.start)
+	}
+	const layout = "2006-01-02T15:04:05.000Z"
+	column, users := "start", [2]string{rows[0].user, rows[len(rows)-1].user}
+	s := delta.Stats{NumRecords: int64(len(rows)), MinValues: map[string]any{}, MaxValues: map[string]any{}, NullCount: map[string]int64{}}
+	if users == [2]string{} { // dead letters are of nobody
+		column = "time"
+	} else if strings.ToValidUTF8(users[0]+users[1], "") == users[0]+users[1] {
+		s.MinValues["user_id"], s.MaxValues["user_id"], s.NullCount["user_id"] = users[0], users[1], 0
+	}
+	s.MinValues[column], s.MaxValues[column], s.NullCount[column] = ms(first).Format(layout), ms(last).Format(layout), 0
+	return s
+}
+
+// Metrics are the service's Prometheus metrics. A nil *Metrics counts nothing.
+type Metrics struct {
+	files, rows, bytes *prometheus.CounterVec
+	lost               prometheus.Counter
+}
+
+// NewMetrics registers the metrics.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	table := []string{"table"}
+	m := &Metrics{
+		files: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_snapshot_files_total", Help: "Parquet files written."}, table),
+		rows:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_snapshot_rows_total", Help: "Rows written."}, table),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_snapshot_bytes_total", Help: "Bytes of Parquet written."}, table),
+		lost:  prometheus.NewCounter(prometheus.CounterOpts{Name: "onerec_snapshot_missed_offsets_total", Help: "Offsets that a topic no longer had when they were to be written."}),
+	}
+	reg.MustRegister(m.files, m.rows, m.bytes, m.lost)
+	return m
+}
+
+func (m *Metrics) wrote(table string, files, rows int, bytes int64) {
+	if m != nil {
+		m.files.WithLabelValues(table).Add(float64(files))
+		m.rows.WithLabelValues(table).Add(float64(rows))
+		m.bytes.WithLabelValues(table).Add(float64(bytes))
+	}
+}
+
+func (m *Metrics) missed(n int64) {
+	if m != nil {
+		m.lost.Add(float64(n))
+	}
+}

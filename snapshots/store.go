@@ -1,0 +1,279 @@
+package snapshots
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/parquet-go/parquet-go"
+	"gocloud.dev/blob"
+
+	"onerec/internal/buckets"
+	"onerec/snapshots/delta"
+)
+
+// Names of the tables, and of their folders.
+const (
+	TableSessions    = "sessions"
+	TableDeadLetters = "dead_letters"
+)
+
+// Store is where the tables are: a folder, or a bucket.
+type Store struct{ bucket *buckets.Bucket }
+
+// Open opens a store by URL, see [buckets.Open]; a path is a local folder, which is created.
+func Open(ctx context.Context, url string) (*Store, error) {
+	b, err := buckets.Open(ctx, url)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	return &Store{b}, nil
+}
+
+// Close closes the bucket.
+func (s *Store) Close() error { return s.bucket.Close() }
+
+// URL returns the bucket's URL.
+func (s *Store) URL() string { return s.bucket.URL }
+
+// Table returns one of the tables, as this process sees it.
+func (s *Store) Table(name string) *delta.Table {
+	return delta.Open(s.bucket, name, delta.Options{})
+}
+
+// partitions are the columns that the folders of a table stand for.
+var partitions = []delta.Field{
+	{Name: "date", Type: "date", Nullable: true, Metadata: map[string]string{"comment": "day of the folder, UTC"}},
+	{Name: "hour", Type: "integer", Nullable: true, Metadata: map[string]string{"comment": "hour of the folder, UTC"}},
+}
+
+// description of each table, for its log.
+var description = map[string]string{
+	TableSessions:    "every session with the filters' verdict, its views nested",
+	TableDeadLetters: "views that ingest refused, with the reason and the bytes",
+}
+
+// create returns the actions that make a table, or give it new columns; none if it is as it should be.
+func create[T any](s *delta.State, table string, now time.Time) ([]delta.Action, error) {
+	schema, err := delta.SchemaOf(reflect.TypeFor[T](), partitions...)
+	if err != nil {
+		return nil, err
+	}
+	return s.Create(table, description[table], schema, []string{"date", "hour"}, now), nil
+}
+
+// hourMs is the length of what a folder holds.
+const hourMs = int64(time.Hour / time.Millisecond)
+
+// folder returns the folder of an hour since the epoch, and what it stands for.
+func folder(hour int64) (dir string, values map[string]string) {
+	t := time.UnixMilli(hour * hourMs).UTC()
+	date := t.Format(time.DateOnly)
+	return fmt.Sprintf("date=%s/hour=%02d/", date, t.Hour()), map[string]string{"date": date, "hour": strconv.Itoa(t.Hour())}
+}
+
+// dataFile matches the paths of files that this package writes: an hour, and p with a partition and its offsets
+// from and up to (streamed), or c (compacted), and something random.
+var dataFile = regexp.MustCompile(`^date=(\d{4,}-\d\d-\d\d)/hour=(\d\d)/(p\d{4,}-\d{20}-\d{20}|c)-[A-Z2-7]{26}\.parquet$`)
+
+// layout is how the files of a table are laid out.
+type layout struct {
+	sorting []string // columns
+	bloom   []string // dotted paths of columns with a bloom filter
+	plain   []string // dotted paths of columns whose bounds say nothing
+}
+
+var layouts = map[string]layout{
+	TableSessions: {
+		sorting: []string{"user_id", "start"},
+		bloom:   []string{"user_id", "views.list.element.item_id"},
+		plain: []string{
+			"session_id", "views.list.element.event_id", "views.list.element.item_id", "views.list.element.recommendation_id",
+			"history.list.element.item_id",
+		},
+	},
+	TableDeadLetters: {sorting: []string{"time"}, plain: []string{"key", "value"}},
+}
+
+// options returns those of a table's files.
+func (l layout) options() []parquet.WriterOption {
+	const bits = 10 // of a bloom filter, for each value: 1 in 100 is there in vain
+	out := []parquet.WriterOption{parquet.Compression(&parquet.Zstd), parquet.CreatedBy("onerec", "2", "")}
+	sorting := make([]parquet.SortingColumn, len(l.sorting))
+	for i, name := range l.sorting {
+		sorting[i] = parquet.Ascending(name)
+	}
+	out = append(out, parquet.SortingWriterConfig(parquet.SortingColumns(sorting...)))
+	filters := make([]parquet.BloomFilterColumn, len(l.bloom))
+	for i, name := range l.bloom {
+		filters[i] = parquet.SplitBlockFilter(bits, splitPath(name)...)
+	}
+	out = append(out, parquet.BloomFilters(filters...))
+	for _, name := range l.plain {
+		out = append(out, parquet.SkipPageBounds(splitPath(name)...))
+	}
+	return out
+}
+
+// span says which records of a topic a file's rows come from; it is in the file's metadata.
+type span struct {
+	topic      string
+	partition  int32
+	from, next int64 // offsets; next is not in it
+}
+
+// file returns the name of a new file in a folder.
+func (s span) file(dir string) string {
+	return fmt.Sprintf("%sp%04d-%020d-%020d-%s.parquet", dir, s.partition, s.from, s.next, rand.Text())
+}
+
+// files writes those of one table. It is safe for concurrent use.
+type files[T any] struct{ table string }
+
+var (
+	sessionFiles    = &files[Session]{table: TableSessions}
+	deadLetterFiles = &files[DeadLetter]{table: TableDeadLetters}
+)
+
+// write writes n rows as a Parquet file to w. Rows are asked for in order, a few at a time.
+func (f *files[T]) write(w io.Writer, from span, n int, row func(i int) (T, error)) error {
+	// Not one writer again and again: parquet-go's Reset forgets the sorting columns.
+	pw := parquet.NewGenericWriter[T](w, layouts[f.table].options()...)
+	pw.SetKeyValueMetadata("onerec.topic", from.topic)
+	pw.SetKeyValueMetadata("onerec.partition", strconv.Itoa(int(from.partition)))
+	pw.SetKeyValueMetadata("onerec.from", strconv.FormatInt(from.from, 10))
+	pw.SetKeyValueMetadata("onerec.next", strconv.FormatInt(from.next, 10))
+	batch := make([]T, 0, 64)
+	for i := range n {
+		v, err := row(i)
+		if err != nil {
+			return err
+		}
+		if batch = append(batch, v); len(batch) < cap(batch) && i < n-1 {
+			continue
+		}
+		if _, err := pw.Write(batch); err != nil {
+			return err
+		}
+		batch = batch[:0]
+	}
+	return pw.Close()
+}
+
+// put writes a file of the table. It appears whole or not at all.
+func (f *files[T]) put(ctx context.Context, s *Store, name string, from span, n int, row func(i int) (T, error)) (size int64, err error) {
+	return s.put(ctx, path.Join(f.table, name), func(w io.Writer) error { return f.write(w, from, n, row) })
+}
+
+// put makes an object of what fill writes, if that succeeds, and returns its size.
+func (s *Store) put(ctx context.Context, key string, fill func(io.Writer) error) (size int64, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := s.bucket.NewWriter(ctx, key, &blob.WriterOptions{ContentType: "application/vnd.apache.parquet"})
+	if err != nil {
+		return 0, fmt.Errorf("write snapshot %s: %w", key, err)
+	}
+	counted := &counter{w: w}
+	if err := fill(counted); err != nil {
+		cancel() // so that closing does not make half a file appear
+		_ = w.Close()
+		return 0, fmt.Errorf("write snapshot %s: %w", key, err)
+	}
+	if err := w.Close(); err != nil {
+		return 0, fmt.Errorf("write snapshot %s: %w", key, err)
+	}
+	return counted.n, nil
+}
+
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// get opens a file of a table for reading. Those of a bucket are read into memory whole.
+func (s *Store) get(ctx context.Context, table, name string) (io.ReaderAt, int64, func() error, error) {
+	key := path.Join(table, name)
+	if file, ok := s.bucket.Path(key); ok {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, 0, nil, err
+		}
+		info, err := f.Stat()
+		if err != nil {
+			return nil, 0, nil, errors.Join(err, f.Close())
+		}
+		return f, info.Size(), f.Close, nil
+	}
+	data, err := s.bucket.ReadAll(ctx, key)
+	return bytes.NewReader(data), int64(len(data)), func() error { return nil }, err
+}
+
+// readRows calls fn with the rows of a file, in batches that it must not keep, and returns fn's first error. T
+// may have fewer columns than the file, which makes it faster, and more, which are then empty.
+func readRows[T any](r io.ReaderAt, size int64, fn func([]T) error) (err error) {
+	defer func() { // parquet-go panics on some malformed files
+		if p := recover(); p != nil {
+			err = fmt.Errorf("malformed Parquet: %v", p)
+		}
+	}()
+	f, err := parquet.OpenFile(r, size)
+	if err != nil {
+		return err
+	}
+	if missing := missingColumns[T](f.Schema()); missing != "" {
+		return fmt.Errorf("it has no column %s: it is no file of this table", missing)
+	}
+	pr := parquet.NewGenericReader[T](f)
+	defer pr.Close()
+	rows := make([]T, 256)
+	for {
+		clear(rows)
+		n, err := pr.Read(rows)
+		if n > 0 {
+			if err := fn(rows[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// missingColumns names the first of T's columns that is required and not there: those that the first version of
+// the files had.
+func missingColumns[T any](schema *parquet.Schema) string {
+	there := make(map[string]bool)
+	for _, f := range schema.Fields() {
+		there[f.Name()] = true
+	}
+	t := reflect.TypeFor[T]()
+	for i := range t.NumField() {
+		name := columnName(t.Field(i))
+		if !there[name] && t.Field(i).Tag.Get("since") == "" {
+			return name
+		}
+	}
+	return ""
+}
+
+func splitPath(path string) []string { return strings.Split(path, ".") }
