@@ -5,11 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gocloud.dev/blob"
+	"gocloud.dev/gcerrors"
 
 	"onerec/snapshots/delta"
 )
@@ -120,4 +124,82 @@ func ReadAll(ctx context.Context, url string, fn func(Session) error) (err error
 		}
 		return nil
 	})
+}
+
+// Offsets returns how far each partition of a topic is in its table: the next offset, by partition.
+func (s *Store) Offsets(ctx context.Context, table, topic string) (map[int32]int64, error) {
+	state, err := s.Table(table).State(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read snapshots: %w", err)
+	}
+	out := make(map[int32]int64)
+	for app, next := range state.Apps {
+		if p, ok := strings.CutPrefix(app, topic+"/"); ok {
+			n, err := strconv.ParseInt(p, 10, 32)
+			if err != nil {
+				return nil, fmt.Errorf("read snapshots: the log of %s counts %q", table, app)
+			}
+			out[int32(n)] = next
+		}
+	}
+	return out, nil
+}
+
+// ReadHours calls fn with all rows of each hour in the order of time, so that a reader can put them into an order
+// of its own. An hour is in memory whole. A file that was compacted away meanwhile is looked for anew; of one
+// that can't be read, damaged is told: with nil it is left out, with an error the reading ends.
+func ReadHours[T any](ctx context.Context, s *Store, table string, days Range, damaged func(file string, err error) error, fn func([]T) error) error {
+	hours := make(map[string]bool)
+	files, err := s.Files(ctx, table, days)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		hours[path.Dir(f.Path)] = true
+	}
+	for _, hour := range slices.Sorted(maps.Keys(hours)) {
+		rows, err := readHour[T](ctx, s, table, hour, files, damaged)
+		for gone := 0; errors.Is(err, errGone) && gone < 3; gone++ {
+			if files, err = s.Files(ctx, table, days); err != nil {
+				return err
+			}
+			rows, err = readHour[T](ctx, s, table, hour, files, damaged)
+		}
+		if err != nil {
+			return err
+		}
+		if err := fn(rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// errGone says that a file is not there any more.
+var errGone = errors.New("the file is gone")
+
+func readHour[T any](ctx context.Context, s *Store, table, hour string, files []*delta.Add, damaged func(file string, err error) error) (rows []T, err error) {
+	for _, f := range files {
+		if path.Dir(f.Path) != hour {
+			continue
+		}
+		whole := len(rows)
+		err := readFile(ctx, s, table, f.Path, func(batch []T) error {
+			rows = append(rows, batch...)
+			return nil
+		})
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case errors.Is(err, fs.ErrNotExist), gcerrors.Code(err) == gcerrors.NotFound:
+			return nil, fmt.Errorf("%w: %w", errGone, err)
+		default:
+			rows = rows[:whole]
+			if err := damaged(f.Path, err); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return rows, nil
 }

@@ -28,7 +28,7 @@ func testSessions(n int, seed uint64) []*onerecv1.Session {
 	var out []*onerecv1.Session
 	for i := range n {
 		user := r.IntN(60)
-		s := &onerecv1.Session{UserId: fmt.Sprint("u", user), EndMs: int64(i) * 1000}
+		s := &onerecv1.Session{SessionId: fmt.Sprint("s", i), UserId: fmt.Sprint("u", user), EndMs: int64(i) * 1000}
 		for j := range 3 {
 			s.History = append(s.History, &onerecv1.HistoryItem{ItemId: item(user % 4), EventTimeMs: int64(j)})
 		}

@@ -36,6 +36,8 @@ type Service struct {
 	PublishEvery time.Duration // ... or this long after the last one, if there were any
 	Once         bool          // end, with a candidate, when the sessions that there are now have been learned
 
+	Backfill *Backfill // what a new model learns first; nil: nothing
+
 	// Static is the name of a static member of the group, see [stream.Lead]; empty: a
 	// dynamic one.
 	Static   string
@@ -90,7 +92,10 @@ type run struct {
 
 	peak float64 // FLOP/s of the matrix product
 
-	published   Stats // as of the last candidate
+	back *backfill // nil: there is none
+
+	published   Stats     // as of the last candidate
+	retryAt     time.Time // a checkpoint could not be written before
 	publishedAt time.Time
 	waiting     ages // sessions that came since the last publish
 	last        *Candidate
@@ -99,6 +104,17 @@ type run struct {
 func (r *run) run(ctx context.Context) error {
 	if err := r.resume(ctx); err != nil {
 		return err
+	}
+	if r.back != nil && r.back.end == nil || r.back == nil && r.parent == "" && r.Backfill != nil {
+		if r.Backfill == nil {
+			return fmt.Errorf("candidate %s has learned a part of its snapshots; go on with --from-snapshots, or train under another model name", r.parent)
+		}
+		if err := r.fill(ctx, false); err != nil {
+			return err
+		}
+		if err := r.handOver(ctx); err != nil {
+			return err
+		}
 	}
 	spans, err := r.Cluster.Spans(ctx, schemas.TopicGoodSessions)
 	if err != nil {
@@ -150,7 +166,17 @@ func (r *run) resume(ctx context.Context) error {
 	if err := r.learner.Resume(files, m.Config); err != nil {
 		return fmt.Errorf("resume from candidate %s: %w", ref.Version, err)
 	}
-	r.parent, r.published = m.Version, r.learner.Stats()
+	r.parent, r.published, r.back = m.Version, r.learner.Stats(), backfillFrom(m)
+	switch {
+	case r.back != nil && r.Backfill != nil:
+		if err := r.fill(ctx, true); err != nil {
+			return fmt.Errorf("fill the replay buffer: %w", err)
+		}
+	case r.back != nil:
+		r.Log.Warn("the model began with snapshots; without --from-snapshots the replay buffer holds only what the topic has", "sessions", r.back.seen)
+	case r.Backfill != nil:
+		r.Log.Warn("the model has begun without snapshots and learns nothing from them; train under another model name", "version", m.Version)
+	}
 	if err := r.describe(ctx, m.Offsets[schemas.TopicItems]); err != nil {
 		return err
 	}
@@ -165,7 +191,7 @@ func (r *run) resume(ctx context.Context) error {
 		}
 	}
 	for p, s := range spans {
-		spans[p] = stream.Span{From: s.From, To: r.offsets[p]}
+		spans[p] = r.back.begin(p, stream.Span{From: s.From, To: r.offsets[p]})
 	}
 	n := 0
 	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, spans, ParseGood, endOf, func(s *onerecv1.Session) error {
@@ -214,7 +240,6 @@ func (r *run) follow(ctx context.Context) error {
 		return err
 	}
 	defer cl.Close()
-	var retryAt time.Time // a checkpoint could not be written before
 	for {
 		poll, cancel := context.WithTimeout(ctx, time.Second)
 		fetches := cl.PollRecords(poll, 500)
@@ -238,24 +263,30 @@ func (r *run) follow(ctx context.Context) error {
 			r.offsets[rec.Partition] = rec.Offset + 1
 			r.waiting.add(rec.Timestamp)
 		}
-		steps := r.learner.Stats().Steps - r.published.Steps
-		if r.learner.Ready() && steps > 0 && time.Now().After(retryAt) && (steps >= r.PublishSteps || time.Since(r.publishedAt) >= r.PublishEvery) {
-			if err := r.publish(ctx); errors.Is(err, errNotStored) && ctx.Err() == nil {
-				// The last checkpoint stands and says where to read on from, so that nothing
-				// is lost by going on; the next one will have all of it.
-				pause := min(r.PublishEvery, storeRetry)
-				retryAt = time.Now().Add(pause)
-				r.Log.Error("no checkpoint could be written; training goes on and tries again", "in", pause, "error", err)
-				r.Metrics.notStored()
-				continue
-			} else if err != nil {
-				return err
-			}
-			if err := r.rebase(ctx); err != nil {
-				return err
-			}
+		if err := r.publishIfDue(ctx); err != nil {
+			return err
 		}
 	}
+}
+
+// publishIfDue publishes a candidate after enough steps, or enough time.
+func (r *run) publishIfDue(ctx context.Context) error {
+	steps := r.learner.Stats().Steps - r.published.Steps
+	if !r.learner.Ready() || steps == 0 || time.Now().Before(r.retryAt) || steps < r.PublishSteps && time.Since(r.publishedAt) < r.PublishEvery {
+		return nil
+	}
+	if err := r.publish(ctx); errors.Is(err, errNotStored) && ctx.Err() == nil {
+		// The last checkpoint stands and says where to read on from, so that nothing
+		// is lost by going on; the next one will have all of it.
+		pause := min(r.PublishEvery, storeRetry)
+		r.retryAt = time.Now().Add(pause)
+		r.Log.Error("no checkpoint could be written; training goes on and tries again", "in", pause, "error", err)
+		r.Metrics.notStored()
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return r.rebase(ctx)
 }
 
 // learn takes one session and makes the steps that it pays for, so that what is
@@ -435,6 +466,7 @@ func (r *run) publish(ctx context.Context) error {
 			"last_item_hit_rate_10": h.LastItemHitRate10, "last_item_ndcg_10": h.LastItemNDCG10,
 		},
 	}
+	r.back.offsets(m.Offsets)
 	if pre.Predictions > 0 {
 		maps.Copy(m.Metrics, map[string]float64{
 			"prequential_predictions": float64(pre.Predictions), "prequential_loss": pre.Loss,

@@ -354,6 +354,17 @@ func (a *App) train(ctx context.Context, h host, once bool) (c *trainer.Candidat
 			Static: a.static(trainer.Group), Log: a.Log.With("service", "train"), Metrics: trainer.NewMetrics(h.reg), OnReady: h.ready,
 			Progress: a.Progress.Update,
 		}
+		if a.FromSnapshots != "" {
+			if _, err := time.Parse(time.DateOnly, a.SnapshotsSince); a.SnapshotsSince != "" && err != nil {
+				return fmt.Errorf("--snapshots-since %q is no day; write it as 2026-01-31", a.SnapshotsSince)
+			}
+			history, err := snapshots.Open(ctx, a.FromSnapshots)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = history.Close() }() // it was only read
+			s.Backfill = &trainer.Backfill{Store: history, Since: a.SnapshotsSince, SkipDamaged: a.SkipDamaged}
+		}
 		c, err = s.Run(ctx)
 		a.Progress.Done()
 		return err

@@ -82,10 +82,12 @@ type Settings struct {
 
 	RulesFile string
 
-	SnapshotDir    string
-	SnapshotSize   int // MiB
-	SnapshotMemory int // MiB
-	SnapshotAge    time.Duration
+	FromSnapshots, SnapshotsSince string
+	SkipDamaged                   bool
+	SnapshotDir                   string
+	SnapshotSize                  int // MiB
+	SnapshotMemory                int // MiB
+	SnapshotAge                   time.Duration
 
 	Train        trainer.Config
 	Bootstrap    int
@@ -183,6 +185,9 @@ func (s *Settings) Register(c *config.Set) {
 	c.Duration(GroupSnapshot, "snapshot-age", &s.SnapshotAge, 100*time.Millisecond, 24*time.Hour, "longest time that a row waits for its file")
 
 	t := &s.Train
+	c.String(GroupTrain, "from-snapshots", &s.FromSnapshots, "folder or bucket of snapshots that a new model learns first, before the stream; empty: none")
+	c.String(GroupTrain, "snapshots-since", &s.SnapshotsSince, "first day of them, YYYY-MM-DD; empty: all")
+	c.Bool(GroupTrain, "skip-damaged", &s.SkipDamaged, "leave files of the snapshots out that can't be read, rather than end")
 	c.String(GroupTrain, "preset", &t.Preset, "size of the decoder", "tiny", "small", "base")
 	c.Int(GroupTrain, "levels", &t.Levels, 2, 8, "codes of a semantic ID")
 	c.Int(GroupTrain, "codes", &t.Codes, 0, 1<<14, "values of a code; 0: as many as the headroom needs")

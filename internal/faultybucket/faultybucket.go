@@ -38,18 +38,21 @@ type Object struct {
 // Outcome is what becomes of a change.
 type Outcome int
 
+// Outcomes.
 const (
-	Works    Outcome = iota // as asked
-	Fails                   // without effect
-	Torn                    // half of the bytes are there, and an error
-	TornAway                // the same, and nothing works any more
-	Lost                    // it worked, and the answer is an error
-	Crashes                 // without effect, and nothing works any more
-	Crashed                 // it worked, and nothing works any more
+	Works    Outcome = iota
+	Fails            // without effect
+	Torn             // half of the bytes are there, and an error
+	TornAway         // the same, and nothing works any more
+	Lost             // it worked, and the answer is an error
+	Crashes          // without effect, and nothing works any more
+	Crashed          // it worked, and nothing works any more
 )
 
+// ErrFault is what a change that fails says.
+var ErrFault = errors.New("injected fault")
+
 var (
-	ErrFault    = errors.New("injected fault") // what a change that fails says
 	errNotFound = errors.New("no such key")
 	errExists   = errors.New("the key exists")
 )

@@ -45,7 +45,7 @@ func (c Cluster) readNewest(ctx context.Context, topic string, partition int32) 
 	if !ok {
 		return nil, fmt.Errorf("topic %q has no partition %d", topic, partition)
 	}
-	err = c.readSpan(ctx, topic, partition, span, func(r *kgo.Record) error {
+	err = c.ReadSpan(ctx, topic, partition, span, func(r *kgo.Record) error {
 		if r.Value == nil {
 			delete(newest, string(r.Key))
 		} else {
@@ -91,9 +91,9 @@ func (c Cluster) Spans(ctx context.Context, topic string) (map[int32]Span, error
 	return spans, nil
 }
 
-// readSpan calls fn with every committed record of a span in order and returns
+// ReadSpan calls fn with every committed record of a span in order and returns
 // fn's first error.
-func (c Cluster) readSpan(ctx context.Context, topic string, partition int32, span Span, fn func(*kgo.Record) error) error {
+func (c Cluster) ReadSpan(ctx context.Context, topic string, partition int32, span Span, fn func(*kgo.Record) error) error {
 	if span.From >= span.To {
 		return nil
 	}
@@ -134,7 +134,7 @@ func (c Cluster) ReadTopic(ctx context.Context, topic string, fn func(*kgo.Recor
 		return err
 	}
 	for _, p := range slices.Sorted(maps.Keys(spans)) {
-		if err := c.readSpan(ctx, topic, p, spans[p], fn); err != nil {
+		if err := c.ReadSpan(ctx, topic, p, spans[p], fn); err != nil {
 			return err
 		}
 	}
@@ -151,7 +151,7 @@ func ReadMerged[T any](ctx context.Context, c Cluster, topic string, spans map[i
 	for i, p := range partitions {
 		streams[i] = make(chan T, 256)
 		g.Go(func() error {
-			err := c.readSpan(ctx, topic, p, spans[p], func(r *kgo.Record) error {
+			err := c.ReadSpan(ctx, topic, p, spans[p], func(r *kgo.Record) error {
 				v, err := decode(r)
 				if err != nil {
 					return fmt.Errorf("topic %q partition %d offset %d: %w", topic, p, r.Offset, err)
