@@ -125,3 +125,40 @@ func (b *Batch) predictions(row int) (from, to int) {
 	}
 	return b.firstTarget[row], len(b.target)
 }
+
+// Layout returns a row as the decoder reads it: its tokens, the weight of each in the loss (0: it is not
+// predicted), with the codes of the history weighing historyWeight times those of the session, and where the
+// session begins.
+func (c Config) Layout(r Row, historyWeight float32) (tokens []int32, weights []float32, session int, err error) {
+	b := NewBatch(historyWeight)
+	if err := b.Add(c, r); err != nil {
+		return nil, nil, 0, err
+	}
+	weights = make([]float32, len(b.tokens))
+	for i, at := range b.at {
+		weights[at+1] = b.weight[i]
+	}
+	return b.tokens, weights, 2 + len(r.History)*(c.Levels+1), nil
+}
+
+// AddTokens appends a row as Layout returned it.
+func (b *Batch) AddTokens(c Config, tokens []int32, weights []float32) error {
+	if len(tokens) > c.MaxLen || len(weights) != len(tokens) {
+		return fmt.Errorf("a row of %d tokens and %d weights; the longest has %d", len(tokens), len(weights), c.MaxLen)
+	}
+	for i, t := range tokens {
+		if t < 0 || int(t) >= c.Vocab() || i == 0 && weights[0] != 0 {
+			return fmt.Errorf("token %d of a row is %d with weight %g; there are %d tokens, and the first is not predicted", i, t, weights[i], c.Vocab())
+		}
+	}
+	b.firstTarget = append(b.firstTarget, len(b.target))
+	first := int32(len(b.tokens))
+	for i, t := range tokens {
+		b.tokens, b.pos = append(b.tokens, t), append(b.pos, int32(i))
+		if weights[i] != 0 {
+			b.at, b.target, b.weight = append(b.at, first+int32(i)-1), append(b.target, t), append(b.weight, weights[i])
+		}
+	}
+	b.bounds = append(b.bounds, len(b.tokens))
+	return nil
+}

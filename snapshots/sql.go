@@ -32,7 +32,11 @@ func (s *Store) WriteSQL(ctx context.Context, w io.Writer, days Range) error {
 		for i, f := range files {
 			names[i] = "  " + quote(s.Locate(table.Name, f.Path))
 		}
-		if _, err := fmt.Fprintf(w, "-- %s\ncreate or replace view %s as select * from read_parquet([\n%s\n], hive_partitioning = true, union_by_name = true);\n", table.Doc, table.Name, strings.Join(names, ",\n")); err != nil {
+		what := "*"
+		if firstLayout.MatchString(files[0].Path) { // its folders are partitions of the topic
+			what = `* exclude (partition), "end"::date as date, hour("end") as hour`
+		}
+		if _, err := fmt.Fprintf(w, "-- %s\ncreate or replace view %s as select %s from read_parquet([\n%s\n], hive_partitioning = true, union_by_name = true);\n", table.Doc, table.Name, what, strings.Join(names, ",\n")); err != nil {
 			return err
 		}
 	}

@@ -144,7 +144,7 @@ func TestBackfill(t *testing.T) {
 	}
 
 	// A damaged file ends the training, or is left out, as told.
-	if err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	if err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, ".parquet") {
 			return err
 		}

@@ -464,19 +464,13 @@ func (l *Learner) add(s *onerecv1.Session, train bool) error {
 	if !held { // a held-out user's unknown item is a miss, a training user's nothing
 		session = slices.DeleteFunc(session, isUnknown)
 	}
-	// A long session becomes several rows, each with the items before it as
-	// history.
-	for len(session) > 0 {
-		n := min(len(session), l.cfg.Session)
-		row := sample{history[max(0, len(history)-l.cfg.History):], session[:n]}
-		session = session[n:]
-		history = append(slices.Clip(history), slices.DeleteFunc(slices.Clone(row.session), isUnknown)...)
+	return cut(history, session, l.cfg.History, l.cfg.Session, func(row sample) error {
 		if held {
 			l.heldOut, l.nextOut = ring(l.heldOut, l.nextOut, l.cfg.MaxHoldout, row)
 			if train && l.stat.Steps > 0 {
 				l.arrived = append(l.arrived, row)
 			}
-			continue
+			return nil
 		}
 		last := int32(unknown)
 		if len(row.history) > 0 {
@@ -493,6 +487,20 @@ func (l *Learner) add(s *onerecv1.Session, train bool) error {
 		if train {
 			l.fresh = append(l.fresh, row)
 			l.debt += l.cfg.ReplayRatio
+		}
+		return nil
+	})
+}
+
+// cut makes rows of a session: a long one becomes several, each with the items before it as history.
+func cut(history, session []int32, maxHistory, maxSession int, fn func(sample) error) error {
+	for len(session) > 0 {
+		n := min(len(session), maxSession)
+		row := sample{history[max(0, len(history)-maxHistory):], session[:n]}
+		session = session[n:]
+		history = append(slices.Clip(history), slices.DeleteFunc(slices.Clone(row.session), isUnknown)...)
+		if err := fn(row); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -155,7 +155,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 		filter,
 		snapshot,
 		withOnce(service("train", "Train the decoder on good sessions", "Learns from sessions.good for ever and publishes candidates.",
-			[]string{app.GroupMember, app.GroupModel, app.GroupCheckpoints, app.GroupTrain, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
+			[]string{app.GroupMember, app.GroupModel, app.GroupCheckpoints, app.GroupTrain, app.GroupRows, app.GroupBackfill, app.GroupDamaged, app.GroupLearn}, func(ctx context.Context, a *app.App) error {
 				showProgress(a)
 				return a.RunTrain(ctx, once)
 			}), "end, with a candidate, when what there is now is learned"),
@@ -166,7 +166,7 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 }
 
 func (c *cli) config() *cobra.Command {
-	groups := []string{app.GroupCommon, app.GroupLog, app.GroupService, app.GroupMember, app.GroupStage, app.GroupModel, app.GroupGap, app.GroupLearn, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshots, app.GroupFiles, app.GroupSnapshot, app.GroupTrain, app.GroupReward, app.GroupServe, app.GroupSimulate}
+	groups := []string{app.GroupCommon, app.GroupLog, app.GroupService, app.GroupMember, app.GroupStage, app.GroupModel, app.GroupGap, app.GroupLearn, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshots, app.GroupFiles, app.GroupSnapshot, app.GroupTrain, app.GroupRows, app.GroupBackfill, app.GroupDamaged, app.GroupReward, app.GroupServe, app.GroupSimulate}
 	return c.command(&cobra.Command{
 		Use: "config", Short: "Print the effective settings", GroupID: "tools",
 		Long: "Prints all settings as a YAML file with comments, which --config reads back.",

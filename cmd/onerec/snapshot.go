@@ -18,7 +18,7 @@ var snapshotGroups = []string{app.GroupSnapshots}
 
 // snapshotTools are the commands beside the service.
 func (c *cli) snapshotTools() []*cobra.Command {
-	return []*cobra.Command{c.snapshotColumns(), c.snapshotFiles(), c.snapshotSQL(), c.snapshotVerify(), c.snapshotCompact()}
+	return []*cobra.Command{c.snapshotColumns(), c.snapshotFiles(), c.snapshotSQL(), c.snapshotVerify(), c.snapshotCompact(), c.snapshotExport()}
 }
 
 func (c *cli) snapshotColumns() *cobra.Command {
@@ -189,5 +189,43 @@ until --grace is over. It may run beside the service, from cron for example.`,
 	cmd.Flags().DurationVar(&grace, "grace", time.Hour, "keep replaced files for so long, for who still reads them; at least as long as the slowest writer needs for a file")
 	cmd.Flags().IntVar(&keep, "keep-days", 0, "days that are kept; 0: all")
 	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON")
+	return cmd
+}
+
+func (c *cli) snapshotExport() *cobra.Command {
+	var file, version string
+	var rows int
+	var loss bool
+	var r *snapshots.Range
+	cmd := c.command(&cobra.Command{
+		Use: "export", Short: "Write good sessions as token batches for trainers in other languages",
+		Long: `Writes the good sessions of the snapshots as rows of tokens, in the order of their ends, to an
+Arrow IPC file that pyarrow maps into memory: the user's history, then the session, in the
+semantic IDs of a checkpoint, with each token's weight in the loss; long sessions are
+several rows. docs/examples/tokens.py trains on them in PyTorch. docs/snapshots.md has the
+columns.`,
+	}, []string{app.GroupSnapshots, app.GroupCheckpoints, app.GroupRows, app.GroupDamaged}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		out, err := a.ExportTokens(cmd.Context(), file, version, *r, rows, loss)
+		if err != nil {
+			return err
+		}
+		if c.json {
+			return printJSON(cmd.OutOrStdout(), out)
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d rows, %d tokens, %s, in the semantic IDs of %s\n", out.Rows, out.Tokens, mib(out.Bytes), out.Version)
+		if err == nil && out.Loss != nil {
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "loss of its decoder: %.6f nats a token\n", *out.Loss)
+		}
+		return err
+	})
+	cmd.Flags().StringVar(&file, "arrow", "", "the file to write")
+	cmd.Flags().StringVar(&version, "version", "", "checkpoint whose semantic IDs are used; empty: the newest")
+	cmd.Flags().IntVar(&rows, "batch-rows", 1024, "rows of a record batch")
+	cmd.Flags().BoolVar(&loss, "loss", false, "measure the checkpoint's decoder on the file")
+	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON")
+	if err := cmd.MarkFlagRequired("arrow"); err != nil {
+		panic(err) // the flag is defined above
+	}
+	r = days(cmd)
 	return cmd
 }

@@ -32,7 +32,7 @@ checkpoints, Parquet snapshots of the sessions, and report.json.
 What only matters to a stream without end has no effect here: idle-timeout,
 bootstrap-sessions, publish-steps, publish-every, reward-every, listen.`,
 		Example: "  onerec demo\n  onerec demo --views views.tsv.gz --dir demo-kuairand --rounds 2",
-	}, []string{app.GroupLog, app.GroupModel, app.GroupIngest, app.GroupGap, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupTrain, app.GroupLearn, app.GroupReward, app.GroupServe, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+	}, []string{app.GroupLog, app.GroupModel, app.GroupIngest, app.GroupGap, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupTrain, app.GroupRows, app.GroupLearn, app.GroupReward, app.GroupServe, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, _ []string) error {
 		if c.set.IsDefault("log-level") { // the progress says enough
 			c.settings.LogLevel = "warn"
 			a = app.New(c.settings, os.Stderr, nil)

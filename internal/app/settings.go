@@ -44,6 +44,9 @@ const (
 	GroupFiles       = "files"     // of what writes them
 	GroupSnapshot    = "snapshot"
 	GroupTrain       = "train"
+	GroupRows        = "rows" // how a session becomes rows
+	GroupBackfill    = "backfill"
+	GroupDamaged     = "damaged" // of what reads sessions from snapshots
 	GroupReward      = "reward"
 	GroupServe       = "serve"
 	GroupSimulate    = "simulate"
@@ -185,17 +188,17 @@ func (s *Settings) Register(c *config.Set) {
 	c.Duration(GroupSnapshot, "snapshot-age", &s.SnapshotAge, 100*time.Millisecond, 24*time.Hour, "longest time that a row waits for its file")
 
 	t := &s.Train
-	c.String(GroupTrain, "from-snapshots", &s.FromSnapshots, "folder or bucket of snapshots that a new model learns first, before the stream; empty: none")
-	c.String(GroupTrain, "snapshots-since", &s.SnapshotsSince, "first day of them, YYYY-MM-DD; empty: all")
-	c.Bool(GroupTrain, "skip-damaged", &s.SkipDamaged, "leave files of the snapshots out that can't be read, rather than end")
+	c.String(GroupBackfill, "from-snapshots", &s.FromSnapshots, "folder or bucket of snapshots that a new model learns first, before the stream; empty: none")
+	c.String(GroupBackfill, "snapshots-since", &s.SnapshotsSince, "first day of them, YYYY-MM-DD; empty: all")
+	c.Bool(GroupDamaged, "skip-damaged", &s.SkipDamaged, "leave files of the snapshots out that can't be read, rather than end")
 	c.String(GroupTrain, "preset", &t.Preset, "size of the decoder", "tiny", "small", "base")
 	c.Int(GroupTrain, "levels", &t.Levels, 2, 8, "codes of a semantic ID")
 	c.Int(GroupTrain, "codes", &t.Codes, 0, 1<<14, "values of a code; 0: as many as the headroom needs")
 	c.Float(GroupTrain, "headroom", &t.Headroom, 0, semanticid.MaxHeadroom, "room in the codebook for items to come, as a share of those there are; 1: the catalogue can double")
 	c.Float(GroupTrain, "rebuild-after", &t.RebuildAfter, 0, 1000, "growth of the catalogue, as a share, after which the codebook is built anew from the present one; 0: never")
 	c.Float(GroupTrain, "rebuild-stick", &t.RebuildStick, 0, 100, "what an item gives to keep its codes then, as a share of the distortion")
-	c.Int(GroupTrain, "train-history", &t.History, 0, 1024, "items of history in a row")
-	c.Int(GroupTrain, "train-session", &t.Session, 1, 256, "items of a session in a row; longer sessions make several rows")
+	c.Int(GroupRows, "train-history", &t.History, 0, 1024, "items of history in a row")
+	c.Int(GroupRows, "train-session", &t.Session, 1, 256, "items of a session in a row; longer sessions make several rows")
 	c.Int(GroupTrain, "embedding-dim", &t.EmbeddingDim, 2, 1024, "width of learned item embeddings")
 	c.Int(GroupTrain, "embedding-window", &t.EmbeddingWindow, 1, 100, "items at most so many places apart occur together")
 	c.Int(GroupLearn, "batch-tokens", &t.BatchTokens, 128, 1<<20, "tokens of a training step at most")
@@ -205,7 +208,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Float(GroupTrain, "weight-decay", &t.WeightDecay, 0, 1, "weight decay of AdamW")
 	c.Float(GroupTrain, "dropout", &t.Dropout, 0, 0.9, "dropout of the residual branches")
 	c.Float(GroupTrain, "embedding-dropout", &t.EmbeddingDropout, 0, 0.9, "dropout of the tokens' embeddings")
-	c.Float(GroupTrain, "history-weight", &t.HistoryWeight, 0, 1, "weight of the history's codes in the loss, against 1 for the session's")
+	c.Float(GroupRows, "history-weight", &t.HistoryWeight, 0, 1, "weight of the history's codes in the loss, against 1 for the session's")
 	c.Float(GroupTrain, "average", &t.Average, 0, 0.99999, "decay, by step, of the moving average that is published")
 	c.Int(GroupTrain, "replay-buffer", &t.Buffer, 1, 10_000_000, "rows of the replay buffer")
 	c.Int(GroupLearn, "holdout-percent", &t.HoldoutPercent, 0, 50, "percent of users who are never trained on")
