@@ -29,6 +29,9 @@ func Tables() []Table {
 	table := func(name string, row reflect.Type) Table {
 		t := Table{name, description[name], columns(row, "")}
 		for _, f := range partitions {
+			if !layouts[name].byHour {
+				break
+			}
 			t.Columns = append(t.Columns, Column{Name: f.Name, Type: f.Type.(string), Doc: f.Metadata["comment"]})
 		}
 		return t
@@ -36,6 +39,9 @@ func Tables() []Table {
 	return []Table{
 		table(TableSessions, reflect.TypeFor[Session]()),
 		table(TableDeadLetters, reflect.TypeFor[DeadLetter]()),
+		table(TableItems, reflect.TypeFor[Item]()),
+		table(TableCheckpoints, reflect.TypeFor[Checkpoint]()),
+		table(TableTrainingSteps, reflect.TypeFor[TrainingStep]()),
 	}
 }
 

@@ -11,7 +11,10 @@ import (
 
 // TestColumns: every column of the files is described, and docs/snapshots.md says what the code says.
 func TestColumns(t *testing.T) {
-	schemas := map[string]*parquet.Schema{TableSessions: parquet.SchemaOf(Session{}), TableDeadLetters: parquet.SchemaOf(DeadLetter{})}
+	schemas := map[string]*parquet.Schema{
+		TableSessions: parquet.SchemaOf(Session{}), TableDeadLetters: parquet.SchemaOf(DeadLetter{}),
+		TableItems: parquet.SchemaOf(Item{}), TableCheckpoints: parquet.SchemaOf(Checkpoint{}), TableTrainingSteps: parquet.SchemaOf(TrainingStep{}),
+	}
 	for _, table := range Tables() {
 		named := make(map[string]bool)
 		for _, c := range table.Columns {

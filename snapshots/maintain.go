@@ -48,14 +48,17 @@ func (s *Store) Maintain(ctx context.Context, table string, m Maintenance) (done
 			err = fmt.Errorf("maintain %s of %s: %w", table, s.URL(), err)
 		}
 	}()
-	if err := s.expire(ctx, t, m, &done); err != nil {
+	if err := s.expire(ctx, t, layouts[table].byHour, m, &done); err != nil {
 		return done, err
 	}
 	state, err := t.State(ctx)
 	if err != nil {
 		return done, err
 	}
-	groups := small(state, m)
+	var groups [][]*delta.Add
+	if layouts[table].byHour { // the others are one file
+		groups = small(state, m)
+	}
 	for i, group := range groups {
 		if err := s.merge(ctx, t, table, group, m, &done); err != nil && !errors.Is(err, delta.ErrConflict) {
 			return done, err
@@ -74,8 +77,8 @@ func (s *Store) Maintain(ctx context.Context, table string, m Maintenance) (done
 }
 
 // expire takes the days out that are not kept.
-func (s *Store) expire(ctx context.Context, t *delta.Table, m Maintenance, done *Maintained) error {
-	if m.Keep <= 0 {
+func (s *Store) expire(ctx context.Context, t *delta.Table, byHour bool, m Maintenance, done *Maintained) error {
+	if m.Keep <= 0 || !byHour {
 		return nil
 	}
 	first := m.Now.UTC().AddDate(0, 0, -m.Keep).Format(time.DateOnly)
@@ -291,6 +294,12 @@ func (s *Store) Verify(ctx context.Context, table string, days Range, progress f
 			rows, err = s.verifySessions(ctx, f, state.Version >= 0, seen)
 		case TableDeadLetters:
 			rows, err = verifyRows(ctx, s, table, f, func(*DeadLetter) error { return nil })
+		case TableItems:
+			rows, err = verifyRows(ctx, s, table, f, func(*Item) error { return nil })
+		case TableCheckpoints:
+			rows, err = verifyRows(ctx, s, table, f, func(*Checkpoint) error { return nil })
+		case TableTrainingSteps:
+			rows, err = verifyRows(ctx, s, table, f, func(*TrainingStep) error { return nil })
 		default:
 			return v, fmt.Errorf("there is no table %q", table)
 		}
@@ -308,8 +317,8 @@ func (s *Store) Verify(ctx context.Context, table string, days Range, progress f
 	if state.Version < 0 {
 		return v, nil
 	}
-	return v, t.Each(ctx, "date=", func(o *blob.ListObject) error {
-		if state.Files[strings.TrimPrefix(o.Key, table+"/")] == nil {
+	return v, t.Each(ctx, "", func(o *blob.ListObject) error {
+		if name := strings.TrimPrefix(o.Key, table+"/"); state.Files[name] == nil && dataFile.MatchString(name) {
 			v.Loose++
 		}
 		return nil

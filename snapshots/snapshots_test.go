@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -568,5 +569,43 @@ func TestTopicsThatWentOn(t *testing.T) {
 	s.createAndProduce(ctx, 4)
 	if err := s.service(0, true).Run(ctx); err == nil || !strings.Contains(err.Error(), "everything before 5") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestReplace: a table that is written as a whole is the old one or the new one; versions whose files are gone stay.
+func TestReplace(t *testing.T) {
+	s, _ := newStore(t)
+	metric := func(v float64) []Metric { return []Metric{{"loss", v}, {"more", 1}} }
+	for i, versions := range [][]string{{"1", "2"}, {"2", "3"}, {"3"}} {
+		var rows []Checkpoint
+		var steps []TrainingStep
+		for _, v := range versions {
+			rows = append(rows, Checkpoint{Version: v, Metrics: metric(float64(i)), Created: time.UnixMilli(1).UTC()})
+			steps = append(steps, TrainingStep{Version: v, Step: 7}, TrainingStep{Version: v, Step: 8})
+		}
+		if err := errors.Join(s.ReplaceCheckpoints(t.Context(), rows), s.ReplaceTrainingSteps(t.Context(), steps), s.ReplaceItems(t.Context(), []Item{{ItemID: fmt.Sprint(i)}})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	if err := Read(t.Context(), s, TableCheckpoints, Range{}, func(rows []Checkpoint) error {
+		for _, r := range rows {
+			if len(r.Metrics) != 2 || r.Metrics[1] != (Metric{"more", 1}) {
+				t.Errorf("metrics of %s: %v", r.Version, r.Metrics)
+			}
+			got = append(got, fmt.Sprint(r.Version, "=", r.Metrics[0].Value))
+		}
+		return nil
+	}); err != nil || !slices.Equal(got, []string{"1=0", "2=1", "3=2"}) {
+		t.Errorf("checkpoints %v, %v", got, err)
+	}
+	for table, want := range map[string]int64{TableCheckpoints: 3, TableTrainingSteps: 6, TableItems: 1} {
+		v, err := s.Verify(t.Context(), table, Range{}, nil)
+		if err != nil || len(v.Faults) != 0 || v.Rows != want || v.Loose != 2 {
+			t.Errorf("%s: %+v, %v", table, v, err)
+		}
+		if done, err := s.Maintain(t.Context(), table, Maintenance{Size: 1 << 20, Keep: 1, Now: time.Now().Add(9 * 24 * time.Hour)}); err != nil || done != (Maintained{Deleted: 2, DeletedBytes: done.DeletedBytes}) {
+			t.Errorf("%s: %+v, %v", table, done, err)
+		}
 	}
 }

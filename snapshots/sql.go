@@ -11,6 +11,7 @@ import (
 // views over the tables: what is asked for most, as tables of its own that need no room.
 var views = []struct{ name, table, doc, query string }{
 	{"views", TableSessions, "a row a view", `select session_id, user_id, good, date, hour, unnest(views, recursive := true) from sessions`},
+	{"metrics", TableCheckpoints, "a row a figure of a checkpoint", `select version, model, kind, parent, created, unnest(metrics, recursive := true) from checkpoints`},
 	{"verdicts", TableSessions, "a row a session: what the rules said", `select session_id, user_id, "start", "end", len(views) as views, total_watch_ms, good, failed_rules, rules_version, date, hour from sessions`},
 	{"recommendations", TableSessions, "a row a view that a recommendation led to, by checkpoint", `select checkpoint_version, recommendation_id, user_id, session_id, item_id, "time", watch_ms, duration_ms, "like", follow, comment, share, dislike, surface, date, hour from views where checkpoint_version <> ''`},
 }

@@ -19,13 +19,17 @@ import (
 	"gocloud.dev/blob"
 
 	"onerec/internal/buckets"
+	"onerec/schemas"
 	"onerec/snapshots/delta"
 )
 
 // Names of the tables, and of their folders.
 const (
-	TableSessions    = "sessions"
-	TableDeadLetters = "dead_letters"
+	TableSessions      = "sessions"
+	TableDeadLetters   = "dead_letters"
+	TableItems         = "items"
+	TableCheckpoints   = "checkpoints"
+	TableTrainingSteps = "training_steps"
 )
 
 // Store is where the tables are: a folder, or a bucket.
@@ -59,17 +63,24 @@ var partitions = []delta.Field{
 
 // description of each table, for its log.
 var description = map[string]string{
-	TableSessions:    "every session with the filters' verdict, its views nested",
-	TableDeadLetters: "views that ingest refused, with the reason and the bytes",
+	TableSessions:      "every session with the filters' verdict, its views nested",
+	TableDeadLetters:   "views that ingest refused, with the reason and the bytes",
+	TableItems:         "what the catalogue and the newest checkpoint know of each item, as of the last refresh",
+	TableCheckpoints:   "every checkpoint with what was measured of it, as of the last refresh",
+	TableTrainingSteps: "every training step, as of the last refresh",
 }
 
 // create returns the actions that make a table, or give it new columns; none if it is as it should be.
 func create[T any](s *delta.State, table string, now time.Time) ([]delta.Action, error) {
-	schema, err := delta.SchemaOf(reflect.TypeFor[T](), partitions...)
+	fields, columns := partitions, []string{"date", "hour"}
+	if !layouts[table].byHour {
+		fields, columns = nil, []string{}
+	}
+	schema, err := delta.SchemaOf(reflect.TypeFor[T](), fields...)
 	if err != nil {
 		return nil, err
 	}
-	return s.Create(table, description[table], schema, []string{"date", "hour"}, now), nil
+	return s.Create(table, description[table], schema, columns, now), nil
 }
 
 // hourMs is the length of what a folder holds.
@@ -82,12 +93,13 @@ func folder(hour int64) (dir string, values map[string]string) {
 	return fmt.Sprintf("date=%s/hour=%02d/", date, t.Hour()), map[string]string{"date": date, "hour": strconv.Itoa(t.Hour())}
 }
 
-// dataFile matches the paths of files that this package writes: an hour, and p with a partition and its offsets
-// from and up to (streamed), or c (compacted), and something random.
-var dataFile = regexp.MustCompile(`^date=(\d{4,}-\d\d-\d\d)/hour=(\d\d)/(p\d{4,}-\d{20}-\d{20}|c)-[A-Z2-7]{26}\.parquet$`)
+// dataFile matches the paths of files that this package writes: an hour, if there are hours, and p with a partition
+// and its offsets from and up to (streamed), or c (compacted, or written as a whole), and something random.
+var dataFile = regexp.MustCompile(`^(?:date=\d{4,}-\d\d-\d\d/hour=\d\d/)?(p\d{4,}-\d{20}-\d{20}|c)-[A-Z2-7]{26}\.parquet$`)
 
 // layout is how the files of a table are laid out.
 type layout struct {
+	byHour  bool
 	sorting []string // columns
 	bloom   []string // dotted paths of columns with a bloom filter
 	plain   []string // dotted paths of columns whose bounds say nothing
@@ -95,6 +107,7 @@ type layout struct {
 
 var layouts = map[string]layout{
 	TableSessions: {
+		byHour:  true,
 		sorting: []string{"user_id", "start"},
 		bloom:   []string{"user_id", "views.list.element.item_id"},
 		plain: []string{
@@ -102,13 +115,16 @@ var layouts = map[string]layout{
 			"history.list.element.item_id",
 		},
 	},
-	TableDeadLetters: {sorting: []string{"time"}, plain: []string{"key", "value"}},
+	TableDeadLetters: {byHour: true, sorting: []string{"time"}, plain: []string{"key", "value"}},
 }
 
 // options returns those of a table's files.
 func (l layout) options() []parquet.WriterOption {
 	const bits = 10 // of a bloom filter, for each value: 1 in 100 is there in vain
-	out := []parquet.WriterOption{parquet.Compression(&parquet.Zstd), parquet.CreatedBy("onerec", "2", "")}
+	out := []parquet.WriterOption{
+		parquet.Compression(&parquet.Zstd), parquet.CreatedBy("onerec", "2", ""),
+		parquet.DataPageStatistics(false), // the column index has them
+	}
 	sorting := make([]parquet.SortingColumn, len(l.sorting))
 	for i, name := range l.sorting {
 		sorting[i] = parquet.Ascending(name)
@@ -277,3 +293,9 @@ func missingColumns[T any](schema *parquet.Schema) string {
 }
 
 func splitPath(path string) []string { return strings.Split(path, ".") }
+
+// WriteSessions writes a Parquet file of sessions as the service does. They must be in the order of users and
+// starts.
+func WriteSessions(w io.Writer, rows []Session) error {
+	return sessionFiles.write(w, span{topic: schemas.TopicJudgedSessions}, len(rows), func(i int) (Session, error) { return rows[i], nil })
+}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -64,25 +63,7 @@ func backfillFrom(m *publisher.Manifest) *backfill {
 	return &backfill{of, m.Offsets[backfillSeen][0], m.Offsets[backfillEnd]}
 }
 
-// goodSession is what a model learns from of a session.
-type goodSession struct {
-	SessionID string    `parquet:"session_id"`
-	UserID    string    `parquet:"user_id"`
-	Start     time.Time `parquet:"start,timestamp(microsecond)"`
-	End       time.Time `parquet:"end,timestamp(microsecond)"`
-	Views     []struct {
-		ItemID string `parquet:"item_id"`
-	} `parquet:"views,list"`
-	History []struct {
-		ItemID string    `parquet:"item_id"`
-		Time   time.Time `parquet:"time,timestamp(microsecond)"`
-	} `parquet:"history,list"`
-	Good      bool  `parquet:"good"`
-	Partition int32 `parquet:"kafka_partition"`
-	Offset    int64 `parquet:"kafka_offset"`
-}
-
-func (g *goodSession) session() *onerecv1.Session {
+func message(g *snapshots.GoodSession) *onerecv1.Session {
 	s := &onerecv1.Session{SessionId: g.SessionID, UserId: g.UserID, StartMs: g.Start.UnixMilli(), EndMs: g.End.UnixMilli()}
 	for _, v := range g.Views {
 		s.Views = append(s.Views, &onerecv1.View{ItemId: v.ItemID})
@@ -96,13 +77,12 @@ func (g *goodSession) session() *onerecv1.Session {
 // GoodSessions calls fn with the good sessions of snapshots in the order of their ends; before, if not nil, leaves
 // out those from an offset of their partition of sessions.judged on.
 func GoodSessions(ctx context.Context, store *snapshots.Store, days snapshots.Range, before map[int32]int64, damaged func(file string, err error) error, fn func(*onerecv1.Session) error) error {
-	return snapshots.ReadHours(ctx, store, snapshots.TableSessions, days, damaged, func(rows []goodSession) error {
-		rows = slices.DeleteFunc(rows, func(g goodSession) bool { return !g.Good || before != nil && g.Offset >= before[g.Partition] })
-		slices.SortFunc(rows, func(a, b goodSession) int {
+	return snapshots.ReadGood(ctx, store, days, before, damaged, func(rows []snapshots.GoodSession) error {
+		slices.SortFunc(rows, func(a, b snapshots.GoodSession) int {
 			return cmp.Or(a.End.Compare(b.End), strings.Compare(a.SessionID, b.SessionID))
 		})
 		for i := range rows {
-			if err := fn(rows[i].session()); err != nil {
+			if err := fn(message(&rows[i])); err != nil {
 				return err
 			}
 		}

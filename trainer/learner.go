@@ -125,6 +125,8 @@ type Learner struct {
 
 	memory Memory
 
+	steps []StepRecord // since the last checkpoint that is kept
+
 	debt float64 // rows that arrived sessions paid for
 	stat Stats
 }
@@ -620,6 +622,14 @@ func (l *Learner) Step() (bool, error) {
 	step := uint64(l.stat.Steps + l.stat.Skipped)
 	rng := rand.New(rand.NewPCG(l.cfg.Seed, step))
 	b := decoder.NewBatch(float32(l.cfg.HistoryWeight))
+	was := StepRecord{}
+	defer func() {
+		if was.Rows > 0 {
+			was.Step, was.Seconds = l.stat.Steps, time.Since(start).Seconds()
+			l.record(was)
+		}
+	}()
+	fresh := 0
 	for {
 		var s sample
 		if len(l.fresh) > 0 {
@@ -636,14 +646,17 @@ func (l *Learner) Step() (bool, error) {
 		}
 		if len(l.fresh) > 0 {
 			l.fresh = l.fresh[1:]
+			fresh++
 		}
 		l.debt--
 	}
 	b.Close()
 	l.solver.LearningRate = l.learningRate()
 	losses, err := l.graph.Step(b, nil, decoder.Dropout{Residual: float32(l.cfg.Dropout), Embedding: float32(l.cfg.EmbeddingDropout), Seed: l.cfg.Seed<<32 + step}, l.solver)
+	was = StepRecord{LearningRate: l.solver.LearningRate, Rows: b.Rows(), Tokens: b.Tokens(), Fresh: fresh}
 	switch {
 	case errors.Is(err, decoder.ErrNotFinite), errors.Is(err, ops.ErrDiverged):
+		was.Skipped = true
 		// The weights are as before; start again from their average.
 		l.stat.Skipped++
 		l.restart(l.average)
@@ -655,6 +668,7 @@ func (l *Learner) Step() (bool, error) {
 	l.stat.Rows += int64(b.Rows())
 	l.stat.Tokens += int64(b.Tokens())
 	l.stat.GradNorm = l.solver.LastNorm
+	was.Loss, was.GradNorm = float64(losses.NTP), l.stat.GradNorm
 	if l.stat.Steps == 1 {
 		l.stat.FirstLoss, l.stat.LastLoss = float64(losses.NTP), float64(losses.NTP)
 	}

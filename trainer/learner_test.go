@@ -187,6 +187,9 @@ func TestResumeRefusesOtherSettingsAndDamage(t *testing.T) {
 		t.Error("a checkpoint of another size was taken")
 	}
 	for name := range files {
+		if name == FileSteps {
+			continue // for people; nothing is resumed from it
+		}
 		whole := files[name]
 		files[name] = whole[:len(whole)/2]
 		if err := NewLearner(cfg).Resume(files, config); err == nil {

@@ -485,6 +485,7 @@ func (r *run) publish(ctx context.Context) error {
 	}
 	r.last = &Candidate{m, hash, st, h, pre}
 	r.learner.ResetPrequential()
+	r.learner.Published()
 	r.parent, r.published, r.publishedAt, r.waiting = m.Version, st, time.Now(), ages{}
 	r.Metrics.candidate(st, h, pre)
 	r.Log.Info("published candidate", "version", m.Version, "steps", st.Steps, "loss", st.LastLoss, "holdout_loss", h.Loss, "hit_rate_10", h.HitRate10, "prequential_hit_rate_10", pre.HitRate10)

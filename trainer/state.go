@@ -52,6 +52,9 @@ func (l *Learner) Checkpoint() (map[string][]byte, json.RawMessage, error) {
 		return nil, nil, fmt.Errorf("save trainer: %w", err)
 	}
 	files[FileState] = b.Bytes()
+	if files[FileSteps], err = encodeSteps(l.steps); err != nil {
+		return nil, nil, fmt.Errorf("save trainer: %w", err)
+	}
 	return files, config, nil
 }
 

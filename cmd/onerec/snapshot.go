@@ -18,7 +18,7 @@ var snapshotGroups = []string{app.GroupSnapshots}
 
 // snapshotTools are the commands beside the service.
 func (c *cli) snapshotTools() []*cobra.Command {
-	return []*cobra.Command{c.snapshotColumns(), c.snapshotFiles(), c.snapshotSQL(), c.snapshotVerify(), c.snapshotCompact(), c.snapshotExport()}
+	return []*cobra.Command{c.snapshotColumns(), c.snapshotFiles(), c.snapshotSQL(), c.snapshotVerify(), c.snapshotCompact(), c.snapshotRefresh(), c.snapshotExport()}
 }
 
 func (c *cli) snapshotColumns() *cobra.Command {
@@ -227,5 +227,26 @@ columns.`,
 		panic(err) // the flag is defined above
 	}
 	r = days(cmd)
+	return cmd
+}
+
+func (c *cli) snapshotRefresh() *cobra.Command {
+	cmd := c.command(&cobra.Command{
+		Use: "refresh", Short: "Write the tables of items, checkpoints and training steps anew",
+		Long: `Writes three tables anew from the items topic and the checkpoints: items with their semantic
+IDs, checkpoints with what was measured of them, and every training step. Rows of versions
+whose files were removed since stay. From cron, for example.`,
+	}, []string{app.GroupCommon, app.GroupLog, app.GroupCheckpoints, app.GroupSnapshots}, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		out, err := a.RefreshTables(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if c.json {
+			return printJSON(cmd.OutOrStdout(), out)
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d items, %d checkpoints, %d training steps\n", out.Items, out.Checkpoints, out.TrainingSteps)
+		return err
+	})
+	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON")
 	return cmd
 }

@@ -114,6 +114,9 @@ func (a *App) runDemo(ctx context.Context, d Demo, w io.Writer) (*Report, error)
 	if err := timed("recommend", func() error { return a.demoRecommend(ctx, d.Users, r) }); err != nil {
 		return nil, err
 	}
+	if _, err := a.RefreshTables(ctx); err != nil {
+		return nil, fmt.Errorf("demo: %w", err)
+	}
 	r.Seconds["total"], r.PeakRSSBytes = Float(time.Since(begun).Seconds()), peakRSS()
 	if err := r.check(); err != nil {
 		return nil, fmt.Errorf("demo: the report contradicts itself, which is a bug: %w", err)
