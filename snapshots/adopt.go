@@ -87,7 +87,7 @@ func (s *Store) adopt(ctx context.Context, log *slog.Logger) error {
 // rewrite writes the sessions of a file of the first version by hour.
 func (s *Store) rewrite(ctx context.Context, name string, from span, now time.Time) (actions []delta.Action, err error) {
 	var rows []Session
-	if err := readFile(ctx, s, TableSessions, name, func(batch []Session) error {
+	if err := readFile(ctx, s, TableSessions, name, readRows, func(batch []Session) error {
 		rows = append(rows, batch...)
 		return nil
 	}); err != nil {

@@ -80,7 +80,7 @@ func Read[T any](ctx context.Context, s *Store, table string, days Range, fn fun
 		return err
 	}
 	for _, f := range files {
-		if err := readFile(ctx, s, table, f.Path, fn); err != nil {
+		if err := readFile(ctx, s, table, f.Path, readRows, fn); err != nil {
 			return err
 		}
 	}
@@ -88,14 +88,14 @@ func Read[T any](ctx context.Context, s *Store, table string, days Range, fn fun
 }
 
 // readFile reads one file of a table.
-func readFile[T any](ctx context.Context, s *Store, table, name string, fn func([]T) error) error {
+func readFile[T any](ctx context.Context, s *Store, table, name string, read reader[T], fn func([]T) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	r, size, done, err := s.get(ctx, table, name)
 	if err == nil {
 		var failed error
-		err = errors.Join(readRows(r, size, func(rows []T) error {
+		err = errors.Join(read(r, size, func(rows []T) error {
 			failed = fn(rows)
 			return failed
 		}), done())
@@ -149,6 +149,13 @@ func (s *Store) Offsets(ctx context.Context, table, topic string) (map[int32]int
 // of its own. An hour is in memory whole. A file that was compacted away meanwhile is looked for anew; of one
 // that can't be read, damaged is told: with nil it is left out, with an error the reading ends.
 func ReadHours[T any](ctx context.Context, s *Store, table string, days Range, damaged func(file string, err error) error, fn func([]T) error) error {
+	return readHours(ctx, s, table, days, readRows[T], damaged, fn)
+}
+
+// reader reads the rows of a file, in batches.
+type reader[T any] func(r io.ReaderAt, size int64, fn func([]T) error) error
+
+func readHours[T any](ctx context.Context, s *Store, table string, days Range, read reader[T], damaged func(file string, err error) error, fn func([]T) error) error {
 	hours := make(map[string]bool)
 	files, err := s.Files(ctx, table, days)
 	if err != nil {
@@ -158,12 +165,12 @@ func ReadHours[T any](ctx context.Context, s *Store, table string, days Range, d
 		hours[path.Dir(f.Path)] = true
 	}
 	for _, hour := range slices.Sorted(maps.Keys(hours)) {
-		rows, err := readHour[T](ctx, s, table, hour, files, damaged)
+		rows, err := readHour(ctx, s, table, hour, files, read, damaged)
 		for gone := 0; errors.Is(err, errGone) && gone < 3; gone++ {
 			if files, err = s.Files(ctx, table, days); err != nil {
 				return err
 			}
-			rows, err = readHour[T](ctx, s, table, hour, files, damaged)
+			rows, err = readHour(ctx, s, table, hour, files, read, damaged)
 		}
 		if err != nil {
 			return err
@@ -178,13 +185,13 @@ func ReadHours[T any](ctx context.Context, s *Store, table string, days Range, d
 // errGone says that a file is not there any more.
 var errGone = errors.New("the file is gone")
 
-func readHour[T any](ctx context.Context, s *Store, table, hour string, files []*delta.Add, damaged func(file string, err error) error) (rows []T, err error) {
+func readHour[T any](ctx context.Context, s *Store, table, hour string, files []*delta.Add, read reader[T], damaged func(file string, err error) error) (rows []T, err error) {
 	for _, f := range files {
 		if path.Dir(f.Path) != hour {
 			continue
 		}
 		whole := len(rows)
-		err := readFile(ctx, s, table, f.Path, func(batch []T) error {
+		err := readFile(ctx, s, table, f.Path, read, func(batch []T) error {
 			rows = append(rows, batch...)
 			return nil
 		})

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -100,16 +102,17 @@ var dataFile = regexp.MustCompile(`^(?:date=\d{4,}-\d\d-\d\d/hour=\d\d/)?(p\d{4,
 // layout is how the files of a table are laid out.
 type layout struct {
 	byHour  bool
-	sorting []string // columns
-	bloom   []string // dotted paths of columns with a bloom filter
-	plain   []string // dotted paths of columns whose bounds say nothing
+	sorting []string        // columns
+	bloom   map[string]uint // dotted paths of columns with a bloom filter; its bits for each value, repeated ones too
+	plain   []string        // dotted paths of columns whose bounds say nothing
 }
 
 var layouts = map[string]layout{
 	TableSessions: {
 		byHour:  true,
 		sorting: []string{"user_id", "start"},
-		bloom:   []string{"user_id", "views.list.element.item_id"},
+		// A user has a few sessions in a file, an item many views: 1 in 100 is looked for in vain, or fewer.
+		bloom: map[string]uint{"user_id": 10, "views.list.element.item_id": 6},
 		plain: []string{
 			"session_id", "views.list.element.event_id", "views.list.element.item_id", "views.list.element.recommendation_id",
 			"history.list.element.item_id",
@@ -120,7 +123,6 @@ var layouts = map[string]layout{
 
 // options returns those of a table's files.
 func (l layout) options() []parquet.WriterOption {
-	const bits = 10 // of a bloom filter, for each value: 1 in 100 is there in vain
 	out := []parquet.WriterOption{
 		parquet.Compression(&parquet.Zstd), parquet.CreatedBy("onerec", "2", ""),
 		parquet.DataPageStatistics(false), // the column index has them
@@ -130,9 +132,9 @@ func (l layout) options() []parquet.WriterOption {
 		sorting[i] = parquet.Ascending(name)
 	}
 	out = append(out, parquet.SortingWriterConfig(parquet.SortingColumns(sorting...)))
-	filters := make([]parquet.BloomFilterColumn, len(l.bloom))
-	for i, name := range l.bloom {
-		filters[i] = parquet.SplitBlockFilter(bits, splitPath(name)...)
+	var filters []parquet.BloomFilterColumn
+	for _, name := range slices.Sorted(maps.Keys(l.bloom)) {
+		filters = append(filters, parquet.SplitBlockFilter(l.bloom[name], splitPath(name)...))
 	}
 	out = append(out, parquet.BloomFilters(filters...))
 	for _, name := range l.plain {

@@ -64,12 +64,12 @@ func backfillFrom(m *publisher.Manifest) *backfill {
 }
 
 func message(g *snapshots.GoodSession) *onerecv1.Session {
-	s := &onerecv1.Session{SessionId: g.SessionID, UserId: g.UserID, StartMs: g.Start.UnixMilli(), EndMs: g.End.UnixMilli()}
-	for _, v := range g.Views {
-		s.Views = append(s.Views, &onerecv1.View{ItemId: v.ItemID})
+	s := &onerecv1.Session{SessionId: g.SessionID, UserId: g.UserID, StartMs: g.StartMs, EndMs: g.EndMs}
+	for _, item := range g.Items {
+		s.Views = append(s.Views, &onerecv1.View{ItemId: item})
 	}
-	for _, h := range g.History {
-		s.History = append(s.History, &onerecv1.HistoryItem{ItemId: h.ItemID, EventTimeMs: h.Time.UnixMilli()})
+	for i, item := range g.History {
+		s.History = append(s.History, &onerecv1.HistoryItem{ItemId: item, EventTimeMs: g.HistoryMs[i]})
 	}
 	return s
 }
@@ -79,7 +79,7 @@ func message(g *snapshots.GoodSession) *onerecv1.Session {
 func GoodSessions(ctx context.Context, store *snapshots.Store, days snapshots.Range, before map[int32]int64, damaged func(file string, err error) error, fn func(*onerecv1.Session) error) error {
 	return snapshots.ReadGood(ctx, store, days, before, damaged, func(rows []snapshots.GoodSession) error {
 		slices.SortFunc(rows, func(a, b snapshots.GoodSession) int {
-			return cmp.Or(a.End.Compare(b.End), strings.Compare(a.SessionID, b.SessionID))
+			return cmp.Or(cmp.Compare(a.EndMs, b.EndMs), strings.Compare(a.SessionID, b.SessionID))
 		})
 		for i := range rows {
 			if err := fn(message(&rows[i])); err != nil {
