@@ -4,114 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
-	"net"
-	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
-	"os"
-	"os/exec"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	_ "gocloud.dev/blob/s3blob"
+
+	"onerec/internal/s3test"
 )
-
-// s3 starts an S3 server (moto, https://docs.getmoto.org) and returns its address.
-func s3(t *testing.T) string {
-	t.Helper()
-	name := os.Getenv("ONEREC_S3_SERVER")
-	if name == "" {
-		name = "moto_server"
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("ONEREC_NEED_S3") != "" {
-			t.Fatal(err)
-		}
-		t.Skipf("no S3 server: install moto (pip install 'moto[server]'), or set ONEREC_S3_SERVER to its moto_server: %v", err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	server := exec.Command(path, "-H", "127.0.0.1", "-p", fmt.Sprint(port))
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	})
-	address := fmt.Sprintf("http://127.0.0.1:%d", port)
-	deadline := time.Now().Add(time.Minute)
-	for {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, address+"/models", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err == nil {
-			_, _ = io.Copy(io.Discard, resp.Body)
-			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return address
-			}
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the S3 server does not answer: %v", err)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-}
-
-// troubled puts a proxy before a server, which makes a share of the requests slow, answers them with 500,
-// or hangs up on them before or after they had their effect.
-func troubled(t *testing.T, address string, share *atomic.Int64, seed uint64) string {
-	t.Helper()
-	target, err := url.Parse(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var n atomic.Uint64
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rng := rand.New(rand.NewPCG(seed, n.Add(1)))
-		if rng.Int64N(100) >= share.Load() {
-			proxy.ServeHTTP(w, r)
-			return
-		}
-		switch rng.IntN(4) {
-		case 0:
-			time.Sleep(50 * time.Millisecond)
-			proxy.ServeHTTP(w, r)
-		case 1:
-			w.WriteHeader(http.StatusInternalServerError)
-		case 2:
-			panic(http.ErrAbortHandler) // hangs up
-		case 3:
-			proxy.ServeHTTP(httptest.NewRecorder(), r)
-			panic(http.ErrAbortHandler)
-		}
-	}))
-	server.Start()
-	t.Cleanup(server.Close)
-	return server.URL
-}
 
 // TestS3: against an S3 server that we did not write, sound and in trouble. What Publish says is
 // published loads, what it does not say never loads as something else, and a collection leaves nothing
 // behind.
 func TestS3(t *testing.T) {
-	address := s3(t)
+	address := s3test.Start(t, "models")
 	t.Setenv("AWS_ACCESS_KEY_ID", "test")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "test")
 	bucket := func(endpoint, prefix string) *Store {
@@ -186,7 +92,7 @@ func TestS3(t *testing.T) {
 
 	t.Run("in trouble", func(t *testing.T) {
 		var share atomic.Int64
-		s := bucket(troubled(t, address, &share, 1), "trouble/")
+		s := bucket(s3test.Troubled(t, address, &share, 1), "trouble/")
 		published, failed := 0, 0
 		for i := range 6 {
 			share.Store([]int64{20, 60, 95}[i%3])
