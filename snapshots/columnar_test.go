@@ -95,7 +95,7 @@ func FuzzColumnar(f *testing.F) {
 	}
 	// The engine changes a few bytes of the input; where, it is told.
 	f.Add(uint32(10), byte(1), uint32(100), byte(0xff))
-	f.Fuzz(func(t *testing.T, i uint32, x byte, j uint32, y byte) {
+	f.Fuzz(func(_ *testing.T, i uint32, x byte, j uint32, y byte) {
 		b := slices.Clone(data.Bytes())
 		b[int(i)%len(b)] ^= x
 		b[int(j)%len(b)] ^= y

@@ -2,6 +2,7 @@
 package s3test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -32,7 +33,7 @@ func Start(t *testing.T, bucket string) string {
 		}
 		t.Skipf("no S3 server: install moto (pip install 'moto[server]'), or set ONEREC_S3_SERVER to its moto_server: %v", err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +41,7 @@ func Start(t *testing.T, bucket string) string {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	server := exec.Command(path, "-H", "127.0.0.1", "-p", fmt.Sprint(port))
+	server := exec.CommandContext(context.WithoutCancel(t.Context()), path, "-H", "127.0.0.1", "-p", fmt.Sprint(port))
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
