@@ -57,8 +57,8 @@ func newFeed[T any](topic string, to *files[T], at func(*kgo.Record) (place, err
 }
 
 // feeds returns what the service writes.
-func feeds() []*feed {
-	return []*feed{
+func feeds(dead bool) []*feed {
+	out := []*feed{
 		newFeed(schemas.TopicJudgedSessions, sessionFiles, sessionPlace, func() func(*kgo.Record) (Session, error) {
 			j := new(onerecv1.JudgedSession)
 			return func(r *kgo.Record) (Session, error) {
@@ -68,13 +68,16 @@ func feeds() []*feed {
 				return session(r, j), nil
 			}
 		}),
-		newFeed(schemas.TopicDeadLetters, deadLetterFiles, func(r *kgo.Record) (place, error) {
-			t := deadLetterTime(r).UnixMilli()
-			return place{hour: hourOf(t), start: t}, nil
-		}, func() func(*kgo.Record) (DeadLetter, error) {
-			return func(r *kgo.Record) (DeadLetter, error) { return deadLetter(r), nil }
-		}),
 	}
+	if !dead {
+		return out
+	}
+	return append(out, newFeed(schemas.TopicDeadLetters, deadLetterFiles, func(r *kgo.Record) (place, error) {
+		t := deadLetterTime(r).UnixMilli()
+		return place{hour: hourOf(t), start: t}, nil
+	}, func() func(*kgo.Record) (DeadLetter, error) {
+		return func(r *kgo.Record) (DeadLetter, error) { return deadLetter(r), nil }
+	}))
 }
 
 func unmarshalJudged(r *kgo.Record, j *onerecv1.JudgedSession) error {

@@ -191,7 +191,7 @@ func (s *schedule) service(fault int, once bool) *Service {
 	s.sum.runs.Add(1)
 	size := int64(1000 + 2000*(fault%3))
 	return &Service{
-		Cluster: s.cluster, Store: s.open(), Size: size, Memory: 6 * size, MaxAge: 20 * time.Millisecond, Once: once,
+		Cluster: s.cluster, Store: s.open(), Size: size, Memory: 6 * size, MaxAge: 20 * time.Millisecond, Dead: true, Once: once,
 		Log: slog.New(slog.NewTextHandler(&s.log, nil)), OnReady: func() {},
 	}
 }

@@ -34,6 +34,7 @@ type Service struct {
 	Memory  int64         // bytes of records that wait for their files at most
 	MaxAge  time.Duration // a row waits at most this long for its file
 	Static  string        // name of a static member of the group (KIP-345); empty: a dynamic one
+	Dead    bool          // write dead letters, too
 	Once    bool          // end when the records that there are now are written
 	Log     *slog.Logger
 	Metrics *Metrics
@@ -79,7 +80,7 @@ type writer struct {
 
 func newMember(s *Service) *writer {
 	w := &writer{Service: s, feeds: make(map[string]*feed), tables: make(map[string]*delta.Table), parts: make(map[topicPartition]*part), ratio: make(map[string]float64)}
-	for _, f := range feeds() {
+	for _, f := range feeds(s.Dead) {
 		w.feeds[f.topic], w.tables[f.topic], w.ratio[f.topic] = f, s.Store.Table(f.table), firstRatio
 	}
 	return w

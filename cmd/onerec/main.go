@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -62,7 +63,7 @@ and keys of one YAML file (--config), in this order of precedence;
 	root.SetHelpCommandGroupID("tools")
 	root.SetCompletionCommandGroupID("tools")
 	root.AddCommand(c.services()...)
-	root.AddCommand(c.demo(), c.replay(), c.simulate(), c.report(), c.topics(), c.dlq(), c.eval(), c.items(), c.semanticid(), c.checkpoints(), c.config(), c.version())
+	root.AddCommand(c.demo(), c.replay(), c.simulate(), c.report(), c.topics(), c.dlq(), c.eval(), c.items(), c.semanticid(), c.checkpoints(), c.config(), c.reference(), c.version())
 	return root
 }
 
@@ -163,6 +164,29 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 		service("serve", "Answer with recommendations", "Serves recommendations over HTTP from the newest released checkpoint.",
 			[]string{app.GroupModel, app.GroupCheckpoints, app.GroupServe, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunServe(ctx) }),
 	}
+}
+
+// reference prints what docs/settings.md and docs/metrics.md hold.
+func (c *cli) reference() *cobra.Command {
+	cmd := &cobra.Command{Use: "reference", Short: "Print the reference of settings or metrics", GroupID: "tools", Args: cobra.NoArgs, RunE: help}
+	for _, of := range []struct {
+		name, short string
+		list        func() any
+		write       func(io.Writer) error
+	}{
+		{"settings", "Print what every setting means, as Markdown", func() any { return c.set.Settings() }, func(w io.Writer) error { return app.WriteSettings(w, c.set) }},
+		{"metrics", "Print what every metric means, as Markdown", func() any { return app.Metrics() }, app.WriteMetrics},
+	} {
+		sub := &cobra.Command{Use: of.name, Short: of.short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+			if c.json {
+				return printJSON(cmd.OutOrStdout(), of.list())
+			}
+			return of.write(cmd.OutOrStdout())
+		}}
+		sub.Flags().BoolVar(&c.json, "json", false, "print JSON")
+		cmd.AddCommand(sub)
+	}
+	return cmd
 }
 
 func (c *cli) config() *cobra.Command {

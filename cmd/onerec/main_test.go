@@ -326,6 +326,8 @@ func TestServices(t *testing.T) {
 		p.stop(t)
 	}
 
+	historyTools(t, common, files, checkpoints)
+
 	// The tools, on what the services left.
 	if out, code, stderr := run(t, "checkpoints", "verify", "--checkpoints", checkpoints); code != 0 || !strings.Contains(out, "ok") {
 		t.Errorf("verify: %s%s", out, stderr)
@@ -362,6 +364,53 @@ func TestServices(t *testing.T) {
 		if out, code, stderr := run(t, "checkpoints", "diff", first, manifests[len(manifests)-1].Version, "--checkpoints", checkpoints); code != 0 || !strings.Contains(out, "decoder.safetensors") {
 			t.Errorf("diff: %s%s", out, stderr)
 		}
+	}
+}
+
+// historyTools uses the snapshots as an analyst, an operator and a researcher would.
+func historyTools(t *testing.T, common func(...string) []string, files, checkpoints string) {
+	t.Helper()
+	tokens := filepath.Join(t.TempDir(), "tokens.arrow")
+	for _, tt := range []struct {
+		args []string
+		want string // of the output
+	}{
+		{[]string{"snapshot", "files", "--snapshots", files}, "sessions/date=2026-"},
+		{[]string{"snapshot", "files", "--snapshots", files, "--table", "dead_letters", "--json"}, `"rows": `},
+		{[]string{"snapshot", "compact", "--snapshots", files, "--quiet", "0s"}, "dead_letters"},
+		{common("snapshot", "refresh", "--snapshots", files, "--checkpoints", checkpoints), " training steps"},
+		{[]string{"snapshot", "verify", "--snapshots", files}, "training_steps"},
+		{[]string{"snapshot", "verify", "--snapshots", files, "--from", "2026-01-01", "--json"}, `"faults": []`},
+		{[]string{"snapshot", "sql", "--snapshots", files}, "create or replace view recommendations"},
+		{[]string{"snapshot", "export", "--snapshots", files, "--checkpoints", checkpoints, "--arrow", tokens, "--loss"}, "nats a token"},
+		{[]string{"snapshot", "columns", "--json"}, `"name": "sessions"`},
+		// History under another model's name, and then the stream, which holds no more.
+		{append(common("train", "--once", "--model", "fresh", "--from-snapshots", files, "--checkpoints", checkpoints, "--bootstrap-sessions", "50", "--replay-ratio", "1"), "--log-level", "info"), ""},
+	} {
+		out, code, stderr := run(t, tt.args...)
+		if code != 0 || !strings.Contains(out, tt.want) {
+			t.Errorf("%v: code %d, %s%s", tt.args, code, out, stderr)
+		}
+		if tt.args[0] == "train" && (!strings.Contains(stderr, "learned from snapshots") || !strings.Contains(stderr, "published candidate")) {
+			t.Errorf("train: %s", stderr)
+		}
+	}
+	if out, code, stderr := run(t, "snapshot", "files", "--snapshots", files, "--from", "yesterday"); code == 0 || !strings.Contains(stderr, "is no day") {
+		t.Errorf("a day that is none: %s%s", out, stderr)
+	}
+	// A file that is damaged is named.
+	var damaged string
+	if err := filepath.WalkDir(filepath.Join(files, "dead_letters"), func(path string, _ os.DirEntry, err error) error {
+		if err == nil && strings.Contains(filepath.Base(path), "c-") && strings.HasSuffix(path, ".parquet") {
+			damaged = path
+			return os.Truncate(path, 10)
+		}
+		return err
+	}); err != nil || damaged == "" {
+		t.Fatalf("%q, %v", damaged, err)
+	}
+	if out, code, stderr := run(t, "snapshot", "verify", "--snapshots", files); code == 0 || !strings.Contains(stderr, filepath.Base(damaged)) {
+		t.Errorf("verify: %s%s", out, stderr)
 	}
 }
 

@@ -289,7 +289,7 @@ func (a *App) snapshot(ctx context.Context, h host, once bool) error {
 	return a.WithSnapshots(ctx, func(store *snapshots.Store) error {
 		const mib = 1 << 20
 		s := &snapshots.Service{
-			Cluster: a.cluster(), Store: store, Size: int64(a.SnapshotSize) * mib, Memory: int64(a.SnapshotMemory) * mib, MaxAge: a.SnapshotAge, Once: once,
+			Cluster: a.cluster(), Store: store, Size: int64(a.SnapshotSize) * mib, Memory: int64(a.SnapshotMemory) * mib, MaxAge: a.SnapshotAge, Dead: a.SnapshotDead, Once: once,
 			Static: a.static(snapshots.Group), Log: a.Log.With("service", "snapshot"), Metrics: snapshots.NewMetrics(h.reg), OnReady: h.ready,
 		}
 		return s.Run(ctx)

@@ -91,6 +91,7 @@ type Settings struct {
 	SnapshotSize                  int // MiB
 	SnapshotMemory                int // MiB
 	SnapshotAge                   time.Duration
+	SnapshotDead                  bool
 
 	Train        trainer.Config
 	Bootstrap    int
@@ -124,7 +125,7 @@ func Defaults() *Settings {
 		Security: Security{SASL: saslNone}, RegisterSchemas: true,
 		CommitInterval: 100 * time.Millisecond,
 		Sessions:       sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
-		SnapshotDir: "snapshots", SnapshotSize: 64, SnapshotMemory: 256, SnapshotAge: time.Minute,
+		SnapshotDir: "snapshots", SnapshotSize: 64, SnapshotMemory: 256, SnapshotAge: time.Minute, SnapshotDead: true,
 		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: 30 * time.Second,
 		Reward: rewarder.DefaultCoreConfig(), Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
 		Listen: "127.0.0.1:8080", Channel: publisher.ChannelReleased, Beams: 32, MaxUsers: 1_000_000, MaxItems: 5_000_000,
@@ -185,6 +186,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.String(GroupSnapshots, "snapshots", &s.SnapshotDir, "folder or bucket (s3://, gs://, azblob://) of the Parquet snapshots")
 	c.Int(GroupFiles, "snapshot-size", &s.SnapshotSize, 1, 1024, "MiB that a file is meant to have")
 	c.Int(GroupSnapshot, "snapshot-memory", &s.SnapshotMemory, 1, 1<<20, "MiB of records that wait for their files at most")
+	c.Bool(GroupSnapshot, "snapshot-dead-letters", &s.SnapshotDead, "write dead letters, too; they hold user ids as producers sent them")
 	c.Duration(GroupSnapshot, "snapshot-age", &s.SnapshotAge, 100*time.Millisecond, 24*time.Hour, "longest time that a row waits for its file")
 
 	t := &s.Train

@@ -322,3 +322,27 @@ func (s *Set) Write(w io.Writer) error {
 	}
 	return nil
 }
+
+// Setting describes a setting.
+type Setting struct {
+	Name    string `json:"name"`
+	Group   string `json:"group"`
+	Type    string `json:"type"`
+	Bounds  string `json:"bounds,omitempty"` // for people; empty if every value of the type is allowed
+	Default string `json:"default"`
+	Doc     string `json:"doc"`
+}
+
+// Settings describes the settings, in the order in which they were added.
+func (s *Set) Settings() []Setting {
+	out := make([]Setting, len(s.settings))
+	for i, x := range s.settings {
+		out[i] = Setting{x.name, x.group, x.typ, x.bounds, x.def, x.doc}
+	}
+	return out
+}
+
+// Variable returns the name of a setting's environment variable.
+func Variable(name string) string {
+	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
