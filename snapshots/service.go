@@ -72,7 +72,7 @@ type writer struct {
 	parts  map[topicPartition]*part
 	ratio  map[string]float64 // bytes of a file for each of its records
 	held   int64              // bytes of all that waits
-	failed error              // of a write: nothing is written any more, the next member of the group reads it again
+	failed error              // of a write, or of taking partitions over: nothing is written any more, the next member of the group reads it again
 }
 
 func newMember(s *Service) *writer {
@@ -167,6 +167,9 @@ func (w *writer) run(ctx context.Context) error {
 		if err := w.take(ctx, fetches); err != nil {
 			return err
 		}
+		if err := w.failure(); err != nil {
+			return err
+		}
 		// For lag only; see the package comment.
 		if err := cl.CommitUncommittedOffsets(ctx); err != nil && ctx.Err() == nil {
 			w.Log.Warn("could not commit offsets; lag will look larger than it is", "error", err)
@@ -195,9 +198,14 @@ func (w *writer) drop(tp topicPartition) {
 }
 
 // resume takes partitions over, and sets where each is read from: behind what its table has of it.
-func (w *writer) resume(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+func (w *writer) resume(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (_ map[string]map[int32]kgo.Offset, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	defer func() {
+		if err != nil && ctx.Err() == nil { // the client says so later, or not at all
+			w.failed = err
+		}
+	}()
 	for topic, partitions := range offsets {
 		spans, err := w.Cluster.Spans(ctx, topic)
 		if err != nil {
@@ -311,6 +319,13 @@ func (w *writer) remove(ctx context.Context, key string) error {
 		return err
 	}
 	return nil
+}
+
+// failure returns what went wrong in a callback of the client.
+func (w *writer) failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failed
 }
 
 // reached reports whether everything before ends is in files or waits for one.
