@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"onerec/internal/limited"
+
 	"github.com/apache/arrow/go/v17/arrow"
 	"github.com/apache/arrow/go/v17/arrow/array"
 	"github.com/apache/arrow/go/v17/arrow/ipc"
@@ -45,29 +47,6 @@ const (
 	allocationFactor = 64       // bytes for each byte of the file
 )
 
-// limitedAllocator refuses large allocations by a panic, which ReadEmbeddings turns into an
-// error: the interface has no other way.
-type limitedAllocator struct {
-	memory.Allocator
-	limit int
-}
-
-func (a limitedAllocator) check(size int) {
-	if size < 0 || size > a.limit {
-		panic(fmt.Sprintf("it asks for %d bytes at once", size))
-	}
-}
-
-func (a limitedAllocator) Allocate(size int) []byte {
-	a.check(size)
-	return a.Allocator.Allocate(size)
-}
-
-func (a limitedAllocator) Reallocate(size int, b []byte) []byte {
-	a.check(size)
-	return a.Allocator.Reallocate(size, b)
-}
-
 // ReadEmbeddings reads a Parquet (.parquet) or Arrow IPC (.arrow, .feather, .ipc) file
 // with the columns item_id (string) and embedding (fixed-size list of float32). It refuses
 // empty and doubled ids, missing values, widths that differ, NaN, infinities, and rows of
@@ -91,14 +70,14 @@ func ReadEmbeddings(ctx context.Context, path string) (e *Embeddings, err error)
 		return nil, err
 	}
 	e = &Embeddings{known: make(map[string]bool)}
-	limited := limitedAllocator{memory.DefaultAllocator, allocationBase + allocationFactor*int(info.Size())}
+	bounded := limited.Allocator{Allocator: memory.DefaultAllocator, Limit: allocationBase + allocationFactor*int(info.Size())}
 	switch ext := strings.ToLower(filepath.Ext(path)); ext {
 	case ".parquet":
 		err = e.readParquet(ctx, f, info.Size())
 	case ".arrow", ".feather", ".ipc":
-		err = checkArrow(f, info.Size())
+		err = limited.CheckArrow(f, info.Size())
 		if err == nil {
-			err = e.readArrow(f, limited)
+			err = e.readArrow(f, bounded)
 		}
 	default:
 		err = fmt.Errorf("the extension %q is none of .parquet, .arrow, .feather, .ipc", ext)

@@ -1,18 +1,18 @@
 package snapshots
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"time"
 
+	"onerec/internal/limited"
+
 	"github.com/apache/arrow/go/v17/arrow"
 	"github.com/apache/arrow/go/v17/arrow/array"
 	"github.com/apache/arrow/go/v17/arrow/ipc"
 	"github.com/apache/arrow/go/v17/arrow/memory"
-	flatbuffers "github.com/google/flatbuffers/go"
 )
 
 // TokenRow is a training row as tokens: a user's history, then a session.
@@ -121,10 +121,10 @@ func ReadTokens(r ipc.ReadAtSeeker, fn func(TokenRow) error) (metadata map[strin
 			err = fmt.Errorf("read tokens: malformed Arrow: %v", p)
 		}
 	}()
-	if err := checkFooter(r, size); err != nil {
+	if err := limited.CheckArrow(r, size); err != nil {
 		return nil, fmt.Errorf("read tokens: %w", err)
 	}
-	f, err := ipc.NewFileReader(r, ipc.WithAllocator(boundedAllocator{memory.DefaultAllocator, int(size) + 4096}))
+	f, err := ipc.NewFileReader(r, ipc.WithAllocator(limited.Allocator{Allocator: memory.DefaultAllocator, Limit: int(size) + 4096}))
 	if err != nil {
 		return nil, fmt.Errorf("read tokens: %w", err)
 	}
@@ -150,57 +150,6 @@ func ReadTokens(r ipc.ReadAtSeeker, fn func(TokenRow) error) (metadata map[strin
 		}
 	}
 	return metadata, nil
-}
-
-// checkFooter looks at the numbers in an Arrow file's footer: Arrow takes a damaged one for what to allocate, and
-// running out of memory can't be recovered from.
-func checkFooter(r io.ReaderAt, size int64) error {
-	const magic, most, metadata = 6, 16 << 20, 64
-	end := make([]byte, 4+magic)
-	if _, err := r.ReadAt(end, max(0, size-int64(len(end)))); err != nil {
-		return err
-	}
-	n := int64(binary.LittleEndian.Uint32(end))
-	if n <= 0 || n > most || n > size-int64(len(end)) {
-		return fmt.Errorf("malformed Arrow: a footer of %d bytes", n)
-	}
-	b := make([]byte, n)
-	if _, err := r.ReadAt(b, size-int64(len(end))-n); err != nil {
-		return err
-	}
-	// Slots of the tables in Arrow's File.fbs and Schema.fbs.
-	const footerSchema, footerBatches, footerMetadata, schemaFields, schemaMetadata, fieldChildren, fieldMetadata = 6, 10, 12, 6, 8, 14, 16
-	footer := flatbuffers.Table{Bytes: b, Pos: flatbuffers.GetUOffsetT(b)}
-	length := func(t flatbuffers.Table, slot flatbuffers.VOffsetT) int {
-		if o := flatbuffers.UOffsetT(t.Offset(slot)); o != 0 {
-			return t.VectorLen(o)
-		}
-		return 0
-	}
-	at := flatbuffers.UOffsetT(footer.Offset(footerSchema))
-	if at == 0 {
-		return errors.New("malformed Arrow: no schema")
-	}
-	schema := flatbuffers.Table{Bytes: b, Pos: footer.Indirect(at + footer.Pos)}
-	fields := length(schema, schemaFields)
-	if fields != len(tokenSchema.Fields()) || length(footer, footerBatches) > int(size)/8 || length(footer, footerMetadata) > metadata || length(schema, schemaMetadata) > metadata {
-		return fmt.Errorf("malformed Arrow, or another table: %d columns, %d batches", fields, length(footer, footerBatches))
-	}
-	vector := schema.Vector(flatbuffers.UOffsetT(schema.Offset(schemaFields)))
-	for i := range fields {
-		field := flatbuffers.Table{Bytes: b, Pos: schema.Indirect(vector + flatbuffers.UOffsetT(4*i))}
-		children := length(field, fieldChildren)
-		if children > 1 || length(field, fieldMetadata) > metadata {
-			return fmt.Errorf("malformed Arrow: column %d has %d children", i, children)
-		}
-		if children == 1 {
-			child := flatbuffers.Table{Bytes: b, Pos: field.Indirect(field.Vector(flatbuffers.UOffsetT(field.Offset(fieldChildren))))}
-			if length(child, fieldChildren) > 0 || length(child, fieldMetadata) > metadata {
-				return fmt.Errorf("malformed Arrow: column %d is a list of lists", i)
-			}
-		}
-	}
-	return nil
 }
 
 func eachRow(batch arrow.Record, fn func(TokenRow) error) error {
@@ -229,27 +178,4 @@ func eachRow(batch arrow.Record, fn func(TokenRow) error) error {
 		}
 	}
 	return nil
-}
-
-// boundedAllocator refuses large allocations by a panic, which ReadTokens turns into an error: the interface has
-// no other way.
-type boundedAllocator struct {
-	memory.Allocator
-	limit int
-}
-
-func (a boundedAllocator) check(size int) {
-	if size < 0 || size > a.limit {
-		panic(fmt.Sprintf("it asks for %d bytes at once", size))
-	}
-}
-
-func (a boundedAllocator) Allocate(size int) []byte {
-	a.check(size)
-	return a.Allocator.Allocate(size)
-}
-
-func (a boundedAllocator) Reallocate(size int, b []byte) []byte {
-	a.check(size)
-	return a.Allocator.Reallocate(size, b)
 }

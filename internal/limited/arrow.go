@@ -1,4 +1,4 @@
-package semanticid
+package limited
 
 import (
 	"bytes"
@@ -15,16 +15,16 @@ var arrowMagic = []byte("ARROW1")
 
 // Places of fields in the tables of Arrow's Flatbuffers (format/File.fbs, Schema.fbs).
 const (
-	footerSchema, footerDictionaries, footerBatches = 6, 8, 10
-	schemaFields                                    = 6
-	fieldChildren                                   = 14
-	blockBytes                                      = 24 // offset int64, metadata int32, padding, body int64
-	maxNesting                                      = 64
+	footerSchema, footerDictionaries, footerBatches, footerMetadata = 6, 8, 10, 12
+	schemaFields, schemaMetadata                                    = 6, 8
+	fieldChildren, fieldMetadata                                    = 14, 16
+	blockBytes                                                      = 24 // offset int64, metadata int32, padding, body int64
+	maxNesting                                                      = 64
 )
 
-// checkArrow refuses an Arrow IPC file whose footer speaks of more than the file holds:
+// CheckArrow refuses an Arrow IPC file whose footer speaks of more than the file holds:
 // Arrow's reader takes the lengths in it for what to allocate.
-func checkArrow(f io.ReaderAt, size int64) error {
+func CheckArrow(f io.ReaderAt, size int64) error {
 	damaged := errors.New("the footer is damaged")
 	tail := make([]byte, 4+len(arrowMagic))
 	if size < int64(2*len(arrowMagic)+len(tail)) {
@@ -63,6 +63,9 @@ func checkArrow(f io.ReaderAt, size int64) error {
 		}
 		for i := range n {
 			child := flatbuffers.Table{Bytes: buf, Pos: t.Indirect(at + flatbuffers.UOffsetT(4*i))}
+			if _, _, err := vector(child, fieldMetadata, 4); err != nil {
+				return err
+			}
 			if err := fields(child, fieldChildren, depth+1); err != nil {
 				return err
 			}
@@ -76,6 +79,10 @@ func checkArrow(f io.ReaderAt, size int64) error {
 	schema := flatbuffers.Table{Bytes: buf, Pos: footer.Indirect(o + footer.Pos)}
 	if err := fields(schema, schemaFields, 0); err != nil {
 		return err
+	}
+	_, _, err := vector(schema, schemaMetadata, 4)
+	if _, _, err2 := vector(footer, footerMetadata, 4); err != nil || err2 != nil {
+		return errors.Join(err, err2)
 	}
 	for _, blocks := range []flatbuffers.VOffsetT{footerDictionaries, footerBatches} {
 		at, n, err := vector(footer, blocks, blockBytes)
