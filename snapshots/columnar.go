@@ -25,17 +25,10 @@ type column struct {
 // readGood calls fn with the sessions of each row group. It decodes columns, not rows: what is the same for a page is
 // done once for it, and an item's name is made once for a dictionary, not for each view.
 func readGood(r io.ReaderAt, size int64, fn func([]GoodSession) error) (err error) {
-	defer func() { // parquet-go panics on some malformed files
-		if p := recover(); p != nil {
-			err = fmt.Errorf("malformed Parquet: %v", p)
-		}
-	}()
-	f, err := parquet.OpenFile(r, size)
+	defer malformed(&err)
+	f, err := openFile[goodRow](r, size)
 	if err != nil {
 		return err
-	}
-	if missing := missingColumns[goodRow](f.Schema()); missing != "" {
-		return fmt.Errorf("it has no column %s: it is no file of this table", missing)
 	}
 	for _, group := range f.RowGroups() {
 		rows, err := goodRows(f.Schema(), group, size)

@@ -179,11 +179,7 @@ func (s *Store) merge(ctx context.Context, t *delta.Table, table string, group [
 
 // mergeFiles writes the rows of files, in their order, as one file. Few rows are in memory at a time.
 func mergeFiles[T any](ctx context.Context, s *Store, table, name string, group []*delta.Add) (size, rows int64, err error) {
-	defer func() { // parquet-go panics on some malformed files
-		if p := recover(); p != nil {
-			err = fmt.Errorf("malformed Parquet in %s: %v", path.Dir(name), p)
-		}
-	}()
+	defer malformed(&err)
 	var groups []parquet.RowGroup
 	for _, file := range group {
 		r, bytes, closed, err := s.get(ctx, table, file.Path)
@@ -198,12 +194,7 @@ func mergeFiles[T any](ctx context.Context, s *Store, table, name string, group 
 		groups = append(groups, f.RowGroups()...)
 		rows += f.NumRows()
 	}
-	l := layouts[table]
-	sorting := make([]parquet.SortingColumn, len(l.sorting))
-	for i, column := range l.sorting {
-		sorting[i] = parquet.Ascending(column)
-	}
-	merged, err := parquet.MergeRowGroups(groups, parquet.SchemaOf(*new(T)), parquet.SortingRowGroupConfig(parquet.SortingColumns(sorting...)))
+	merged, err := parquet.MergeRowGroups(groups, parquet.SchemaOf(*new(T)), parquet.SortingRowGroupConfig(layouts[table].order()))
 	if err != nil {
 		return 0, 0, err
 	}

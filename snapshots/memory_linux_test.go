@@ -18,8 +18,7 @@ import (
 )
 
 // BenchmarkMemory writes 10 thousand to 10 million sessions of about 2 kB, of 8 partitions, with 64 MiB for what
-// waits, and prints the peak of the process's memory, in which Go's collector is told to keep to twice what is in
-// use. Run with -benchtime 1x.
+// waits, and prints the peak of the process's memory. Run with -benchtime 1x.
 func BenchmarkMemory(b *testing.B) {
 	s := judged(1)
 	for i := range 10 {

@@ -121,17 +121,22 @@ var layouts = map[string]layout{
 	TableDeadLetters: {byHour: true, sorting: []string{"time"}, plain: []string{"key", "value"}},
 }
 
+// order returns the order of a file's rows.
+func (l layout) order() parquet.SortingOption {
+	sorting := make([]parquet.SortingColumn, len(l.sorting))
+	for i, name := range l.sorting {
+		sorting[i] = parquet.Ascending(name)
+	}
+	return parquet.SortingColumns(sorting...)
+}
+
 // options returns those of a table's files.
 func (l layout) options() []parquet.WriterOption {
 	out := []parquet.WriterOption{
 		parquet.Compression(&parquet.Zstd), parquet.CreatedBy("onerec", "2", ""),
 		parquet.DataPageStatistics(false), // the column index has them
 	}
-	sorting := make([]parquet.SortingColumn, len(l.sorting))
-	for i, name := range l.sorting {
-		sorting[i] = parquet.Ascending(name)
-	}
-	out = append(out, parquet.SortingWriterConfig(parquet.SortingColumns(sorting...)))
+	out = append(out, parquet.SortingWriterConfig(l.order()))
 	var filters []parquet.BloomFilterColumn
 	for _, name := range slices.Sorted(maps.Keys(l.bloom)) {
 		filters = append(filters, parquet.SplitBlockFilter(l.bloom[name], splitPath(name)...))
@@ -245,17 +250,10 @@ func (s *Store) get(ctx context.Context, table, name string) (io.ReaderAt, int64
 // readRows calls fn with the rows of a file, in batches that it must not keep, and returns fn's first error. T
 // may have fewer columns than the file, which makes it faster, and more, which are then empty.
 func readRows[T any](r io.ReaderAt, size int64, fn func([]T) error) (err error) {
-	defer func() { // parquet-go panics on some malformed files
-		if p := recover(); p != nil {
-			err = fmt.Errorf("malformed Parquet: %v", p)
-		}
-	}()
-	f, err := parquet.OpenFile(r, size)
+	defer malformed(&err)
+	f, err := openFile[T](r, size)
 	if err != nil {
 		return err
-	}
-	if missing := missingColumns[T](f.Schema()); missing != "" {
-		return fmt.Errorf("it has no column %s: it is no file of this table", missing)
 	}
 	pr := parquet.NewGenericReader[T](f)
 	defer pr.Close()
@@ -274,6 +272,25 @@ func readRows[T any](r io.ReaderAt, size int64, fn func([]T) error) (err error) 
 		if err != nil {
 			return err
 		}
+	}
+}
+
+// openFile opens a file that has the columns of T.
+func openFile[T any](r io.ReaderAt, size int64) (*parquet.File, error) {
+	f, err := parquet.OpenFile(r, size)
+	if err != nil {
+		return nil, err
+	}
+	if missing := missingColumns[T](f.Schema()); missing != "" {
+		return nil, fmt.Errorf("it has no column %s: it is no file of this table", missing)
+	}
+	return f, nil
+}
+
+// malformed is deferred where parquet-go may panic on a malformed file, and makes an error of it.
+func malformed(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("malformed Parquet: %v", p)
 	}
 }
 

@@ -84,7 +84,7 @@ func (b *Bucket) link(key string, data []byte) (err error) {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), TempPrefix+"*")
+	f, err := os.CreateTemp(filepath.Dir(name), tempPrefix+"*")
 	if err != nil {
 		return err
 	}
@@ -101,8 +101,8 @@ func (b *Bucket) link(key string, data []byte) (err error) {
 	return syncDir(filepath.Dir(name))
 }
 
-// TempPrefix begins the names of what Create was writing when its process was killed.
-const TempPrefix = ".tmp-"
+// tempPrefix begins the names of what Create was writing when its process was killed.
+const tempPrefix = ".tmp-"
 
 // Sync makes objects that were written survive a loss of power, as object stores do by themselves.
 func (b *Bucket) Sync(keys ...string) error {
