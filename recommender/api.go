@@ -61,6 +61,9 @@ func (s *Service) Handler() http.Handler {
 		info, err := s.Item(r.PathValue("id"))
 		s.answer(w, info, err)
 	})
+	mux.HandleFunc("GET /v1/users/{id}", func(w http.ResponseWriter, r *http.Request) {
+		s.answer(w, s.User(r.PathValue("id")), nil)
+	})
 	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
 		s.answer(w, map[string]any{"models": s.Models()}, nil)
 	})

@@ -31,6 +31,7 @@ import (
 	"github.com/pb33f/libopenapi"
 	validator "github.com/pb33f/libopenapi-validator"
 
+	"onerec/internal/access"
 	"onerec/publisher"
 )
 
@@ -91,6 +92,8 @@ func TestOpenAPI(t *testing.T) {
 	}
 	check("GET", "/v1/items/i3", "", 200, true)
 	check("GET", "/v1/items/nobody", "", 404, true)
+	check("GET", "/v1/users/i3", "", 200, true)
+	check("GET", "/v1/users/nobody", "", 200, true)
 	check("GET", "/v1/models", "", 200, true)
 	check("GET", "/v1/openapi.json", "", 200, true)
 	check("GET", "/healthz", "", 200, true)
@@ -373,7 +376,7 @@ func TestTokens(t *testing.T) {
 
 // TestWhereToListen: unprotected on loopback only.
 func TestWhereToListen(t *testing.T) {
-	tokens, mutual := Auth{TokenFile: "f"}, Auth{CertFile: "c", KeyFile: "k", ClientCA: "a"}
+	tokens, mutual := Auth{TokenFile: "f"}, Auth{Certificates: access.Certificates{CertFile: "c", KeyFile: "k", ClientCA: "a"}}
 	for _, tt := range []struct {
 		auth    Auth
 		address string
@@ -382,8 +385,8 @@ func TestWhereToListen(t *testing.T) {
 		{Auth{}, "127.0.0.1:8080", true}, {Auth{}, "[::1]:8080", true}, {Auth{}, "localhost:8080", true},
 		{Auth{}, ":8080", false}, {Auth{}, "0.0.0.0:8080", false}, {Auth{}, "10.0.0.1:8080", false}, {Auth{}, "example.org:8080", false}, {Auth{}, "8080", false},
 		{tokens, ":8080", true}, {mutual, ":8080", true},
-		{Auth{CertFile: "c", KeyFile: "k"}, ":8080", false}, // TLS alone lets anyone in
-		{Auth{CertFile: "c"}, "127.0.0.1:8080", false}, {Auth{ClientCA: "a"}, "127.0.0.1:8080", false},
+		{Auth{Certificates: access.Certificates{CertFile: "c", KeyFile: "k"}}, ":8080", false}, // TLS alone lets anyone in
+		{Auth{Certificates: access.Certificates{CertFile: "c"}}, "127.0.0.1:8080", false}, {Auth{Certificates: access.Certificates{ClientCA: "a"}}, "127.0.0.1:8080", false},
 	} {
 		if err := tt.auth.Check(tt.address); (err == nil) != tt.ok {
 			t.Errorf("%+v on %s: %v", tt.auth, tt.address, err)
@@ -430,7 +433,7 @@ func TestMutualTLS(t *testing.T) {
 	cert, key, _ := certificate("server")
 	ca, _, client := certificate("client")
 	_, _, stranger := certificate("stranger")
-	c, err := Auth{CertFile: cert, KeyFile: key, ClientCA: ca}.TLS()
+	c, err := Auth{Certificates: access.Certificates{CertFile: cert, KeyFile: key, ClientCA: ca}}.TLS()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -460,7 +463,7 @@ func TestMutualTLS(t *testing.T) {
 		}
 		client.CloseIdleConnections()
 	}
-	if _, err := (Auth{CertFile: cert, KeyFile: key, ClientCA: key}).TLS(); err == nil {
+	if _, err := (Auth{Certificates: access.Certificates{CertFile: cert, KeyFile: key, ClientCA: key}}).TLS(); err == nil {
 		t.Error("a key is no CA")
 	}
 }

@@ -86,7 +86,7 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 	}
 	items := q.History
 	if items == nil {
-		items = s.users.history(q.UserID)
+		items = s.History(q.UserID)
 	}
 	a := &Answer{RecommendationID: rand.Text(), Surface: q.Surface, Items: []Item{}}
 	m, err := s.choose(q.UserID, q.Channel)
@@ -175,4 +175,37 @@ func (s *Service) Item(id string) (*ItemInfo, error) {
 		out.Neighbours = append(out.Neighbours, Neighbour{m.cb.Item(n.Item), m.cb.ID(n.Item), n.Codes})
 	}
 	return out, nil
+}
+
+// UserInfo is what is remembered of a user.
+type UserInfo struct {
+	UserID            string        `json:"user_id"`
+	CheckpointVersion string        `json:"checkpoint_version,omitempty"` // whose semantic IDs they are
+	History           []HistoryItem `json:"history"`                      // oldest first
+}
+
+// HistoryItem is an item that a user engaged with.
+type HistoryItem struct {
+	ItemID      string   `json:"item_id"`
+	EventTimeMs int64    `json:"event_time_ms"`         // when the view began, ms since the epoch
+	SemanticID  []uint16 `json:"semantic_id,omitempty"` // none if the model does not know the item
+}
+
+// User returns what is remembered of a user; the history is empty if nothing is.
+func (s *Service) User(id string) *UserInfo {
+	out := &UserInfo{UserID: id, History: []HistoryItem{}}
+	m := s.loaded.Load()
+	if m != nil {
+		out.CheckpointVersion = m.ref.Version
+	}
+	for item, ms := range s.users.history(id).All() {
+		h := HistoryItem{ItemID: string(item), EventTimeMs: ms}
+		if m != nil {
+			if i, ok := m.cb.Index(h.ItemID); ok {
+				h.SemanticID = m.cb.ID(i)
+			}
+		}
+		out.History = append(out.History, h)
+	}
+	return out
 }

@@ -8,6 +8,7 @@
 //
 //	POST /v1/recommendations   {"user_id": "u1", "n": 5}
 //	GET  /v1/items/{id}        an item's semantic ID and its neighbours
+//	GET  /v1/users/{id}        a user's history
 //	GET  /v1/models            what is loaded
 //	GET  /v1/openapi.json      the API's description
 //
@@ -161,7 +162,13 @@ func (s *Service) followViews(ctx context.Context) error {
 
 // History returns the items that the service knows a user to have engaged with,
 // oldest first.
-func (s *Service) History(user string) []string { return s.users.history(user) }
+func (s *Service) History(user string) []string {
+	var out []string
+	for item := range s.users.history(user).All() {
+		out = append(out, string(item))
+	}
+	return out
+}
 
 // Metrics are the recommender's Prometheus metrics. A nil *Metrics counts
 // nothing.

@@ -65,18 +65,14 @@ func (u *users) add(v *schemas.RawView) {
 }
 
 // history returns a user's engaged items, oldest first.
-func (u *users) history(id string) []string {
+func (u *users) history(id string) history.Items {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	e, ok := u.byID[id]
 	if !ok {
 		return nil
 	}
-	var out []string
-	for item := range e.Value.(*entry).items.All() {
-		out = append(out, string(item))
-	}
-	return out
+	return slices.Clone(e.Value.(*entry).items)
 }
 
 // popular returns the n most popular items that are not excluded.
