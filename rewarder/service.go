@@ -243,6 +243,7 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 	round.Users, round.Candidates, round.Pairs = int32(o.Users), int32(o.Candidates), int32(o.Pairs)
 	round.RewardBefore, round.RewardAfter, round.Kl = o.Before.Reward, o.After.Reward, o.KL
 	round.LossBefore, round.LossAfter, round.Accepted, round.Why = o.LossBefore, o.LossAfter, o.Accepted, o.Why
+	round.RewardBeforePercentiles, round.RewardAfterPercentiles = percentiles(o.ServedBefore), percentiles(o.ServedAfter)
 	for _, g := range o.Gates {
 		round.Gates = append(round.Gates, &onerecv1.AlignmentGate{Name: g.Name, Figure: g.Figure, Bound: g.Bound, Least: g.Least, Passed: g.Passed()})
 	}

@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"gonum.org/v1/gonum/stat"
+
 	"onerec/internal/bootstrap"
 )
 
@@ -91,3 +93,16 @@ func total(x []float64) (sum float64) {
 }
 
 func mean(x []float64) float64 { return total(x) / float64(len(x)) }
+
+// percentiles returns the 0th, 5th, ... 100th percentile of x: 21 values, none for none.
+func percentiles(x []float64) []float64 {
+	if len(x) == 0 {
+		return nil
+	}
+	sorted := slices.Sorted(slices.Values(x))
+	out := make([]float64, 21)
+	for i := range out {
+		out[i] = stat.Quantile(float64(i)/20, stat.LinInterp, sorted, nil)
+	}
+	return out
+}

@@ -1216,9 +1216,13 @@ type AlignmentRound struct {
 	LikeAuc           float64 `protobuf:"fixed64,16,opt,name=like_auc,json=likeAuc,proto3" json:"like_auc,omitempty"`
 	WatchTimeSpearman float64 `protobuf:"fixed64,17,opt,name=watch_time_spearman,json=watchTimeSpearman,proto3" json:"watch_time_spearman,omitempty"`
 	// Every gate, passed or not; none when there was no model to judge.
-	Gates         []*AlignmentGate `protobuf:"bytes,18,rep,name=gates,proto3" json:"gates,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Gates []*AlignmentGate `protobuf:"bytes,18,rep,name=gates,proto3" json:"gates,omitempty"`
+	// The 0th, 5th, ... 100th percentile over held-out users of the reward of what would be
+	// served, by the reference and by the aligned model: 21 values each, or none.
+	RewardBeforePercentiles []float64 `protobuf:"fixed64,19,rep,packed,name=reward_before_percentiles,json=rewardBeforePercentiles,proto3" json:"reward_before_percentiles,omitempty"`
+	RewardAfterPercentiles  []float64 `protobuf:"fixed64,20,rep,packed,name=reward_after_percentiles,json=rewardAfterPercentiles,proto3" json:"reward_after_percentiles,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *AlignmentRound) Reset() {
@@ -1373,6 +1377,20 @@ func (x *AlignmentRound) GetWatchTimeSpearman() float64 {
 func (x *AlignmentRound) GetGates() []*AlignmentGate {
 	if x != nil {
 		return x.Gates
+	}
+	return nil
+}
+
+func (x *AlignmentRound) GetRewardBeforePercentiles() []float64 {
+	if x != nil {
+		return x.RewardBeforePercentiles
+	}
+	return nil
+}
+
+func (x *AlignmentRound) GetRewardAfterPercentiles() []float64 {
+	if x != nil {
+		return x.RewardAfterPercentiles
 	}
 	return nil
 }
@@ -1563,7 +1581,7 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	" \x03(\v2%.onerec.v1.CheckpointRef.MetricsEntryR\ametrics\x1a:\n" +
 	"\fMetricsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xae\x04\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xa4\x05\n" +
 	"\x0eAlignmentRound\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x05round\x18\x02 \x01(\x05R\x05round\x12\x1c\n" +
@@ -1587,7 +1605,9 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\x0freward_sessions\x18\x0f \x01(\x03R\x0erewardSessions\x12\x19\n" +
 	"\blike_auc\x18\x10 \x01(\x01R\alikeAuc\x12.\n" +
 	"\x13watch_time_spearman\x18\x11 \x01(\x01R\x11watchTimeSpearman\x12.\n" +
-	"\x05gates\x18\x12 \x03(\v2\x18.onerec.v1.AlignmentGateR\x05gates\"\x7f\n" +
+	"\x05gates\x18\x12 \x03(\v2\x18.onerec.v1.AlignmentGateR\x05gates\x12:\n" +
+	"\x19reward_before_percentiles\x18\x13 \x03(\x01R\x17rewardBeforePercentiles\x128\n" +
+	"\x18reward_after_percentiles\x18\x14 \x03(\x01R\x16rewardAfterPercentiles\"\x7f\n" +
 	"\rAlignmentGate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06figure\x18\x02 \x01(\x01R\x06figure\x12\x14\n" +
