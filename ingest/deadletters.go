@@ -32,14 +32,15 @@ type DeadLetter struct {
 // everything), and returns fn's first error.
 func DeadLetters(ctx context.Context, c stream.Cluster, reason string, fn func(DeadLetter) error) error {
 	return c.ReadTopic(ctx, schemas.TopicDeadLetters, func(r *kgo.Record) error {
-		if d := parseDeadLetter(r); reason == "" || d.Reason == reason {
+		if d := ParseDeadLetter(r); reason == "" || d.Reason == reason {
 			return fn(d)
 		}
 		return nil
 	})
 }
 
-func parseDeadLetter(r *kgo.Record) DeadLetter {
+// ParseDeadLetter reads a record of views.dlq.
+func ParseDeadLetter(r *kgo.Record) DeadLetter {
 	d := DeadLetter{Partition: r.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value}
 	for _, h := range r.Headers {
 		v := string(h.Value)

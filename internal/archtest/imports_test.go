@@ -39,10 +39,12 @@ var allowed = map[string][]string{
 	"trainer":         {"decoder", "semanticid", "schemas", "publisher", "snapshots", "internal/stream", "internal/holdout", "internal/kernels", "internal/ops", "internal/safetensors"},
 	"rewarder":        {"decoder", "semanticid", "schemas", "publisher", "internal/stream", "internal/holdout", "internal/kernels", "internal/ops", "internal/safetensors", "internal/bootstrap"},
 	"publisher":       {"schemas", "internal/stream", "internal/buckets", "internal/faultybucket"},
-	"recommender":     {"decoder", "semanticid", "schemas", "publisher", "internal/stream", "internal/history"},
+	"recommender":     {"decoder", "semanticid", "schemas", "publisher", "internal/stream", "internal/history", "internal/access"},
+	"console":         {"schemas", "ingest", "publisher", "recommender", "internal/stream", "internal/access"},
 	"simulator":       {"schemas"},
 
 	"internal/stream":       {"schemas"},
+	"internal/access":       {},
 	"internal/buckets":      {},
 	"internal/faultybucket": {},
 	"internal/s3test":       {},
