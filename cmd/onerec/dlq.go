@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -88,7 +87,11 @@ func (c *cli) dlq() *cobra.Command {
 	list.Flags().BoolVar(&c.json, "json", false, "print JSON")
 	list.Flags().IntVar(&limit, "limit", 20, "dead letters listed at most, the newest")
 	show := c.command(&cobra.Command{Use: "show PARTITION OFFSET", Short: "Print one dead letter", Args: cobra.ExactArgs(2)}, groups, func(cmd *cobra.Command, a *app.App, args []string) error {
-		d, err := find(cmd.Context(), a, args)
+		partition, offset, err := place(args)
+		if err != nil {
+			return err
+		}
+		d, err := a.DeadLetter(cmd.Context(), partition, offset)
 		if err != nil {
 			return err
 		}
@@ -121,22 +124,14 @@ is sent twice is a duplicate by its event id.`,
 		if len(args) == 1 || (len(args) == 0) == (reason == "") {
 			return errors.New("name a PARTITION and OFFSET, or a --reason")
 		}
-		var letters []ingest.DeadLetter
+		partition, offset := int32(0), int64(0)
 		if len(args) == 2 {
-			d, err := find(cmd.Context(), a, args)
-			if err != nil {
+			var err error
+			if partition, offset, err = place(args); err != nil {
 				return err
 			}
-			letters = append(letters, d)
-		} else if err := a.DeadLetters(cmd.Context(), reason, func(d ingest.DeadLetter) error {
-			if letters = append(letters, d); len(letters) > maxReplay {
-				return fmt.Errorf("there are more than %d dead letters with reason %s; replay them in parts, or play the source again", maxReplay, reason)
-			}
-			return nil
-		}); err != nil {
-			return err
 		}
-		n, err := a.ReplayDeadLetters(cmd.Context(), letters)
+		n, err := a.Replay(cmd.Context(), reason, partition, offset)
 		fmt.Fprintf(cmd.OutOrStdout(), "%d dead letters sent to %s\n", n, schemas.TopicViewsRaw)
 		return err
 	})
@@ -147,29 +142,16 @@ is sent twice is a duplicate by its event id.`,
 	return parent
 }
 
-// maxReplay bounds what a replay holds in memory.
-const maxReplay = 1_000_000
-
 func byTime(a, b letter) int { return strings.Compare(a.Time, b.Time) }
 
-// find reads the dead letter at a partition and an offset.
-func find(ctx context.Context, a *app.App, args []string) (found ingest.DeadLetter, err error) {
-	partition, err1 := strconv.ParseInt(args[0], 10, 32)
+// place reads PARTITION OFFSET.
+func place(args []string) (partition int32, offset int64, err error) {
+	p, err1 := strconv.ParseInt(args[0], 10, 32)
 	offset, err2 := strconv.ParseInt(args[1], 10, 64)
 	if err := errors.Join(err1, err2); err != nil {
-		return found, fmt.Errorf("partition and offset must be whole numbers: %w", err)
+		return 0, 0, fmt.Errorf("partition and offset must be whole numbers: %w", err)
 	}
-	ok := false
-	err = a.DeadLetters(ctx, "", func(d ingest.DeadLetter) error {
-		if int64(d.Partition) == partition && d.Offset == offset {
-			found, ok = d, true
-		}
-		return nil
-	})
-	if err == nil && !ok {
-		err = fmt.Errorf("there is no dead letter at partition %d offset %d; \"onerec dlq list\" shows where there are", partition, offset)
-	}
-	return found, err
+	return int32(p), offset, nil
 }
 
 // explain prints what a rules file would say of the sessions on the topic.

@@ -163,6 +163,8 @@ group and exits with 0.`, GroupID: "services"}, append([]string{app.GroupCommon,
 		reward,
 		service("serve", "Answer with recommendations", "Serves recommendations over HTTP from the newest released checkpoint.",
 			[]string{app.GroupModel, app.GroupCheckpoints, app.GroupServe, app.GroupHistory}, func(ctx context.Context, a *app.App) error { return a.RunServe(ctx) }),
+		service("console", "Show it all in the browser", "Serves one live page: flow, sessions, training, rounds, checkpoints, users, items, dead letters; and, for who may,\nrelease, rollback and replay. It keeps nothing: everything is read from brokers, checkpoints and services.",
+			[]string{app.GroupModel, app.GroupCheckpoints, app.GroupConsole}, func(ctx context.Context, a *app.App) error { return a.RunConsole(ctx) }),
 	}
 }
 
@@ -190,7 +192,7 @@ func (c *cli) reference() *cobra.Command {
 }
 
 func (c *cli) config() *cobra.Command {
-	groups := []string{app.GroupCommon, app.GroupLog, app.GroupService, app.GroupMember, app.GroupStage, app.GroupModel, app.GroupGap, app.GroupLearn, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshots, app.GroupFiles, app.GroupSnapshot, app.GroupTrain, app.GroupRows, app.GroupBackfill, app.GroupDamaged, app.GroupReward, app.GroupServe, app.GroupSimulate}
+	groups := []string{app.GroupCommon, app.GroupLog, app.GroupService, app.GroupMember, app.GroupStage, app.GroupModel, app.GroupGap, app.GroupLearn, app.GroupTopics, app.GroupCheckpoints, app.GroupIngest, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupSnapshots, app.GroupFiles, app.GroupSnapshot, app.GroupTrain, app.GroupRows, app.GroupBackfill, app.GroupDamaged, app.GroupReward, app.GroupServe, app.GroupConsole, app.GroupSimulate}
 	return c.command(&cobra.Command{
 		Use: "config", Short: "Print the effective settings", GroupID: "tools",
 		Long: "Prints all settings as a YAML file with comments, which --config reads back.",

@@ -29,9 +29,13 @@ installed. Without --views the input comes from the simulator.
 ViewEvents, gzipped or not. Everything is kept under --dir: the broker's log, the
 checkpoints, Parquet snapshots of the sessions, and report.json.
 
-What only matters to a stream without end has no effect here: idle-timeout,
-bootstrap-sessions, publish-steps, publish-every, reward-every, listen.`,
-		Example: "  onerec demo\n  onerec demo --views views.tsv.gz --dir demo-kuairand --rounds 2",
+The console is open in the browser while the demo runs and, with --keep, until it is
+interrupted: all services go on, and so do the simulator's users, who watch what the
+recommender shows them.
+
+What only matters to a stream without end has no effect before --keep goes on:
+idle-timeout, bootstrap-sessions, publish-steps, publish-every, reward-every; and listen.`,
+		Example: "  onerec demo\n  onerec demo --keep\n  onerec demo --views views.tsv.gz --dir demo-kuairand --rounds 2",
 	}, []string{app.GroupLog, app.GroupModel, app.GroupIngest, app.GroupGap, app.GroupSessionize, app.GroupHistory, app.GroupFilter, app.GroupTrain, app.GroupRows, app.GroupLearn, app.GroupReward, app.GroupServe, app.GroupSimulate}, func(cmd *cobra.Command, a *app.App, _ []string) error {
 		if c.set.IsDefault("log-level") { // the progress says enough
 			c.settings.LogLevel = "warn"
@@ -42,18 +46,21 @@ bootstrap-sessions, publish-steps, publish-every, reward-every, listen.`,
 			d.Dir = "demo-" + time.Now().Format("20060102-150405")
 		}
 		a.Partitions = 2
-		report, err := a.RunDemo(cmd.Context(), d, os.Stderr)
-		if err != nil {
-			return err
+		d.Report = func(report *app.Report) error {
+			if c.json {
+				return printJSON(os.Stdout, report)
+			}
+			return report.Print(os.Stdout)
 		}
-		if c.json {
-			return printJSON(os.Stdout, report)
-		}
-		return report.Print(os.Stdout)
+		_, err := a.RunDemo(cmd.Context(), d, os.Stderr)
+		return err
 	})
 	cmd.Flags().StringVar(&d.Views, "views", "", "file of views; empty: the simulator")
 	cmd.Flags().StringVar(&d.Dir, "dir", "", "new or empty folder for everything; empty: demo-<date>-<time>")
 	cmd.Flags().IntVar(&d.Users, "users", 5, "users whose recommendations are shown")
+	cmd.Flags().StringVar(&d.Console, "console", "127.0.0.1:0", "address of the console while the demo runs, on loopback; port 0: any; empty: none")
+	cmd.Flags().BoolVar(&d.Keep, "keep", false, "go on after the report, with all services, the console and the simulator's users, until interrupted")
+	cmd.Flags().Float64Var(&d.Rate, "rate", 25, "views a second of the simulator's users with --keep; 0: none")
 	cmd.Flags().BoolVar(&c.json, "json", false, "print the report as JSON")
 	return cmd
 }

@@ -11,15 +11,17 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"onerec/console"
 	"onerec/filters"
+	"onerec/internal/access"
+	"onerec/internal/replay"
 	"onerec/internal/stream"
 	"onerec/publisher"
 	"onerec/recommender"
@@ -28,6 +30,7 @@ import (
 	"onerec/schemas/onerecv1"
 	"onerec/sessionizer"
 	"onerec/snapshots"
+	"onerec/trainer"
 )
 
 // demoStages are the keys of Report.Seconds, in order.
@@ -38,6 +41,14 @@ type Demo struct {
 	Views string // file; empty: the simulator
 	Dir   string // everything is kept there; must not exist, or be empty
 	Users int    // users whose recommendations are shown
+	// Console is the address of the console while the demo runs; empty: none.
+	Console string
+	// Keep goes on after the report, as services in production do, until the context ends. The simulator's
+	// users go on, too: so many views a second, of what the recommender shows them.
+	Keep bool
+	Rate float64
+	// Report is called with the report, before a demo that is kept goes on.
+	Report func(*Report) error
 }
 
 // ErrUsed says that a folder holds a demo already.
@@ -61,9 +72,9 @@ func (a *App) RunDemo(ctx context.Context, d Demo, w io.Writer) (*Report, error)
 // lowDisk is the free space, in bytes, below which a failure is put down to it.
 const lowDisk = 2 << 20
 
-func (a *App) runDemo(ctx context.Context, d Demo, w io.Writer) (*Report, error) {
+func (a *App) runDemo(ctx context.Context, d Demo, w io.Writer) (r *Report, err error) {
 	begun := time.Now()
-	r := &Report{Seconds: make(map[string]Float)}
+	r = &Report{Seconds: make(map[string]Float)}
 	timed := func(stage string, fn func() error) error {
 		start := time.Now()
 		err := fn()
@@ -95,23 +106,35 @@ func (a *App) runDemo(ctx context.Context, d Demo, w io.Writer) (*Report, error)
 	if err := a.createTopics(ctx); err != nil {
 		return nil, fmt.Errorf("demo: %w", err)
 	}
-	if err := timed("stream", func() error { return a.demoStream(ctx, in, r) }); err != nil {
+	services := newBackground(ctx)
+	defer func() {
+		if failed := services.end(); failed != nil { // which is why the steps could not go on
+			err = fmt.Errorf("demo: %w", failed)
+		}
+	}()
+	ctx = services.ctx
+	if d.Console != "" {
+		if err := a.demoConsole(services, d.Console, w); err != nil {
+			return nil, fmt.Errorf("demo: %w", err)
+		}
+	}
+	if err := timed("stream", func() error { return a.demoStream(services, in, r) }); err != nil {
 		return nil, err
 	}
 	if r.Sessions.Good == 0 {
 		return nil, fmt.Errorf("demo: %d sessions were closed and none is good (%s), so there is nothing to learn; give more views, or other rules with --rules", r.Sessions.Closed, failures(r.Sessions.FailedRules))
 	}
 	fmt.Fprintf(w, "%d sessions, %d of them good\n", r.Sessions.Closed, r.Sessions.Good)
-	if err := timed("train", func() error { return a.demoTrain(ctx, r) }); err != nil {
+	if err := timed("train", func() error { return a.demoTrain(services, r) }); err != nil {
 		return nil, err
 	}
-	if err := timed("align", func() error { return a.demoAlign(ctx, r) }); err != nil {
+	if err := timed("align", func() error { return a.demoAlign(services, r) }); err != nil {
 		return nil, err
 	}
 	if err := a.listVersions(ctx, r); err != nil {
 		return nil, fmt.Errorf("demo: %w", err)
 	}
-	if err := timed("recommend", func() error { return a.demoRecommend(ctx, d.Users, r) }); err != nil {
+	if err := timed("recommend", func() error { return a.demoRecommend(services, d.Users, r) }); err != nil {
 		return nil, err
 	}
 	if _, err := a.RefreshTables(ctx); err != nil {
@@ -124,7 +147,77 @@ func (a *App) runDemo(ctx context.Context, d Demo, w io.Writer) (*Report, error)
 	if err := r.write(d.Dir); err != nil {
 		return nil, fmt.Errorf("demo: %w", err)
 	}
+	if d.Report != nil {
+		if err := d.Report(r); err != nil {
+			return nil, err
+		}
+	}
+	if d.Keep {
+		return r, a.keep(services, d, w)
+	}
 	return r, nil
+}
+
+// demoConsole runs the console beside the demo.
+func (a *App) demoConsole(b *background, address string, w io.Writer) error {
+	if !access.Loopback(address) {
+		return fmt.Errorf("the demo's console asks for no token, so it listens on 127.0.0.1 only, not on %q", address)
+	}
+	l, err := listen(b.ctx, address)
+	if err != nil {
+		return fmt.Errorf("listen for browsers: %w", err)
+	}
+	fmt.Fprintf(w, "console: http://%s\n", l.Addr())
+	b.g.Go(func() error {
+		return a.console(b.ctx, l, console.Auth{Operate: true}, b.Targets, b.Recommender, func() {})
+	})
+	return nil
+}
+
+// keep lets the trainer and the rewarder go on, and the simulator's users.
+func (a *App) keep(b *background, d Demo, w io.Writer) error {
+	a.Progress = nil // from here on the console shows it
+	for name, s := range map[string]service{
+		"train":  func(ctx context.Context, h host) error { _, err := a.train(ctx, h, false); return err },
+		"reward": func(ctx context.Context, h host) error { _, err := a.reward(ctx, h, false); return err },
+	} {
+		if err := b.start(name, s); err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
+	}
+	if d.Views == "" && d.Rate > 0 {
+		b.g.Go(func() error { return a.traffic(b.ctx, b.Recommender(), d.Rate) })
+	}
+	fmt.Fprintf(w, "brokers: %s; recommendations: %s/v1/recommendations\neverything goes on until it is interrupted (Ctrl-C)\n", strings.Join(a.Brokers, ","), b.Recommender())
+	<-b.ctx.Done()
+	return nil
+}
+
+// traffic lets the simulator's users go on after the demo's input, with what the recommender shows them.
+func (a *App) traffic(ctx context.Context, url string, rate float64) error {
+	in, err := a.served(ctx, Recommender{URL: url, Days: 100 * 365, List: a.Align.Length})
+	if err != nil {
+		return err
+	}
+	events := in.events
+	in.events = func(yield func(replay.Event) bool) {
+		tick := time.NewTicker(time.Duration(float64(time.Second) / rate))
+		defer tick.Stop()
+		for e := range events {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if !yield(e) {
+				return
+			}
+		}
+	}
+	if _, _, err = a.play(ctx, in); ctx.Err() != nil {
+		err = nil // it was interrupted
+	}
+	return err
 }
 
 // claim makes sure that dir is ours alone and can be written to.
@@ -168,46 +261,42 @@ func (a *App) createTopics(ctx context.Context) error {
 	return err
 }
 
-// background returns what a service gets that runs inside the demo.
-func background(ready func()) host { return host{prometheus.NewRegistry(), ready} }
-
-// demoStream runs ingest, sessionize, filter and snapshot to the end of the
-// input.
-func (a *App) demoStream(ctx context.Context, in *input, r *Report) error {
-	services, ctx := errgroup.WithContext(ctx)
-	running, stop := context.WithCancel(ctx)
-	defer stop()
-	for _, s := range []service{a.ingest, a.sessionize, a.filter, func(ctx context.Context, h host) error { return a.snapshot(ctx, h, false) }} {
-		services.Go(func() error { return s(running, background(func() {})) })
+// demoStream starts ingest, sessionize, filter and snapshot and waits until they are at the end of
+// the input.
+func (a *App) demoStream(b *background, in *input, r *Report) error {
+	ctx := b.ctx
+	for _, s := range []struct {
+		name string
+		run  service
+	}{
+		{groupIngest, a.ingest}, {groupSessionize, a.sessionize}, {groupFilter, a.filter},
+		{snapshots.Group, func(ctx context.Context, h host) error { return a.snapshot(ctx, h, false) }},
+	} {
+		if err := b.start(s.name, s.run); err != nil {
+			return err
+		}
 	}
-	services.Go(func() error {
-		defer stop() // everything has passed, or something failed
-		n, latest, err := a.play(ctx, in)
-		if err != nil {
-			return err
-		}
-		r.Views.Read = int64(n)
-		if err := a.finish(ctx, latest); err != nil {
-			return err
-		}
-		cl, err := a.cluster().Client()
-		if err != nil {
-			return err
-		}
-		defer cl.Close()
-		for _, w := range []struct{ group, topic string }{
-			{groupSessionize, schemas.TopicViews}, {groupFilter, schemas.TopicSessions}, {snapshots.Group, schemas.TopicJudgedSessions},
-		} {
-			if err := stream.WaitCaughtUp(ctx, cl, w.group, w.topic); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err := services.Wait(); err != nil {
+	n, latest, err := a.play(ctx, in)
+	if err != nil {
 		return err
 	}
-	return a.count(context.WithoutCancel(ctx), r)
+	r.Views.Read = int64(n)
+	if err := a.finish(ctx, latest); err != nil {
+		return err
+	}
+	cl, err := a.cluster().Client()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	for _, w := range []struct{ group, topic string }{
+		{groupSessionize, schemas.TopicViews}, {groupFilter, schemas.TopicSessions}, {snapshots.Group, schemas.TopicJudgedSessions},
+	} {
+		if err := stream.WaitCaughtUp(ctx, cl, w.group, w.topic); err != nil {
+			return err
+		}
+	}
+	return a.count(ctx, r)
 }
 
 // count reads what the stages left on their topics.
@@ -241,14 +330,15 @@ func (a *App) count(ctx context.Context, r *Report) error {
 	})
 }
 
-func (a *App) demoTrain(ctx context.Context, r *Report) error {
+func (a *App) demoTrain(b *background, r *Report) error {
 	a.Bootstrap = int(r.Sessions.Good) // the codebook from the whole input, not from its beginning
-	c, err := a.train(ctx, background(func() {}), true)
+	var c *trainer.Candidate
+	err := b.once(trainer.Group, func(ctx context.Context, h host) (err error) { c, err = a.train(ctx, h, true); return err })
 	if err != nil {
 		return err
 	}
 	if c == nil {
-		return context.Cause(ctx)
+		return context.Cause(b.ctx)
 	}
 	st, h := c.Stats, c.Holdout
 	r.Training = TrainingReport{
@@ -262,12 +352,13 @@ func (a *App) demoTrain(ctx context.Context, r *Report) error {
 	return nil
 }
 
-func (a *App) demoAlign(ctx context.Context, r *Report) error {
-	report, err := a.reward(ctx, background(func() {}), true)
+func (a *App) demoAlign(b *background, r *Report) error {
+	var report *rewarder.Report
+	err := b.once(rewarder.Group, func(ctx context.Context, h host) (err error) { report, err = a.reward(ctx, h, true); return err })
 	if err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
+	if err := b.ctx.Err(); err != nil {
 		return err
 	}
 	q := report.Quality
@@ -300,7 +391,8 @@ func (a *App) listVersions(ctx context.Context, r *Report) error {
 
 // demoRecommend starts the recommender and asks it, over HTTP, for the users who
 // were there last.
-func (a *App) demoRecommend(ctx context.Context, n int, r *Report) error {
+func (a *App) demoRecommend(b *background, n int, r *Report) error {
+	ctx := b.ctx
 	users, err := a.lastUsers(ctx, n)
 	if err != nil {
 		return err
@@ -309,38 +401,38 @@ func (a *App) demoRecommend(ctx context.Context, n int, r *Report) error {
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	running, stop := context.WithCancel(ctx)
-	defer stop()
+	url := "http://" + l.Addr().String()
 	ready := make(chan struct{})
 	var once sync.Once
 	var svc *recommender.Service
-	g.Go(func() error {
-		return a.recommend(running, background(func() { once.Do(func() { close(ready) }) }), l, func(s *recommender.Service) { svc = s })
+	err = b.start("serve", func(ctx context.Context, h host) error {
+		isReady := h.ready
+		h.ready = func() { isReady(); once.Do(func() { close(ready) }) }
+		return a.recommend(ctx, h, l, func(s *recommender.Service) { svc = s })
 	})
-	g.Go(func() error {
-		defer stop()
-		select {
-		case <-ready:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	b.serves(url)
+	for _, user := range users {
+		answer, err := ask(ctx, url, recommender.Request{UserID: user, N: a.Align.Length})
+		if err != nil {
+			return err
 		}
-		for _, user := range users {
-			answer, err := ask(ctx, "http://"+l.Addr().String(), recommender.Request{UserID: user, N: a.Align.Length})
-			if err != nil {
-				return err
-			}
-			rec := RecReport{UserID: user, Checkpoint: answer.CheckpointVersion, Items: []string{}}
-			for _, item := range answer.Items {
-				rec.Items = append(rec.Items, item.ItemID)
-			}
-			watched := svc.History(user)
-			rec.watched = watched[max(0, len(watched)-a.Align.Length):]
-			r.Recommendations = append(r.Recommendations, rec)
+		rec := RecReport{UserID: user, Checkpoint: answer.CheckpointVersion, Items: []string{}}
+		for _, item := range answer.Items {
+			rec.Items = append(rec.Items, item.ItemID)
 		}
-		return nil
-	})
-	return g.Wait()
+		watched := svc.History(user)
+		rec.watched = watched[max(0, len(watched)-a.Align.Length):]
+		r.Recommendations = append(r.Recommendations, rec)
+	}
+	return nil
 }
 
 // ask sends one request.

@@ -217,7 +217,8 @@ func streamed(t *testing.T, views string) (*App, *Report) {
 		t.Fatal(err)
 	}
 	r := new(Report)
-	if err := a.demoStream(t.Context(), in, r); err != nil {
+	b := newBackground(t.Context())
+	if err := errors.Join(a.demoStream(b, in, r), b.end()); err != nil {
 		t.Fatal(err)
 	}
 	return a, r

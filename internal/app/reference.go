@@ -28,7 +28,7 @@ var users = map[string]string{
 	GroupTopics: "topics create", GroupCheckpoints: "train, reward, serve, checkpoints, snapshot export and refresh", GroupIngest: "ingest", GroupSessionize: "sessionize",
 	GroupHistory: "sessionize, serve", GroupFilter: "filter", GroupSnapshots: "snapshot and what reads snapshots", GroupFiles: "snapshot, snapshot compact", GroupSnapshot: "snapshot",
 	GroupTrain: "train", GroupRows: "train, snapshot export", GroupBackfill: "train", GroupDamaged: "train, snapshot export", GroupReward: "reward", GroupServe: "serve",
-	GroupSimulate: "replay, demo",
+	GroupSimulate: "replay, demo", GroupConsole: "console",
 }
 
 // WriteSettings writes the reference of settings in Markdown.

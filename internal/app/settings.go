@@ -49,6 +49,7 @@ const (
 	GroupDamaged     = "damaged" // of what reads sessions from snapshots
 	GroupReward      = "reward"
 	GroupServe       = "serve"
+	GroupConsole     = "console"
 	GroupSimulate    = "simulate"
 )
 
@@ -105,6 +106,8 @@ type Settings struct {
 	RewardNewSessions int
 	Rounds            int
 
+	Console Console
+
 	Listen             string
 	Channel            string
 	Beams              int
@@ -128,7 +131,8 @@ func Defaults() *Settings {
 		SnapshotDir: "snapshots", SnapshotSize: 64, SnapshotMemory: 256, SnapshotAge: time.Minute, SnapshotDead: true,
 		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: 30 * time.Second,
 		Reward: rewarder.DefaultCoreConfig(), Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
-		Listen: "127.0.0.1:8080", Channel: publisher.ChannelReleased, Beams: 32, MaxUsers: 1_000_000, MaxItems: 5_000_000,
+		Console: Console{Listen: "127.0.0.1:8090"},
+		Listen:  "127.0.0.1:8080", Channel: publisher.ChannelReleased, Beams: 32, MaxUsers: 1_000_000, MaxItems: 5_000_000,
 		Simulate: simulator.DefaultConfig(),
 	}
 }
@@ -269,6 +273,19 @@ func (s *Settings) Register(c *config.Set) {
 	c.Int(GroupServe, "beams", &s.Beams, 1, 1024, "width of the beam search")
 	c.Int(GroupServe, "max-users", &s.MaxUsers, 1, 1_000_000_000, "users whose history is kept")
 	c.Int(GroupServe, "max-items", &s.MaxItems, 1, 1_000_000_000, "items whose popularity is counted")
+
+	k := &s.Console
+	c.String(GroupConsole, "console-listen", &k.Listen, "address of the console; beyond loopback only with tokens")
+	c.Strings(GroupConsole, "console-targets", &k.Targets, "admin endpoints of services, as filter=http://127.0.0.1:9466; a host with several addresses is as many processes")
+	c.String(GroupConsole, "console-target-token", &k.TargetTokenFile, "file with the bearer token for them; empty: none")
+	c.String(GroupConsole, "console-recommender", &k.Recommender, "URL of a recommender's API, for users and items; empty: none")
+	c.String(GroupConsole, "console-recommender-token", &k.RecommenderTokenFile, "file with the bearer token for it; empty: none")
+	c.String(GroupConsole, "console-viewer-tokens", &k.Auth.ViewerTokens, "file with the tokens that may look, one a line; empty, and no operator's: whoever reaches it may")
+	c.String(GroupConsole, "console-operator-tokens", &k.Auth.OperatorTokens, "file with the tokens that may look, release, roll back and replay, one a line")
+	c.Bool(GroupConsole, "console-operate", &k.Auth.Operate, "without operator tokens: whoever may look may also release, roll back and replay")
+	c.String(GroupConsole, "console-tls-cert", &k.Auth.CertFile, "file with the console's certificate in PEM: it speaks TLS")
+	c.String(GroupConsole, "console-tls-key", &k.Auth.KeyFile, "file with its key in PEM")
+	c.String(GroupConsole, "console-client-ca", &k.Auth.ClientCA, "file with CA certificates in PEM; browsers need a certificate from one of them")
 
 	w := &s.Simulate
 	c.Int(GroupSimulate, "sim-users", &w.Users, 1, 100_000_000, "simulated users")
