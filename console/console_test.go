@@ -797,6 +797,14 @@ func TestThin(t *testing.T) {
 	}
 }
 
+func TestOrdered(t *testing.T) {
+	nan := math.NaN()
+	x, a, b := ordered([]float64{2, 1, 2, 3}, []float64{5, 6, nan, nan}, []float64{nan, nan, 7, 8})
+	if got := fmt.Sprint(x, a, b); got != "[1 2 3] [6 5 NaN] [NaN 7 8]" {
+		t.Error(got)
+	}
+}
+
 func TestLineage(t *testing.T) {
 	var all []*publisher.Manifest
 	for i := range 40 {

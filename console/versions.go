@@ -421,7 +421,7 @@ func ordered(x, a, b []float64) ([]float64, []float64, []float64) {
 	return x, a, b
 }
 
-// ordered3 sorts the points of three series by x, ties as they came, and keeps the newest.
+// ordered3 sorts the points of three series by x, joins those of one x, and keeps the newest.
 func ordered3(x, a, b, c []float64) (_, _, _, _ []float64) {
 	index := make([]int, len(x))
 	for i := range index {
@@ -437,14 +437,22 @@ func ordered3(x, a, b, c []float64) (_, _, _, _ []float64) {
 		return 0
 	})
 	index = index[max(0, len(index)-maxChart):]
-	pick := func(from []float64) []float64 {
-		out := make([]float64, len(index))
-		for i, j := range index {
-			out[i] = from[j]
+	// Points of one x are one point.
+	var xs, as, bs, cs []float64
+	or := func(v, other float64) float64 {
+		if math.IsNaN(v) {
+			return other
 		}
-		return out
+		return v
 	}
-	return pick(x), pick(a), pick(b), pick(c)
+	for _, j := range index {
+		if n := len(xs); n > 0 && xs[n-1] == x[j] {
+			as[n-1], bs[n-1], cs[n-1] = or(a[j], as[n-1]), or(b[j], bs[n-1]), or(c[j], cs[n-1])
+			continue
+		}
+		xs, as, bs, cs = append(xs, x[j]), append(as, a[j]), append(bs, b[j]), append(cs, c[j])
+	}
+	return xs, as, bs, cs
 }
 
 // lineage is the graph of versions: who was trained from whom.

@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func onerec(t *testing.T, args ...string) *exec.Cmd {
+func onerec(t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
 	path, err := binary()
 	if err != nil {
@@ -142,7 +142,7 @@ func get(address string) int {
 	return resp.StatusCode
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.After(90 * time.Second)
 	for !ok() {
