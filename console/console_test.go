@@ -234,7 +234,7 @@ func TestShowsWhatIsThere(t *testing.T) {
 	w.produce(schemas.TopicRounds, 0, &onerecv1.AlignmentRound{Model: "another", Round: 99})
 	reg, probe := prometheus.NewRegistry(), new(telemetry.Probe)
 	stream.NewMetrics(reg, "filter")
-	admin := httptest.NewServer(telemetry.Handler(reg, probe))
+	admin := httptest.NewServer(telemetry.Handler(reg, probe, nil))
 	defer admin.Close()
 	probe.Ready()
 	w.targets = []Target{{Stage: "filter", URL: admin.URL}, {Stage: "train", URL: "http://127.0.0.1:1", Done: true}}
@@ -288,7 +288,7 @@ func TestShowsWhatIsThere(t *testing.T) {
 func TestPushesChanges(t *testing.T) {
 	w := newWorld(t)
 	reg, probe := prometheus.NewRegistry(), new(telemetry.Probe)
-	admin := httptest.NewServer(telemetry.Handler(reg, probe))
+	admin := httptest.NewServer(telemetry.Handler(reg, probe, nil))
 	defer admin.Close()
 	w.targets = []Target{{Stage: "ingest", URL: admin.URL}}
 	c, srv := w.start(Auth{})

@@ -220,6 +220,7 @@ func (s *Stage) Follow(ctx context.Context, path string, tick <-chan time.Time, 
 // Process implements [stream.Stage].
 func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Record, out *stream.Emitter) error {
 	for _, r := range records {
+		out.Cause(stream.Trace(r))
 		session := new(onerecv1.Session)
 		if err := proto.Unmarshal(r.Value, session); err != nil {
 			return fmt.Errorf("%s partition %d offset %d is no Session (only sessionize may write there): %w", r.Topic, r.Partition, r.Offset, err)

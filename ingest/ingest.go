@@ -104,6 +104,7 @@ func (s *Stage) Process(_ context.Context, _ int32, records []*kgo.Record, out *
 		var view *onerecv1.View
 		var user string
 		var rejected *Rejection
+		out.Cause(stream.Trace(r))
 		if err := stream.FrameError(r); err != nil {
 			rejected = &Rejection{schemas.ReasonUndecodable, err.Error()}
 		} else {

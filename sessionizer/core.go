@@ -777,7 +777,8 @@ func (c *Core) Restore(changelog []Keyed) error {
 	var additions [maxAdditions + 1][]Keyed // by number
 	restore := func(r Keyed, id string, n uint8) error {
 		if err := c.restore(r.Value, id, n); err != nil {
-			return fmt.Errorf("state of user %q, addition %d: %w", id, n, err)
+			// No user is named in logs; who has the topic finds the key by its hash.
+			return fmt.Errorf("state of the user whose id has SHA-256 %.8x..., addition %d: %w", sha256.Sum256([]byte(id)), n, err)
 		}
 		return nil
 	}

@@ -20,6 +20,9 @@ import (
 // zero byte (a rule of ingest), and no addition has a number as great as 'p'.
 const PartitionKey = "\x00partition"
 
+// maxTraces bounds the traces that wait for their session.
+const maxTraces = 10_000
+
 // Stage is the sessionizer as a stage of the stream: one [Core] a partition,
 // its state in the changelog [schemas.TopicSessionState].
 type Stage struct {
@@ -28,8 +31,9 @@ type Stage struct {
 	now  func() time.Time
 
 	cores    map[int32]*Core
-	lastSeen map[int32]time.Time // wall clock of the partition's newest record
-	ahead    [][]byte            // scratch of Process
+	lastSeen map[int32]time.Time        // wall clock of the partition's newest record
+	ahead    [][]byte                   // scratch of Process
+	traces   map[string]context.Context // by user: that of the newest view that is traced, until its session closes
 
 	views    *prometheus.CounterVec
 	sessions prometheus.Counter
@@ -42,7 +46,7 @@ type Stage struct {
 // may be nil.
 func NewStage(cfg Config, idle time.Duration, reg prometheus.Registerer) *Stage {
 	s := &Stage{
-		cfg: cfg, idle: idle, now: time.Now, cores: make(map[int32]*Core), lastSeen: make(map[int32]time.Time),
+		cfg: cfg, idle: idle, now: time.Now, cores: make(map[int32]*Core), lastSeen: make(map[int32]time.Time), traces: make(map[string]context.Context),
 		views: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "onerec_sessionizer_views_total", Help: "Views by outcome: accepted, duplicate or late.",
 		}, []string{"outcome"}),
@@ -89,7 +93,12 @@ func (s *Stage) Process(_ context.Context, partition int32, records []*kgo.Recor
 			return fmt.Errorf("%s partition %d offset %d is no View (only ingest may write there): %w", r.Topic, r.Partition, r.Offset, err)
 		}
 		outcomes[outcome]++
+		trace := stream.Trace(r)
+		if trace != nil && outcome == Accepted && len(s.traces) < maxTraces {
+			s.traces[string(r.Key)] = trace
+		}
 		if outcome == Late {
+			out.Cause(trace)
 			out.Emit(&kgo.Record{Topic: schemas.TopicLateViews, Partition: partition, Key: r.Key, Value: r.Value})
 		}
 	}
@@ -119,8 +128,11 @@ func (s *Stage) Tick(partition int32, now time.Time, out *stream.Emitter) error 
 func (s *Stage) emit(partition int32, core *Core, out *stream.Emitter) error {
 	for _, session := range core.TakeClosed() {
 		s.sessions.Inc()
+		out.Cause(s.traces[string(session.Key)]) // a map without entries costs nothing
+		delete(s.traces, string(session.Key))
 		out.Emit(&kgo.Record{Topic: schemas.TopicSessions, Partition: partition, Key: session.Key, Value: session.Value})
 	}
+	out.Cause(nil)
 	for _, change := range core.TakeChanges() {
 		out.Emit(&kgo.Record{Topic: schemas.TopicSessionState, Partition: partition, Key: change.Key, Value: change.Value})
 	}
@@ -167,6 +179,7 @@ func (s *Stage) Recycle() {
 func (s *Stage) Drop(partition int32) {
 	delete(s.cores, partition)
 	delete(s.lastSeen, partition)
+	clear(s.traces) // also other partitions', which nobody misses much
 }
 
 // watermarkOf reads a control record of the views topic.

@@ -66,7 +66,7 @@ func (b *background) host(name string) (host, error) {
 		return host{}, fmt.Errorf("listen for health and metrics: %w", err)
 	}
 	reg, probe := telemetry.NewRegistry(), new(telemetry.Probe)
-	b.g.Go(func() error { return telemetry.Serve(b.ctx, l, telemetry.Handler(reg, probe)) })
+	b.g.Go(func() error { return telemetry.Serve(b.ctx, l, telemetry.Handler(reg, probe, nil)) })
 	t := console.Target{Stage: name, URL: "http://" + l.Addr().String()}
 	b.mu.Lock()
 	defer b.mu.Unlock()

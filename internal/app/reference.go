@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"onerec/filters"
 	"onerec/ingest"
@@ -121,14 +122,17 @@ func Metrics() []Metric {
 	}{
 		{groupIngest, func(r prometheus.Registerer) {
 			stream.NewMetrics(r, groupIngest)
+			kafkaMetrics(r).OnNewClient(new(kgo.Client))
 			ingest.NewStage(ingest.NewValidator(Defaults().Bounds, nil), r)
 		}},
 		{groupSessionize, func(r prometheus.Registerer) {
 			stream.NewMetrics(r, groupSessionize)
+			kafkaMetrics(r).OnNewClient(new(kgo.Client))
 			sessionizer.NewStage(Defaults().Sessions, 0, r)
 		}},
 		{groupFilter, func(r prometheus.Registerer) {
 			stream.NewMetrics(r, groupFilter)
+			kafkaMetrics(r).OnNewClient(new(kgo.Client))
 			filters.NewStage(filters.DefaultRules(), r)
 		}},
 		{snapshots.Group, func(r prometheus.Registerer) { snapshots.NewMetrics(r) }},

@@ -19,10 +19,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/plugin/kprom"
 	"golang.org/x/sync/errgroup"
 
 	"onerec/filters"
 	"onerec/ingest"
+	"onerec/internal/access"
 	"onerec/internal/progress"
 	"onerec/internal/registry"
 	"onerec/internal/stream"
@@ -181,12 +183,16 @@ func (a *App) serve(ctx context.Context, run service) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if a.HTTP != "" {
+		tokens, err := access.ReadTokens(a.HTTPTokens)
+		if err != nil {
+			return fmt.Errorf("--http-tokens: %w", err)
+		}
 		l, err := listen(ctx, a.HTTP)
 		if err != nil {
 			return fmt.Errorf("listen for health and metrics: %w", err)
 		}
 		gather := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return reg.Load().Gather() })
-		g.Go(func() error { return telemetry.Serve(ctx, l, telemetry.Handler(gather, probe)) })
+		g.Go(func() error { return telemetry.Serve(ctx, l, telemetry.Handler(gather, probe, tokens)) })
 	}
 	g.Go(func() error {
 		defer cancel() // a service that ends by itself ends the process
@@ -245,10 +251,38 @@ func (a *App) checkTopics(ctx context.Context) error {
 func (a *App) loop(ctx context.Context, h host, group, topic string, stage stream.Stage) error {
 	log := a.Log.With("service", group)
 	log.Info("starting", "brokers", a.Brokers, "instance", a.Instance)
+	hooks := []kgo.Hook{kafkaMetrics(h.reg)}
+	if a.TracesEndpoint != "" {
+		begin := 0.0
+		if group == groupIngest { // what later stages write without a cause, as their state, begins no trace
+			begin = a.TracesShare
+		}
+		tracing, err := telemetry.NewTracing(ctx, a.TracesEndpoint, group, begin)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), tracesTimeout)
+			defer cancel()
+			if err := tracing.Close(end); err != nil {
+				log.Warn("the last traces were not sent", "error", err)
+			}
+		}()
+		hooks = append(hooks, tracing.Hooks(group)...)
+	}
 	return stream.NewLoop(stream.Config{
+		Hooks:   hooks,
 		Cluster: a.cluster(), Group: group, Topic: topic, InstanceID: a.Instance, Static: a.Static, CommitInterval: a.CommitInterval,
 		Metrics: stream.NewMetrics(h.reg, group), Log: log, OnReady: h.ready,
 	}, stage).Run(ctx)
+}
+
+// tracesTimeout is how long a service that ends waits for its last traces to be sent.
+const tracesTimeout = 3 * time.Second
+
+// kafkaMetrics counts what a stage's client and the brokers say to each other.
+func kafkaMetrics(reg prometheus.Registerer) *kprom.Metrics {
+	return kprom.NewMetrics("onerec_kafka", kprom.Registerer(reg), kprom.FetchAndProduceDetail(kprom.ByTopic, kprom.Batches, kprom.Records, kprom.CompressedBytes), kprom.BrokerLabels())
 }
 
 func (a *App) ingest(ctx context.Context, h host) error {

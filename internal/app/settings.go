@@ -56,7 +56,9 @@ const (
 // Settings are all settings of all services.
 type Settings struct {
 	Brokers             []string
-	HTTP                string
+	HTTP, HTTPTokens    string
+	TracesEndpoint      string
+	TracesShare         float64
 	Instance            string
 	Static              bool
 	Security            Security
@@ -126,8 +128,8 @@ func Defaults() *Settings {
 		Brokers: []string{"127.0.0.1:9092"}, Instance: host, Model: "default", LogLevel: "info", LogFormat: "text",
 		Partitions: 8, Replication: 1, Bucket: "checkpoints", MaxWait: 200 * time.Millisecond, RequestTimeout: 5 * time.Second, CanaryPercent: 5, KeepCheckpoints: 30, KeepCheckpointsFor: 24 * time.Hour, Bounds: schemas.DefaultBounds(),
 		Security: Security{SASL: saslNone}, RegisterSchemas: true,
-		CommitInterval: 100 * time.Millisecond,
-		Sessions:       sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
+		CommitInterval: 100 * time.Millisecond, TracesShare: 0.001,
+		Sessions: sessionizer.DefaultConfig(), Idle: time.Minute, History: history.DefaultPolicy(),
 		SnapshotDir: "snapshots", SnapshotSize: 64, SnapshotMemory: 256, SnapshotAge: time.Minute, SnapshotDead: true,
 		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: 30 * time.Second,
 		Reward: rewarder.DefaultCoreConfig(), Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
@@ -150,7 +152,10 @@ func (s *Settings) Register(c *config.Set) {
 	c.String(GroupCommon, "sasl-password-file", &s.Security.PasswordFile, "file with the user's password")
 	c.String(GroupCommon, "schema-registry", &s.SchemaRegistry, "URL of a schema registry (Confluent's API); values are then written in its wire format, and read with it or without; empty: none")
 	c.Bool(GroupCommon, "register-schemas", &s.RegisterSchemas, "register our schemas with the schema registry; without it they must be there, as <topic>-value")
-	c.String(GroupService, "http", &s.HTTP, "address of /healthz, /readyz and /metrics, e.g. :9464; empty: none")
+	c.String(GroupService, "http", &s.HTTP, "address of /healthz, /readyz, /metrics and /debug/pprof, e.g. :9464; empty: none")
+	c.String(GroupService, "http-tokens", &s.HTTPTokens, "file with the bearer tokens that may read /metrics and /debug/pprof from other machines, one a line; empty: nobody may")
+	c.String(GroupStage, "traces-endpoint", &s.TracesEndpoint, "URL of an OpenTelemetry collector (OTLP by HTTP), e.g. http://collector:4318; empty: no traces")
+	c.Float(GroupStage, "traces-share", &s.TracesShare, 0, 1, "share of the views that come without a trace and get one from ingest; traces that come with a view go on")
 	c.String(GroupMember, "instance", &s.Instance, "name of this process within its service; stable across restarts, it lets a restarted process fence its former self at once")
 	c.Bool(GroupMember, "static-membership", &s.Static, "keep the partitions, or the lead, for a restarted process of the same --instance, instead of moving them")
 	c.Duration(GroupStage, "commit-interval", &s.CommitInterval, 0, 30*time.Second, "how long a transaction takes up records before it is committed: longer for more records a second, shorter for readers who wait less")

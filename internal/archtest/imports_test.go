@@ -61,7 +61,7 @@ var allowed = map[string][]string{
 	"internal/gradcheck":    {"internal/safetensors"},
 	"internal/registry":     {"schemas", "internal/stream"},
 	"internal/config":       {},
-	"internal/telemetry":    {},
+	"internal/telemetry":    {"internal/access"},
 	"internal/progress":     {},
 	"internal/archtest":     {},
 	"internal/kafkatest":    {},

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -17,6 +18,7 @@ type Emitter struct {
 	partitioner kgo.TopicPartitioner
 	keyed       kgo.Record
 	ctx         context.Context
+	cause       context.Context
 	count       int
 	newestEvent int64
 
@@ -27,7 +29,7 @@ type Emitter struct {
 func (e *Emitter) reset(ctx context.Context) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.ctx, e.err, e.count, e.newestEvent = ctx, nil, 0, 0
+	e.ctx, e.cause, e.err, e.count, e.newestEvent = ctx, nil, nil, 0, 0
 }
 
 func (e *Emitter) failure() error {
@@ -36,10 +38,24 @@ func (e *Emitter) failure() error {
 	return e.err
 }
 
+// Trace returns the trace that a record belongs to, nil if it is not traced.
+func Trace(r *kgo.Record) context.Context {
+	if r.Context == nil || !trace.SpanContextFromContext(r.Context).IsSampled() {
+		return nil
+	}
+	return r.Context
+}
+
+// Cause says which trace what is emitted next belongs to; nil: none.
+func (e *Emitter) Cause(trace context.Context) { e.cause = trace }
+
 // Emit writes a record; its Partition must be set. Failures abort the
 // transaction.
 func (e *Emitter) Emit(r *kgo.Record) {
 	e.count++
+	if r.Context == nil {
+		r.Context = e.cause
+	}
 	e.sess.Produce(e.ctx, r, func(_ *kgo.Record, err error) {
 		if err != nil {
 			e.mu.Lock()

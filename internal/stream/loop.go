@@ -64,7 +64,8 @@ type Config struct {
 	InstanceID string // makes the transactional id; stable across restarts if set, so that a restart fences its former self at once
 	Metrics    *Metrics
 	Log        *slog.Logger
-	OnReady    func() // called once partitions were assigned; may be nil
+	OnReady    func()     // called once partitions were assigned; may be nil
+	Hooks      []kgo.Hook // of the loop's client, e.g. metrics and traces
 	// Static makes the instance a static member of its group (KIP-345): within the
 	// session's timeout a restarted instance gets its partitions back at once and
 	// nobody else's move. It does not leave the group when it ends.
@@ -336,6 +337,9 @@ func (l *Loop) join() (*kgo.GroupTransactSession, error) {
 		kgo.OnPartitionsRevoked(note(false)),
 		kgo.OnPartitionsLost(note(false)),
 	)
+	if len(l.cfg.Hooks) > 0 {
+		opts = append(opts, kgo.WithHooks(l.cfg.Hooks...))
+	}
 	if l.cfg.Static {
 		opts = append(opts, kgo.InstanceID(l.cfg.Group+"-"+l.cfg.InstanceID))
 	}

@@ -10,12 +10,15 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"onerec/internal/access"
 )
 
 // Probe is a service's readiness.
@@ -37,9 +40,9 @@ func NewRegistry() *prometheus.Registry {
 	return reg
 }
 
-// Handler serves /healthz (the process answers), /readyz (503 until the probe is
-// ready) and /metrics.
-func Handler(reg prometheus.Gatherer, probe *Probe) http.Handler {
+// Handler serves /healthz (the process answers) and /readyz (503 until the probe is
+// ready) to everybody, and /metrics and /debug/pprof/ to this machine and to who has one of the tokens.
+func Handler(reg prometheus.Gatherer, probe *Probe, tokens access.Tokens) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -49,7 +52,24 @@ func Handler(reg prometheus.Gatherer, probe *Probe) http.Handler {
 		}
 		fmt.Fprintln(w, "ready")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	inside := http.NewServeMux()
+	inside.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	inside.HandleFunc("GET /debug/pprof/", pprof.Index) // heap, goroutine and others by name
+	inside.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	inside.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	inside.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	inside.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		token, _ := access.Bearer(r)
+		// By the peer's address, and by the name that it asked for: a page elsewhere can make a browser here ask, by a
+		// name that was made to resolve to this machine.
+		if !tokens.Has(token) && !(access.Loopback(r.RemoteAddr) && access.Loopback(r.Host)) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="onerec"`)
+			http.Error(w, "from another machine this needs a bearer token of the file that --http-tokens names", http.StatusUnauthorized)
+			return
+		}
+		inside.ServeHTTP(w, r)
+	})
 	return mux
 }
 
