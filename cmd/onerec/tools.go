@@ -68,11 +68,11 @@ idle-timeout, bootstrap-sessions, publish-steps, publish-every, reward-every; an
 func (c *cli) replay() *cobra.Command {
 	var finish bool
 	r := app.Recommender{Days: 1, List: 5}
-	tokenFile := ""
+	tokenFile, rate := "", 0.0
 	cmd := c.command(&cobra.Command{
 		Use: "replay [FILE]", Short: "Play a file of views into views.raw", GroupID: "tools", Args: cobra.MaximumNArgs(1),
 		Long: `Plays views into views.raw in the order of event time, as fast as the broker
-takes them. Without FILE they come from the simulator. FILE is one of KuaiRand's
+takes them or, with --rate, so many a second. Without FILE they come from the simulator. FILE is one of KuaiRand's
 logs or JSON lines of ViewEvents, gzipped or not.
 
 With --recommender the simulator's users live on for some days after that log, and
@@ -102,7 +102,7 @@ and checkpoint_version.`,
 			}
 			served = &r
 		}
-		line, err := a.RunReplay(cmd.Context(), path, served, finish)
+		line, err := a.RunReplay(cmd.Context(), path, served, rate, finish)
 		if err != nil {
 			return err
 		}
@@ -114,6 +114,7 @@ and checkpoint_version.`,
 	f.StringVar(&tokenFile, "token-file", "", "file with the bearer token that the recommender asks for")
 	f.IntVar(&r.Days, "serve-days", r.Days, "days that the recommender serves, after the log's --sim-days")
 	f.IntVar(&r.List, "list", r.List, "items that the recommender is asked for at a time")
+	f.Float64Var(&rate, "rate", 0, "views a second; 0: as fast as the broker takes them")
 	f.BoolVar(&finish, "finish", false, "say that nothing older follows, so that the sessions of the input close; waits for ingest")
 	return cmd
 }

@@ -21,7 +21,6 @@ import (
 	"onerec/console"
 	"onerec/filters"
 	"onerec/internal/access"
-	"onerec/internal/replay"
 	"onerec/internal/stream"
 	"onerec/publisher"
 	"onerec/recommender"
@@ -199,21 +198,7 @@ func (a *App) traffic(ctx context.Context, url string, rate float64) error {
 	if err != nil {
 		return err
 	}
-	events := in.events
-	in.events = func(yield func(replay.Event) bool) {
-		tick := time.NewTicker(time.Duration(float64(time.Second) / rate))
-		defer tick.Stop()
-		for e := range events {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			if !yield(e) {
-				return
-			}
-		}
-	}
+	in.pace(ctx, rate)
 	if _, _, err = a.play(ctx, in); ctx.Err() != nil {
 		err = nil // it was interrupted
 	}

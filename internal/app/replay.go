@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"time"
 
 	"onerec/internal/replay"
 	"onerec/schemas/onerecv1"
@@ -18,6 +19,28 @@ type input struct {
 	total  int    // events, 0 if not known
 	events iter.Seq[replay.Event]
 	err    error // why events ended early
+}
+
+// pace lets so many events a second through; 0: all that come.
+func (in *input) pace(ctx context.Context, rate float64) {
+	if rate <= 0 {
+		return
+	}
+	events := in.events
+	in.events = func(yield func(replay.Event) bool) {
+		tick := time.NewTicker(time.Duration(float64(time.Second) / rate))
+		defer tick.Stop()
+		for e := range events {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if !yield(e) {
+				return
+			}
+		}
+	}
 }
 
 // views reads a file, or, without one, sets up the simulator.
@@ -91,10 +114,10 @@ func (a *App) finish(ctx context.Context, latestMs int64) error {
 	return replay.Finish(ctx, a.cluster(), groupIngest, latestMs+a.Sessions.Gap.Milliseconds()+1)
 }
 
-// RunReplay plays a file, or the simulator, into views.raw. With finish, it waits
-// for ingest and closes the sessions of the input. A recommender, if there is one, shows the
+// RunReplay plays a file, or the simulator, into views.raw, so many views a second or, with 0, as fast as the broker takes them.
+// With finish, it waits for ingest and closes the sessions of the input. A recommender, if there is one, shows the
 // simulator's users what to watch. It returns a line for people.
-func (a *App) RunReplay(ctx context.Context, path string, r *Recommender, finish bool) (string, error) {
+func (a *App) RunReplay(ctx context.Context, path string, r *Recommender, rate float64, finish bool) (string, error) {
 	views := func() (*input, error) { return a.views(path) }
 	if r != nil {
 		views = func() (*input, error) { return a.served(ctx, *r) }
@@ -106,6 +129,7 @@ func (a *App) RunReplay(ctx context.Context, path string, r *Recommender, finish
 	if err := a.checkTopics(ctx); err != nil {
 		return "", err
 	}
+	in.pace(ctx, rate)
 	n, latest, err := a.play(ctx, in)
 	if err != nil {
 		return "", err
