@@ -11,6 +11,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"onerec/console"
+	"onerec/filters"
 	"onerec/internal/app"
 )
 
@@ -49,6 +50,41 @@ func TestComposeCommands(t *testing.T) {
 		if !seen[cmd.Name()] {
 			t.Errorf("the Compose file does not run %s", cmd.Name())
 		}
+	}
+}
+
+// TestChartCommands: the same of the Helm chart, as the tests of deploy/check keep it.
+func TestChartCommands(t *testing.T) {
+	var chart struct {
+		Commands [][]string
+		Settings string
+	}
+	if err := json.Unmarshal(readFile(t, "check/testdata/commands.json"), &chart); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range chart.Commands {
+		checkCommand(t, "the chart's "+args[0], args, nil)
+	}
+	if len(chart.Commands) != len(newCLI().services())+2 {
+		t.Errorf("the chart runs %d commands", len(chart.Commands))
+	}
+	file := filepath.Join(t.TempDir(), "settings.yaml")
+	if err := os.WriteFile(file, []byte(chart.Settings), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := newCLI().set.Load(file, nil); err != nil {
+		t.Error(err)
+	}
+	var values struct{ Rules map[string]any }
+	if err := yaml.Unmarshal(readFile(t, "helm/onerec/values.yaml"), &values); err != nil {
+		t.Fatal(err)
+	}
+	rules, err := yaml.Marshal(values.Rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := filters.ParseRules(rules); err != nil {
+		t.Errorf("the chart's rules: %v", err)
 	}
 }
 
