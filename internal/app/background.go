@@ -21,6 +21,7 @@ type background struct {
 	mu      sync.Mutex
 	targets []console.Target
 	url     string // of the recommender, once it runs
+	console string // URL of the console, if there is one
 }
 
 func newBackground(ctx context.Context) *background {
@@ -98,6 +99,19 @@ func (b *background) Recommender() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.url
+}
+
+// Console returns the URL of the console, if there is one.
+func (b *background) Console() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.console
+}
+
+func (b *background) watched(url string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.console = url
 }
 
 func (b *background) serves(url string) {

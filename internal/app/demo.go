@@ -166,7 +166,8 @@ func (a *App) demoConsole(b *background, address string, w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("listen for browsers: %w", err)
 	}
-	fmt.Fprintf(w, "console: http://%s\n", l.Addr())
+	b.watched("http://" + l.Addr().String())
+	fmt.Fprintf(w, "console: %s\n", b.Console())
 	b.g.Go(func() error {
 		return a.console(b.ctx, l, console.Auth{Operate: true}, b.Targets, b.Recommender, func() {})
 	})
@@ -187,9 +188,32 @@ func (a *App) keep(b *background, d Demo, w io.Writer) error {
 	if d.Views == "" && d.Rate > 0 {
 		b.g.Go(func() error { return a.traffic(b.ctx, b.Recommender(), d.Rate) })
 	}
-	fmt.Fprintf(w, "brokers: %s; recommendations: %s/v1/recommendations\neverything goes on until it is interrupted (Ctrl-C)\n", strings.Join(a.Brokers, ","), b.Recommender())
+	if err := a.writeEnvironment(d.Dir, b); err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	fmt.Fprintf(w, "brokers: %s; recommendations: %s/v1/recommendations\nfor other commands, in another shell: . %s\neverything goes on until it is interrupted (Ctrl-C)\n", strings.Join(a.Brokers, ","), b.Recommender(), filepath.Join(d.Dir, environmentFile))
 	<-b.ctx.Done()
 	return nil
+}
+
+// environmentFile is what another shell reads to reach a demo that is kept.
+const environmentFile = "env.sh"
+
+// writeEnvironment leaves a file that makes other commands of onerec work on the demo that is kept. It appears whole.
+func (a *App) writeEnvironment(dir string, b *background) error {
+	bucket, err1 := filepath.Abs(a.Bucket)
+	tables, err2 := filepath.Abs(a.SnapshotDir)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+	text := fmt.Sprintf("# Of a demo that is kept: for commands of onerec in another shell, while it runs.\nexport ONEREC_BROKERS=%s ONEREC_CHECKPOINTS=%s ONEREC_SNAPSHOTS=%s\nRECOMMENDER=%s\nCONSOLE=%s\n",
+		quote(strings.Join(a.Brokers, ",")), quote(bucket), quote(tables), quote(b.Recommender()), quote(b.Console()))
+	name := filepath.Join(dir, environmentFile)
+	if err := os.WriteFile(name+".tmp", []byte(text), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(name+".tmp", name)
 }
 
 // traffic lets the simulator's users go on after the demo's input, with what the recommender shows them.
