@@ -132,7 +132,7 @@ func (s *Stage) emit(partition int32, core *Core, out *stream.Emitter) error {
 		delete(s.traces, string(session.Key))
 		out.Emit(&kgo.Record{Topic: schemas.TopicSessions, Partition: partition, Key: session.Key, Value: session.Value})
 	}
-	out.Cause(nil)
+	out.Cause(context.Background()) // state belongs to no trace
 	for _, change := range core.TakeChanges() {
 		out.Emit(&kgo.Record{Topic: schemas.TopicSessionState, Partition: partition, Key: change.Key, Value: change.Value})
 	}

@@ -63,7 +63,7 @@ func Handler(reg prometheus.Gatherer, probe *Probe, tokens access.Tokens) http.H
 		token, _ := access.Bearer(r)
 		// By the peer's address, and by the name that it asked for: a page elsewhere can make a browser here ask, by a
 		// name that was made to resolve to this machine.
-		if !tokens.Has(token) && !(access.Loopback(r.RemoteAddr) && access.Loopback(r.Host)) {
+		if here := access.Loopback(r.RemoteAddr) && access.Loopback(r.Host); !here && !tokens.Has(token) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="onerec"`)
 			http.Error(w, "from another machine this needs a bearer token of the file that --http-tokens names", http.StatusUnauthorized)
 			return
