@@ -37,6 +37,7 @@ type world struct {
 	targets []Target
 	serves  string // URL of a recommender
 	ops     operations
+	limit   time.Duration // for a request to come, and for its answer; 0: none
 }
 
 func newWorld(t *testing.T) *world {
@@ -151,7 +152,9 @@ func (w *world) start(auth Auth) (*Console, *httptest.Server) {
 	ctx, cancel := context.WithCancel(w.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
-	srv := httptest.NewServer(c.Handler())
+	srv := httptest.NewUnstartedServer(c.Handler())
+	srv.Config.ReadTimeout, srv.Config.WriteTimeout = w.limit, w.limit
+	srv.Start()
 	w.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -290,7 +293,7 @@ func TestPushesChanges(t *testing.T) {
 	reg, probe := prometheus.NewRegistry(), new(telemetry.Probe)
 	admin := httptest.NewServer(telemetry.Handler(reg, probe, nil))
 	defer admin.Close()
-	w.targets = []Target{{Stage: "ingest", URL: admin.URL}}
+	w.targets, w.limit = []Target{{Stage: "ingest", URL: admin.URL}}, 2*time.Second
 	c, srv := w.start(Auth{})
 	eventually(t, "the stage is seen", func() bool {
 		st := c.watch.now.get()
@@ -366,6 +369,9 @@ func TestPushesChanges(t *testing.T) {
 		return strings.Contains(e, `hx-target="#flow"`) && strings.Contains(e, "health healthy")
 	})
 	w.session("u", 1)
+	for range 4 { // until the connection is older than the server allows a request to be
+		until("the clock goes on", func(e string) bool { return strings.Contains(e, `hx-target="#status"`) })
+	}
 	until("a session is counted", func(e string) bool {
 		return strings.Contains(e, `hx-target="#sessions"`) && strings.Contains(e, `data-figure="judged" title="1"`)
 	})
@@ -476,6 +482,19 @@ func TestWhoMay(t *testing.T) {
 		send(t, http.MethodPost, srv.URL+"/sign-out", nil, signed)
 		if status := post(t, srv.URL, signed); status != http.StatusUnauthorized {
 			t.Errorf("signed out, acts: %d", status)
+		}
+	})
+	t.Run("operators' tokens alone", func(t *testing.T) {
+		c, _ := w.start(Auth{OperatorTokens: operators})
+		for _, from := range []struct {
+			address, host string
+			want          role
+		}{{"127.0.0.1:9", "localhost:8090", viewer}, {"10.0.0.7:9", "127.0.0.1:8090", nobody}, {"127.0.0.1:9", "console.example", nobody}, {"10.0.0.7:9", "console.example", nobody}} {
+			r := httptest.NewRequest(http.MethodGet, "/", nil)
+			r.RemoteAddr, r.Host = from.address, from.host
+			if got := c.role(r); got != from.want {
+				t.Errorf("%+v: %v", from, got)
+			}
 		}
 	})
 	t.Run("addresses", func(t *testing.T) {

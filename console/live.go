@@ -127,6 +127,11 @@ func (c *Console) events(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	out := http.NewResponseController(w)
+	// The server's limit is for requests that are slow to come; it would end the connection here, too.
+	if err := out.SetReadDeadline(time.Time{}); err != nil {
+		http.Error(w, "this connection can't stay open", http.StatusInternalServerError)
+		return
+	}
 	send := func(m []byte) bool {
 		if out.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
 			return false

@@ -111,7 +111,9 @@ func (c *Console) role(r *http.Request) role {
 	if token, ok := access.Bearer(r); ok {
 		got = max(got, c.tokenRole(token))
 	}
-	if c.viewers == nil && (c.operators == nil || access.Loopback(r.Host)) {
+	// What a request calls the console is the sender's word, where it comes from is not.
+	here := access.Loopback(r.Host) && access.Loopback(r.RemoteAddr)
+	if c.viewers == nil && (c.operators == nil || here) {
 		got = max(got, viewer) // whoever reaches it may look
 		if c.Auth.Operate {
 			got = operator

@@ -92,6 +92,8 @@ type state struct {
 	Rates  rateChart
 	// Gauges of training and serving, NaN where unknown.
 	TokensPerSecond, LossNow, Users, RequestSeconds, SessionToServing float64
+	// Views by outcome since the processes began, -1 where unknown.
+	Accepted, Duplicate, Late, Rejected int64
 }
 
 // rateChart are the stages' rates of the last minutes.
@@ -245,6 +247,19 @@ func (w *watcher) assemble(now time.Time, ps []process, k brokers, point bool) s
 	st.TokensPerSecond, st.LossNow = get("train", "onerec_train_tokens_per_second"), get("train", "onerec_train_loss_nats")
 	st.Users = get("serve", "onerec_serve_users")
 	st.SessionToServing = get("serve", "onerec_serve_session_to_serving_seconds", "channel", "released", "quantile", "0.5")
+	whole := func(stage, name string, match ...string) int64 {
+		if v, ok := sum(ps, stage, name, match...); ok {
+			return int64(v)
+		}
+		return -1
+	}
+	views := func(outcome string) int64 {
+		return whole("sessionize", "onerec_sessionizer_views_total", "outcome", outcome)
+	}
+	st.Accepted, st.Duplicate, st.Late = views("accepted"), views("duplicate"), views("late")
+	if st.Rejected = whole("ingest", "onerec_ingest_rejected_total"); st.Rejected < 0 && st.Accepted >= 0 {
+		st.Rejected = 0 // a counter with labels is not there before it counts
+	}
 	st.RequestSeconds = w.mean(now, ps, "serve", "onerec_serve_request_seconds")
 	if point {
 		w.chart.At = append(w.chart.At, now.Unix())

@@ -261,6 +261,11 @@ func TestBrowser(t *testing.T) {
 	if judged < r.Sessions.Closed || judged > r.Sessions.Closed+r.Sessions.Closed/2 || good < r.Sessions.Good {
 		t.Errorf("%d sessions, %d good; the report has %d, %d", judged, good, r.Sessions.Closed, r.Sessions.Good)
 	}
+	for figure, want := range map[string]int64{"accepted": r.Views.Accepted, "duplicate": r.Views.Duplicates, "late": r.Views.Late, "rejected": r.Views.Rejected} {
+		if got := read[int64](b, `+document.querySelector("[data-figure=`+figure+`]").title`); got < want || got > want+want/2+50 {
+			t.Errorf("%d views are %s, the report has %d", got, figure, want)
+		}
+	}
 	failed := read[map[string]string](b, `Object.fromEntries([...document.querySelectorAll("[data-rule]")].map(e => [e.dataset.rule, e.querySelector("td").title]))`)
 	for rule, n := range r.Sessions.FailedRules {
 		var shown int64
