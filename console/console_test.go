@@ -368,10 +368,10 @@ func TestPushesChanges(t *testing.T) {
 	until("the stage turns green", func(e string) bool {
 		return strings.Contains(e, `hx-target="#flow"`) && strings.Contains(e, "health healthy")
 	})
-	w.session("u", 1)
 	for range 4 { // until the connection is older than the server allows a request to be
 		until("the clock goes on", func(e string) bool { return strings.Contains(e, `hx-target="#status"`) })
 	}
+	w.session("u", 1)
 	until("a session is counted", func(e string) bool {
 		return strings.Contains(e, `hx-target="#sessions"`) && strings.Contains(e, `data-figure="judged" title="1"`)
 	})
