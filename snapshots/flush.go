@@ -27,8 +27,9 @@ func (w *writer) flushAll(ctx context.Context) error {
 	return nil
 }
 
-// lastFlush is the time for what waits when the service is asked to stop.
-const lastFlush = 30 * time.Second
+// lastFlush is the time for what waits when the service is asked to stop: after a backfill of weeks it is hundreds of files. A
+// process that is killed before loses nothing, the next one reads it again.
+const lastFlush = 2 * time.Minute
 
 // parallel is how many files are written at a time: a bucket answers slowly.
 const parallel = 4
