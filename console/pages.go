@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,17 +41,16 @@ type asset struct {
 	plain, zip  []byte
 }
 
+// scripts are joined into one, in this order. htmx begins as soon as the browser has run it, so that what extends it must
+// not come later by way of the network.
+var scripts = []string{"htmx.min.js", "hx-sse.min.js", "uPlot.iife.min.js", "console.js"}
+
+const bundle = "bundle.js"
+
 func newPages() (*pages, error) {
 	p := &pages{assets: make(map[string]asset)}
 	hash := sha256.New()
-	err := fs.WalkDir(assets, "assets", func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		data, err := assets.ReadFile(name)
-		if err != nil {
-			return err
-		}
+	keep := func(name string, data []byte) error {
 		hash.Write(data)
 		var b bytes.Buffer
 		z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
@@ -61,10 +61,32 @@ func newPages() (*pages, error) {
 		if err := errors.Join(err, z.Close()); err != nil {
 			return err
 		}
-		p.assets[path.Base(name)] = asset{mime.TypeByExtension(path.Ext(name)), data, b.Bytes()}
+		p.assets[name] = asset{mime.TypeByExtension(path.Ext(name)), data, b.Bytes()}
 		return nil
+	}
+	err := fs.WalkDir(assets, "assets", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := assets.ReadFile(name)
+		if err != nil || slices.Contains(scripts, path.Base(name)) {
+			return err
+		}
+		return keep(path.Base(name), data)
 	})
 	if err != nil {
+		return nil, err
+	}
+	var all bytes.Buffer
+	for _, name := range scripts {
+		data, err := assets.ReadFile("assets/" + name)
+		if err != nil {
+			return nil, err
+		}
+		all.Write(data)
+		all.WriteString("\n;\n")
+	}
+	if err := keep(bundle, all.Bytes()); err != nil {
 		return nil, err
 	}
 	p.base = "/assets/" + hex.EncodeToString(hash.Sum(nil))[:16] + "/"

@@ -140,6 +140,9 @@ const patience = time.Minute
 func (b *browser) fatal(what string, err error) {
 	b.t.Helper()
 	text, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string]("document.body.innerText"))
+	state, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string](`JSON.stringify({hidden: document.hidden, now: new Date(), events: performance.getEntriesByType("resource").filter(e => e.name.endsWith("/events")).map(e => [e.responseStatus, e.startTime, e.duration])})`))
+	fresh, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string](`fetch("/").then(r => r.text()).then(t => (t.match(/<time[^>]*>/) || ["no time"])[0])`, chromedp.EvalAwaitPromise))
+	b.t.Logf("the page: %s; asked anew it has %s", state, fresh)
 	b.t.Fatalf("%s: %v; the page says:\n%s", what, err, text)
 }
 
@@ -359,7 +362,7 @@ func TestBrowser(t *testing.T) {
 	// A service that is killed.
 	filter := start(t, "filter", "--brokers", brokers, "--instance", "second")
 	address := kafkatest.FreeAddress(t)
-	start(t, "console", "--brokers", brokers, "--checkpoints", filepath.Join(dir, "checkpoints"), "--console-listen", address, "--console-targets", "filter=http://"+filter.http, "--console-recommender", serves)
+	second := start(t, "console", "--brokers", brokers, "--checkpoints", filepath.Join(dir, "checkpoints"), "--console-listen", address, "--console-targets", "filter=http://"+filter.http, "--console-recommender", serves)
 	b.do("take a desk", chromedp.EmulateViewport(1280, 1000))
 	b.open("http://"+address, "#flow table")
 	b.until("the filter is green", `document.querySelector("[data-stage=filter] .health.healthy")`)
@@ -371,6 +374,10 @@ func TestBrowser(t *testing.T) {
 	b.until("the filter is red", `document.querySelector("[data-stage=filter] .health.down") && document.querySelector("#status").textContent.includes("filter is down")`)
 	t.Logf("red after %v", time.Since(killed).Round(time.Millisecond))
 	b.clean()
+
+	// And the console itself.
+	second.kill()
+	b.until("the page says that it is old", `!document.querySelector("#stale").hidden && document.querySelector("#stale").textContent.startsWith("No news for")`)
 }
 
 // BenchmarkConsole measures what a console costs while ten browsers have it open over a demo that goes on: the

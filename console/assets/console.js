@@ -67,3 +67,24 @@
   addEventListener("resize", soon);
   scheme.addEventListener("change", soon);
 })();
+
+// A page that gets no news says so, and asks anew for all of it when nobody is typing.
+(() => {
+  const stale = document.getElementById("stale");
+  if (!stale) return;
+  let last = "", since = performance.now();
+  setInterval(() => {
+    const now = document.querySelector("#status time")?.dateTime ?? "";
+    if (now !== last || document.hidden) {
+      last = now;
+      since = performance.now();
+    }
+    const age = (performance.now() - since) / 1000;
+    stale.hidden = age < 6;
+    if (stale.hidden) return;
+    stale.textContent = "No news for " + Math.round(age) + " s: the console or the way to it is down. What is below is old.";
+    if (age > 20 && document.activeElement?.tagName !== "INPUT") {
+      fetch("/healthz").then((answer) => answer.ok && location.reload(), () => {}); // it may still be down
+    }
+  }, 1000);
+})();
