@@ -23,7 +23,7 @@ func documents(t *testing.T) map[string]string {
 			if err != nil {
 				t.Fatal(err)
 			}
-			out[filepath.Base(name)] = string(data)
+			out[strings.TrimPrefix(name, "../../")] = string(data)
 		}
 	}
 	return out
