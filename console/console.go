@@ -49,7 +49,7 @@ type Operations interface {
 	Rollback(ctx context.Context, version string) (from, to string, err error)
 	// Withdraw takes the canary away from its users.
 	Withdraw(ctx context.Context) (before string, err error)
-	// ReplayDeadLetters sends dead letters to views.raw again: all with a reason or, if it is empty, the one at
+	// Replay sends dead letters to views.raw again: all with a reason or, if it is empty, the one at
 	// partition and offset.
 	Replay(ctx context.Context, reason string, partition int32, offset int64) (n int, err error)
 }

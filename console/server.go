@@ -32,7 +32,7 @@ const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src
 
 // Handler serves the console.
 func (c *Console) Handler() http.Handler {
-	open, guarded := http.NewServeMux(), http.NewServeMux()
+	open, inside := http.NewServeMux(), http.NewServeMux()
 	open.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	open.HandleFunc("GET /assets/{hash}/{name}", c.pages.serveAsset)
 	open.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, r *http.Request) {
@@ -41,39 +41,39 @@ func (c *Console) Handler() http.Handler {
 	open.HandleFunc("GET /sign-in", func(w http.ResponseWriter, r *http.Request) { c.show(w, r, "sign-in", http.StatusOK, nil) })
 	open.HandleFunc("POST /sign-in", c.signIn)
 	open.HandleFunc("POST /sign-out", c.signOut)
-	open.Handle("/", c.look(guarded))
+	open.Handle("/", c.look(inside))
 
-	guarded.HandleFunc("GET /{$}", c.index)
-	guarded.HandleFunc("GET /events", c.events)
-	guarded.HandleFunc("GET /user", func(w http.ResponseWriter, r *http.Request) {
+	inside.HandleFunc("GET /{$}", c.index)
+	inside.HandleFunc("GET /events", c.events)
+	inside.HandleFunc("GET /user", func(w http.ResponseWriter, r *http.Request) {
 		c.show(w, r, "user-page", http.StatusOK, func(p *page) { p.Title, p.User = "User", c.user(r.Context(), input(r, "id")) })
 	})
-	guarded.HandleFunc("GET /item", func(w http.ResponseWriter, r *http.Request) {
+	inside.HandleFunc("GET /item", func(w http.ResponseWriter, r *http.Request) {
 		c.show(w, r, "item-page", http.StatusOK, func(p *page) { p.Title, p.Item = "Item", c.item(r.Context(), input(r, "id")) })
 	})
-	guarded.HandleFunc("GET /rounds", func(w http.ResponseWriter, r *http.Request) {
+	inside.HandleFunc("GET /rounds", func(w http.ResponseWriter, r *http.Request) {
 		c.show(w, r, "rounds-page", http.StatusOK, func(p *page) {
 			p.Title, p.Data = "Rounds", c.rounds.view(number(r, "page"), int32(number(r, "round")))
 		})
 	})
-	guarded.HandleFunc("GET /checkpoints", func(w http.ResponseWriter, r *http.Request) {
+	inside.HandleFunc("GET /checkpoints", func(w http.ResponseWriter, r *http.Request) {
 		c.show(w, r, "checkpoints-page", http.StatusOK, func(p *page) {
 			p.Title, p.Data = "Checkpoints", c.versions.view(number(r, "page"))
 		})
 	})
-	guarded.HandleFunc("GET /compare", func(w http.ResponseWriter, r *http.Request) {
+	inside.HandleFunc("GET /compare", func(w http.ResponseWriter, r *http.Request) {
 		c.show(w, r, "compare-page", http.StatusOK, func(p *page) {
 			p.Title, p.Data = "Two checkpoints", c.versions.compare(input(r, "a"), input(r, "b"))
 		})
 	})
-	guarded.HandleFunc("GET /letters", func(w http.ResponseWriter, r *http.Request) {
+	inside.HandleFunc("GET /letters", func(w http.ResponseWriter, r *http.Request) {
 		c.show(w, r, "letters-page", http.StatusOK, func(p *page) {
 			p.Title, p.Data = "Dead letters", c.letters.view(number(r, "page"), input(r, "reason"))
 		})
 	})
-	guarded.HandleFunc("GET /confirm", c.confirm)
-	guarded.HandleFunc("POST /act", c.act)
-	guarded.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	inside.HandleFunc("GET /confirm", c.confirm)
+	inside.HandleFunc("POST /act", c.act)
+	inside.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, http.StatusNotFound, "there is no such page")
 	})
 	return c.secure(http.NewCrossOriginProtection().Handler(open))
