@@ -174,7 +174,7 @@ func thin(lines []byte) []step {
 	return out
 }
 
-// released returns the version that a channel points at, or "".
+// at returns the version that a channel points at, or "".
 func (v *versions) at(channel string) string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -354,9 +354,8 @@ type trainingView struct {
 
 // modelFigures compares the decoder with the baselines.
 type modelFigures struct {
-	Name                      string
-	Model, Popular, LastItem  float64
-	ModelBeats, HasPopularity bool
+	Name                     string
+	Model, Popular, LastItem float64
 }
 
 func (v *versions) training(ends map[string]int64) trainingView {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -105,17 +106,10 @@ func TestDocumentedCommands(t *testing.T) {
 		t.Errorf("only %d command lines of %d commands were found", n, len(seen))
 	}
 	for _, cmd := range newCLI().root().Commands() {
-		if path := cmd.CommandPath(); !slices.ContainsFunc(keys(seen), func(s string) bool { return s == path || strings.HasPrefix(s, path+" ") }) && !slices.Contains([]string{"version", "completion", "help"}, cmd.Name()) {
+		if path := cmd.CommandPath(); !slices.ContainsFunc(slices.Collect(maps.Keys(seen)), func(s string) bool { return s == path || strings.HasPrefix(s, path+" ") }) && !slices.Contains([]string{"version", "completion", "help"}, cmd.Name()) {
 			t.Errorf("%s is in no document", path)
 		}
 	}
-}
-
-func keys(m map[string]bool) (out []string) {
-	for k := range m {
-		out = append(out, k)
-	}
-	return out
 }
 
 // TestDocumentedFiles: links between documents lead somewhere.

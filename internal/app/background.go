@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -91,7 +92,7 @@ func (b *background) end() error {
 func (b *background) Targets() []console.Target {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return append([]console.Target(nil), b.targets...)
+	return slices.Clone(b.targets)
 }
 
 // Recommender returns the URL of the recommender, once it runs.

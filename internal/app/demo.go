@@ -176,7 +176,10 @@ func (a *App) demoConsole(b *background, address string, w io.Writer) error {
 
 // keep lets the trainer and the rewarder go on, and the simulator's users.
 func (a *App) keep(b *background, d Demo, w io.Writer) error {
-	a.Progress = nil // from here on the console shows it
+	// From here on the console shows the progress. What runs already goes on with the app as it is.
+	later := *a
+	later.Progress = nil
+	a = &later
 	for name, s := range map[string]service{
 		"train":  func(ctx context.Context, h host) error { _, err := a.train(ctx, h, false); return err },
 		"reward": func(ctx context.Context, h host) error { _, err := a.reward(ctx, h, false); return err },
