@@ -55,17 +55,24 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// image builds the services' image once, from the repository's Dockerfile.
+// image builds the services' image once: the last stage of deploy/Dockerfile over the
+// binary that was built here, since the first stage's base can't be had everywhere.
 var image = sync.OnceValues(func() (string, error) {
 	path, err := binary()
 	if err != nil {
 		return "", err
 	}
-	dockerfile, err := os.ReadFile("../Dockerfile")
+	dockerfile, err := os.ReadFile("../deploy/Dockerfile")
 	if err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(filepath.Dir(path), "Dockerfile"), dockerfile, 0o600); err != nil {
+	_, last, found := bytes.Cut(dockerfile, []byte("FROM scratch\nCOPY --from=build /out /\n"))
+	if !found {
+		return "", errors.New("deploy/Dockerfile has no last stage that copies /out of the stage build")
+	}
+	build := filepath.Dir(path)
+	last = append([]byte("FROM scratch\nCOPY onerec /\n"), last...)
+	if err := os.WriteFile(filepath.Join(build, "Dockerfile"), last, 0o600); err != nil {
 		return "", err
 	}
 	provider, err := testcontainers.NewDockerProvider()
@@ -74,7 +81,7 @@ var image = sync.OnceValues(func() (string, error) {
 	}
 	defer provider.Close()
 	return provider.BuildImage(context.Background(), &testcontainers.ContainerRequest{
-		FromDockerfile: testcontainers.FromDockerfile{Context: filepath.Dir(path), Repo: "onerec", Tag: "integration", KeepImage: true},
+		FromDockerfile: testcontainers.FromDockerfile{Context: build, Repo: "onerec", Tag: "integration", KeepImage: true},
 	})
 })
 
