@@ -427,22 +427,23 @@ func (c *cluster) service(args ...string) *service {
 	return s
 }
 
-// apiToken lets the suite ask the recommender, which in a container does not listen on loopback alone.
+// apiToken lets the suite ask the recommender, and every service for its metrics, which in a container are not
+// on loopback alone.
 const apiToken = "suite-0123456789abcdef"
 
 // launch starts a service.
 func (c *cluster) launch(args ...string) *service {
 	c.t.Helper()
 	s := &service{t: c.t, name: args[0], http: kafkatest.FreeAddress(c.t), api: kafkatest.FreeAddress(c.t)}
-	args = append(args, "--brokers", c.inside)
+	tokens := filepath.Join(c.mount, "tokens")
+	if err := os.WriteFile(tokens, []byte(apiToken+"\n"), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+	args = append(args, "--brokers", c.inside, "--http-tokens", tokens)
 	if s.name == "serve" {
 		listen := s.api
 		if c.network != nil {
 			listen = "0.0.0.0:8080"
-		}
-		tokens := filepath.Join(c.mount, "tokens")
-		if err := os.WriteFile(tokens, []byte(apiToken+"\n"), 0o644); err != nil {
-			c.t.Fatal(err)
 		}
 		args = append(args, "--listen", listen, "--listen-tokens", tokens)
 	}
@@ -631,6 +632,7 @@ func get(t *testing.T, address, path string) (code int, body string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	req.Header.Set("Authorization", "Bearer "+apiToken)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return 0, err.Error()
