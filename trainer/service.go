@@ -124,7 +124,11 @@ func (r *run) run(ctx context.Context) error {
 	for p, s := range todo {
 		todo[p] = stream.Span{From: max(s.From, r.offsets[p]), To: s.To}
 	}
-	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, todo, ParseGood, endOf, func(s *onerecv1.Session) error { return r.learn(ctx, s) })
+	parse := func(rec *kgo.Record) (*onerecv1.Session, error) {
+		r.waiting.add(rec.Timestamp)
+		return ParseGood(rec)
+	}
+	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, todo, parse, endOf, func(s *onerecv1.Session) error { return r.learn(ctx, s) })
 	if err != nil {
 		return err
 	}

@@ -431,6 +431,8 @@ func (a *App) demoRecommend(b *background, n int, r *Report) error {
 		return context.Cause(ctx)
 	}
 	b.serves(url)
+	p50, p99 := svc.Waited()
+	r.SessionToServing = WaitReport{Float(p50.Seconds()), Float(p99.Seconds())}
 	for _, user := range users {
 		answer, err := ask(ctx, url, recommender.Request{UserID: user, N: a.Align.Length})
 		if err != nil {

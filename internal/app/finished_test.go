@@ -52,6 +52,9 @@ func TestFinishedDemo(t *testing.T) {
 	if h := r.Training.Holdout; h.Predictions == 0 || h.HitRate10 <= h.PopularityHitRate10 {
 		t.Errorf("the decoder does not beat popularity on held-out users: %+v", h)
 	}
+	if w := r.SessionToServing; w.P50 <= 0 || w.P99 < w.P50 || w.P99 > r.Seconds["total"] {
+		t.Errorf("sessions waited %+v for a serving model, in a demo of %v s", w, r.Seconds["total"])
+	}
 	if len(r.Alignment) == 0 {
 		t.Error("there was no round")
 	}

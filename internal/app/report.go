@@ -15,15 +15,18 @@ import (
 // Report is what the demo measured, as report.json holds it. docs/report.md says
 // what each key means and in which unit.
 type Report struct {
-	Views           ViewsReport      `json:"views"`
-	Sessions        SessionsReport   `json:"sessions"`
-	Training        TrainingReport   `json:"training"`
-	RewardModel     RewardReport     `json:"reward_model"`
-	Alignment       []RoundReport    `json:"alignment"`
-	Checkpoints     []VersionReport  `json:"checkpoints"`
-	Recommendations []RecReport      `json:"recommendations"`
-	Seconds         map[string]Float `json:"seconds"`
-	PeakRSSBytes    int64            `json:"peak_rss_bytes"`
+	Views           ViewsReport     `json:"views"`
+	Sessions        SessionsReport  `json:"sessions"`
+	Training        TrainingReport  `json:"training"`
+	RewardModel     RewardReport    `json:"reward_model"`
+	Alignment       []RoundReport   `json:"alignment"`
+	Checkpoints     []VersionReport `json:"checkpoints"`
+	Recommendations []RecReport     `json:"recommendations"`
+
+	SessionToServing WaitReport `json:"session_to_serving"`
+
+	Seconds      map[string]Float `json:"seconds"`
+	PeakRSSBytes int64            `json:"peak_rss_bytes"`
 }
 
 // Float is a number that is null in JSON where it is not defined.
@@ -129,6 +132,13 @@ type VersionReport struct {
 	Codebook string `json:"codebook"`
 }
 
+// WaitReport says how long good sessions waited, from their record on sessions.good to a
+// serving model that has learned from them.
+type WaitReport struct {
+	P50 Float `json:"p50_seconds"`
+	P99 Float `json:"p99_seconds"`
+}
+
 // RecReport is what the recommender answered for a user.
 type RecReport struct {
 	UserID     string   `json:"user_id"`
@@ -218,6 +228,7 @@ func (r *Report) Print(w io.Writer) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", rec.UserID, strings.Join(rec.watched, " "), strings.Join(rec.Items, " "))
 	}
 	fmt.Fprint(t, "\n")
+	fmt.Fprintf(t, "from a good session to a serving model that has learned from it: p50 %.1f s, p99 %.1f s (all of the input came before the training)\n", r.SessionToServing.P50, r.SessionToServing.P99)
 	var stages []string
 	for _, name := range demoStages {
 		if sec, ok := r.Seconds[name]; ok {
