@@ -13,11 +13,12 @@ type Item = semanticid.Item
 type Row struct {
 	History []Item // oldest first
 	Session []Item
+	User    int32 // see Config.User; 0: nobody in particular
 }
 
-// Tokens returns the length of the row.
+// Tokens returns the length of the row, at most; see RowTokens.
 func (c Config) Tokens(r Row) int {
-	return 2 + (len(r.History)+len(r.Session))*(c.Levels+1)
+	return c.RowTokens(len(r.History) + len(r.Session))
 }
 
 // Fit returns the row with its oldest history left out until it fits MaxLen, and
@@ -57,6 +58,9 @@ func (b *Batch) Add(c Config, r Row) error { return b.add(c, r, 1) }
 func (b *Batch) AddUnweighted(c Config, r Row) error { return b.add(c, r, 0) }
 
 func (b *Batch) add(c Config, r Row, sessionWeight float32) error {
+	if r.User < 0 || int(r.User) > c.Users {
+		return fmt.Errorf("a row of user bucket %d; there are %d", r.User, c.Users)
+	}
 	if n := c.Tokens(r); n > c.MaxLen {
 		return fmt.Errorf("a row of %d tokens exceeds the longest, %d; use Fit", n, c.MaxLen)
 	}
@@ -77,14 +81,16 @@ func (b *Batch) add(c Config, r Row, sessionWeight float32) error {
 			push(t)
 		}
 	}
-	push(tokenBOS)
+	push(c.first(r.User))
 	for _, h := range r.History {
 		item(h, b.historyWeight*sessionWeight, b.historyWeight*sessionWeight > 0)
-		push(tokenSEP)
+		if !c.Compact {
+			push(tokenSEP)
+		}
 	}
 	push(tokenSES)
 	for i, s := range r.Session {
-		if i > 0 {
+		if i > 0 && !c.Compact {
 			push(tokenSEP)
 		}
 		item(s, sessionWeight, true)
@@ -138,7 +144,7 @@ func (c Config) Layout(r Row, historyWeight float32) (tokens []int32, weights []
 	for i, at := range b.at {
 		weights[at+1] = b.weight[i]
 	}
-	return b.tokens, weights, 2 + len(r.History)*(c.Levels+1), nil
+	return b.tokens, weights, c.RowTokens(len(r.History)), nil
 }
 
 // AddTokens appends a row as Layout returned it.

@@ -9,13 +9,26 @@ import (
 // TestLayout: a row written down as tokens and read back is the row.
 func TestLayout(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 3))
-	c := Config{Layers: 1, Dim: 8, Heads: 1, Hidden: 8, Levels: 3, Codes: 8, MaxLen: 80}
+	for _, c := range []Config{
+		{Layers: 1, Dim: 8, Heads: 1, Hidden: 8, Levels: 3, Codes: 8, MaxLen: 80},
+		{Layers: 1, Dim: 8, Heads: 1, Hidden: 8, Levels: 3, Codes: 8, MaxLen: 80, Compact: true, Users: 4},
+	} {
+		layout(t, r, c)
+	}
+}
+
+func layout(t *testing.T, r *rand.Rand, c Config) {
 	for _, historyWeight := range []float32{0, 0.25} {
 		direct, read := NewBatch(historyWeight), NewBatch(historyWeight)
 		for i := range 20 {
 			row := randomRow(r, c, i%7, 1+i%3)
+			row.User = int32(r.IntN(c.Users + 1))
 			if err := direct.Add(c, row); err != nil {
 				t.Fatal(err)
+			}
+			separators := i%7 + i%3 // one behind each item of the history, one between those of the session
+			if c.Compact {
+				separators = 0
 			}
 			tokens, weights, session, err := c.Layout(row, historyWeight)
 			if err != nil {
@@ -23,6 +36,9 @@ func TestLayout(t *testing.T) {
 			}
 			if tokens[session-1] != tokenSES {
 				t.Errorf("the session begins at %d of %v", session, tokens)
+			}
+			if (tokens[0] == tokenBOS) != (row.User == 0) || len(tokens) != 2+(i%7+1+i%3)*c.Levels+separators {
+				t.Errorf("the row of user %d is %v", row.User, tokens)
 			}
 			if err := read.AddTokens(c, tokens, weights); err != nil {
 				t.Fatal(err)

@@ -23,6 +23,7 @@ package decoder
 
 import (
 	"fmt"
+	"hash/fnv"
 	"math"
 	"math/rand/v2"
 
@@ -40,6 +41,12 @@ type Config struct {
 	Levels int `json:"levels"`  // codes of an item
 	Codes  int `json:"codes"`   // values of a code
 	MaxLen int `json:"max_len"` // longest row, in tokens
+	// Compact leaves SEP out: items follow each other, and the first code of one is predicted
+	// from the last of the one before. Rows are a fourth shorter with three levels.
+	Compact bool `json:"compact,omitempty"`
+	// Users is the number of tokens for users, who are hashed into that many buckets (TIGER,
+	// arXiv 2305.05065, section 3.2). A row of a known user begins with the user's instead of BOS.
+	Users int `json:"users,omitempty"`
 }
 
 // Preset returns the named size for a codebook of levels x codes and rows that
@@ -59,7 +66,16 @@ func Preset(name string, levels, codes, n, m int) (Config, error) {
 	return c, nil
 }
 
-// Special tokens; the codes of level l follow at firstCode + l*Codes.
+// WithRows returns c with rows that are compact or not, of so many user buckets, as long as
+// that takes for the same number of items.
+func (c Config) WithRows(compact bool, users int) Config {
+	items := c.MaxItems()
+	c.Compact, c.Users = compact, users
+	c.MaxLen = c.RowTokens(items)
+	return c
+}
+
+// Special tokens; the codes of level l follow at firstCode + l*Codes, and the users behind the codes.
 const (
 	tokenBOS = iota // begins a row
 	tokenSEP        // ends an item
@@ -68,11 +84,42 @@ const (
 )
 
 // Vocab is the number of tokens.
-func (c Config) Vocab() int { return firstCode + c.Levels*c.Codes }
+func (c Config) Vocab() int { return firstCode + c.Levels*c.Codes + c.Users }
+
+// stride is the number of tokens of an item, its separator included.
+func (c Config) stride() int {
+	if c.Compact {
+		return c.Levels
+	}
+	return c.Levels + 1
+}
+
+// RowTokens is the length of a row of so many items, history and session together, at most: the
+// last item of a session has no separator.
+func (c Config) RowTokens(items int) int { return 2 + items*c.stride() }
+
+// User is the bucket of a user for [Row] and [Options]; 0, which stands for any user, if the
+// model knows none, or none is named.
+func (c Config) User(id string) int32 {
+	if c.Users == 0 || id == "" {
+		return 0
+	}
+	h := fnv.New64a()
+	h.Write([]byte(id)) // a hash never fails
+	return 1 + int32(h.Sum64()%uint64(c.Users))
+}
+
+// first is the token that a row begins with.
+func (c Config) first(user int32) int32 {
+	if user == 0 {
+		return tokenBOS
+	}
+	return int32(c.Vocab()-c.Users) + user - 1
+}
 
 // MaxItems is the number of items, history and session together, that a row of
 // MaxLen tokens holds.
-func (c Config) MaxItems() int { return (c.MaxLen - 2) / (c.Levels + 1) }
+func (c Config) MaxItems() int { return (c.MaxLen - 2) / c.stride() }
 
 func (c Config) token(level int, code uint16) int32 {
 	return int32(firstCode + level*c.Codes + int(code))
@@ -86,6 +133,8 @@ func (c Config) check() error {
 		return fmt.Errorf("decoder: width %d must be a multiple of twice the %d heads", c.Dim, c.Heads)
 	case c.Levels < 1 || c.Levels > 16 || c.Codes < 1 || c.Codes > 1<<16:
 		return fmt.Errorf("decoder: %d levels of %d codes is out of range", c.Levels, c.Codes)
+	case c.Users < 0 || c.Users > 1<<20:
+		return fmt.Errorf("decoder: %d buckets of users is out of range", c.Users)
 	case c.MaxLen < c.Levels+2 || c.MaxLen > 1<<17:
 		return fmt.Errorf("decoder: rows of %d tokens is out of range", c.MaxLen)
 	}

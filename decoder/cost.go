@@ -6,7 +6,7 @@ import "onerec/internal/kernels"
 // each weight and token (Kaplan et al., arXiv 2001.08361, table 1), and those of causal
 // attention over rows of MaxLen at most.
 func (c Config) FLOPs(tokens int) float64 {
-	weights := c.Layers*(4*c.Dim*c.Dim+3*c.Dim*c.Hidden) + c.Vocab()*c.Dim*c.Levels/(c.Levels+1)
+	weights := c.Layers*(4*c.Dim*c.Dim+3*c.Dim*c.Hidden) + c.Vocab()*c.Dim*c.Levels/c.stride()
 	attention := c.Layers * c.Dim * c.MaxLen // two products over half a square of positions
 	return 6 * float64(tokens) * float64(weights+attention)
 }

@@ -48,6 +48,9 @@ func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
 	return g, nil
 }
 
+// Config returns that of the weights.
+func (g *Generator) Config() Config { return g.w.Config }
+
 // List is a generated session.
 type List struct {
 	Items   []int32 // indexes in the codebook
@@ -63,6 +66,7 @@ type Options struct {
 	History []Item         // oldest first; the oldest are left out if it is too long
 	Session []Item         // items that the session begins with
 	Exclude map[int32]bool // items that must not be written
+	User    int32          // see Config.User; 0: nobody in particular
 	Length  int            // items to write
 	Width   int            // lists: beams, or samples
 	// Temperature above 0 samples each code with p^(1/T) among those allowed;
@@ -94,11 +98,11 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 	}
 	row := c.Fit(Row{History: o.History, Session: append(slices.Clone(o.Session), make([]Item, o.Length)...)})
 	b := NewBatch(0)
-	if err := b.Add(c, Row{History: row.History, Session: o.Session}); err != nil {
+	if err := b.Add(c, Row{History: row.History, Session: o.Session, User: o.User}); err != nil {
 		return nil, err
 	}
 	tokens := b.tokens
-	if len(o.Session) > 0 {
+	if len(o.Session) > 0 && !c.Compact {
 		tokens = append(tokens, tokenSEP)
 	}
 	excluded := g.countExcluded(o.Exclude)
@@ -108,7 +112,7 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 	if o.Temperature > 0 {
 		beams = make([]beam, o.Width) // all the same, until the first draw
 	}
-	st := newSuffix(c, past, o.Width, o.Length*(c.Levels+1))
+	st := newSuffix(c, past, o.Width, o.Length*c.stride())
 	h := make([]float32, 0, o.Width*c.Dim)
 	for range beams {
 		h = append(h, hidden...)
@@ -139,7 +143,7 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 			bm.paths = append(slices.Clip(bm.paths), path)
 			done = append(done, List{bm.items, bm.logProb, bm.score})
 		}
-		if step < o.Length-1 {
+		if step < o.Length-1 && !c.Compact {
 			h = g.step(st, func(int) int32 { return tokenSEP })
 		}
 	}

@@ -32,9 +32,9 @@ func testCodebook(t testing.TB, n, codes int) *semanticid.Codebook {
 }
 
 // graphLogProb scores a session with the training graph.
-func graphLogProb(t *testing.T, g *Graph, c Config, history, session []Item) float64 {
+func graphLogProb(t *testing.T, g *Graph, c Config, row Row) float64 {
 	t.Helper()
-	if _, err := g.Run(testBatch(t, c, 0, Row{history, session}), nil, Dropout{}); err != nil {
+	if _, err := g.Run(testBatch(t, c, 0, row), nil, Dropout{}); err != nil {
 		t.Fatal(err)
 	}
 	return float64(g.LogProbs()[0])
@@ -44,7 +44,18 @@ func graphLogProb(t *testing.T, g *Graph, c Config, history, session []Item) flo
 // scoring every list with the training graph, and so are their log
 // probabilities.
 func TestBeamEqualsExhaustiveSearch(t *testing.T) {
-	c := testConfig()
+	for _, compact := range []bool{false, true} {
+		for user := range int32(2) {
+			t.Run(fmt.Sprintf("compact=%v,user=%d", compact, user), func(t *testing.T) {
+				c := testConfig()
+				c.Compact, c.Users = compact, 3*int(user)
+				beamEqualsExhaustiveSearch(t, c, user)
+			})
+		}
+	}
+}
+
+func beamEqualsExhaustiveSearch(t *testing.T, c Config, user int32) {
 	cb := testCodebook(t, 9, c.Codes)
 	w := randomWeights(t, c, 5)
 	gen, err := NewGenerator(w, cb)
@@ -62,11 +73,11 @@ func TestBeamEqualsExhaustiveSearch(t *testing.T) {
 	for i := range int32(9) {
 		for j := range int32(9) {
 			if i != j && i != 4 && j != 4 {
-				want[fmt.Sprint([]int32{i, j})] = graphLogProb(t, g, c, history, []Item{cb.ID(i), cb.ID(j)})
+				want[fmt.Sprint([]int32{i, j})] = graphLogProb(t, g, c, Row{history, []Item{cb.ID(i), cb.ID(j)}, user})
 			}
 		}
 	}
-	got, err := gen.Generate(Options{History: history, Exclude: exclude, Length: 2, Width: 100})
+	got, err := gen.Generate(Options{History: history, User: user, Exclude: exclude, Length: 2, Width: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +99,7 @@ func TestBeamEqualsExhaustiveSearch(t *testing.T) {
 		t.Fatalf("the probabilities of all lists add up to %v", total)
 	}
 	// Fewer beams find the same best lists.
-	few, err := gen.Generate(Options{History: history, Exclude: exclude, Length: 2, Width: 20})
+	few, err := gen.Generate(Options{History: history, User: user, Exclude: exclude, Length: 2, Width: 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,12 +109,12 @@ func TestBeamEqualsExhaustiveSearch(t *testing.T) {
 		}
 	}
 	// A session that has begun.
-	rest, err := gen.Generate(Options{History: history, Session: []Item{cb.ID(got[0].Items[0])}, Length: 1, Width: 3})
+	rest, err := gen.Generate(Options{History: history, User: user, Session: []Item{cb.ID(got[0].Items[0])}, Length: 1, Width: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
-	begun := graphLogProb(t, g, c, history, []Item{cb.ID(got[0].Items[0])})
-	both := graphLogProb(t, g, c, history, []Item{cb.ID(got[0].Items[0]), cb.ID(rest[0].Items[0])})
+	begun := graphLogProb(t, g, c, Row{history, []Item{cb.ID(got[0].Items[0])}, user})
+	both := graphLogProb(t, g, c, Row{history, []Item{cb.ID(got[0].Items[0]), cb.ID(rest[0].Items[0])}, user})
 	if math.Abs(begun+rest[0].LogProb-both) > 1e-3 {
 		t.Fatalf("log probability of the rest is %v, want %v", rest[0].LogProb, both-begun)
 	}

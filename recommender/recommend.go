@@ -105,7 +105,7 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 		return a, nil
 	}
 	a.Source, a.CheckpointVersion, a.Channel = "model", m.ref.Version, m.ref.Channel
-	o := decoder.Options{Exclude: make(map[int32]bool), Length: q.N, Width: s.Beams}
+	o := decoder.Options{User: m.gen.Config().User(q.UserID), Exclude: make(map[int32]bool), Length: q.N, Width: s.Beams}
 	for _, item := range items {
 		if i, ok := m.cb.Index(item); ok {
 			o.History = append(o.History, m.cb.ID(i))

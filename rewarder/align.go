@@ -238,7 +238,7 @@ func (a *aligner) candidates(gen *decoder.Generator, p Prompt, rng *rand.Rand) (
 	for _, i := range p.Seen {
 		seen[i] = true
 	}
-	o := decoder.Options{History: p.History, Exclude: seen, Length: a.cfg.Length, Width: (a.cfg.Candidates + 1) / 2}
+	o := decoder.Options{User: gen.Config().User(p.User), History: p.History, Exclude: seen, Length: a.cfg.Length, Width: (a.cfg.Candidates + 1) / 2}
 	lists, err := gen.Generate(o)
 	if err != nil {
 		return nil, fmt.Errorf("draw candidates: %w", err)
@@ -363,7 +363,7 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 		losers = max(losers, len(p.worse))
 	}
 	capacity := max(a.cfg.BatchTokens, (2+losers)*c.MaxLen)
-	most := max(losers, capacity/2/(2+a.cfg.Length*(c.Levels+1))) // pairs of a batch
+	most := max(losers, capacity/2/(c.RowTokens(a.cfg.Length))) // pairs of a batch
 	scorer, err := decoder.NewScorer(reference, capacity)
 	if err != nil {
 		return err
@@ -397,9 +397,9 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 			for lo < len(order) {
 				p := compared[order[lo]]
 				prompt := prompts[p.prompt]
-				rows := []decoder.Row{c.Fit(decoder.Row{History: prompt.History, Session: p.better})}
+				rows := []decoder.Row{c.Fit(decoder.Row{User: c.User(prompt.User), History: prompt.History, Session: p.better})}
 				for _, worse := range p.worse {
-					rows = append(rows, c.Fit(decoder.Row{History: prompt.History, Session: worse}))
+					rows = append(rows, c.Fit(decoder.Row{User: c.User(prompt.User), History: prompt.History, Session: worse}))
 				}
 				need := 0
 				for _, r := range rows {
@@ -407,7 +407,7 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 				}
 				var good *decoder.Row
 				if len(prompt.Session) > 0 {
-					r := c.Fit(decoder.Row{History: prompt.History, Session: prompt.Session[:min(len(prompt.Session), a.cfg.Length)]})
+					r := c.Fit(decoder.Row{User: c.User(prompt.User), History: prompt.History, Session: prompt.Session[:min(len(prompt.Session), a.cfg.Length)]})
 					good = &r
 					need += c.Tokens(r)
 				}
@@ -477,7 +477,7 @@ func (a *aligner) divergence(reference *decoder.Weights, prompts []Prompt, after
 	var own []float64
 	for i, lists := range after {
 		for _, l := range lists[min(len(lists), (a.cfg.Candidates+1)/2):] {
-			rows = append(rows, decoder.Row{History: prompts[i].History, Session: a.items(l)})
+			rows = append(rows, decoder.Row{User: reference.Config.User(prompts[i].User), History: prompts[i].History, Session: a.items(l)})
 			own = append(own, l.LogProb)
 		}
 	}
@@ -497,7 +497,7 @@ func (a *aligner) loss(w *decoder.Weights, prompts []Prompt) (float64, error) {
 	var rows []decoder.Row
 	for _, p := range prompts {
 		if len(p.Session) > 0 {
-			rows = append(rows, decoder.Row{History: p.History, Session: p.Session})
+			rows = append(rows, decoder.Row{User: w.Config.User(p.User), History: p.History, Session: p.Session})
 		}
 	}
 	logp, codes, err := a.logProbs(w, rows)

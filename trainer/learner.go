@@ -48,7 +48,9 @@ type Config struct {
 	Headroom float64
 	// Items of a row: History before the session at most, Session in it.
 	History, Session int
-	EmbeddingDim     int // of learned item embeddings
+	CompactRows      bool // without separators, see decoder.Config
+	UserBuckets      int  // of users who have a token, see decoder.Config
+	EmbeddingDim     int  // of learned item embeddings
 	EmbeddingWindow  int
 
 	BatchTokens  int     // tokens of a step at most
@@ -87,11 +89,21 @@ func DefaultConfig() Config {
 // sample is a row in terms of the items' indexes in the codebook. Only the session
 // of a held-out user may hold unknown items.
 type sample struct {
+	user             int32 // see decoder.Config.User
 	history, session []int32
 }
 
 // unknown is the index of an item that has no ID.
 const unknown = -1
+
+// decoder returns the architecture for a codebook.
+func (c Config) decoder(cb *semanticid.Codebook) (decoder.Config, error) {
+	dc, err := decoder.Preset(c.Preset, cb.Levels(), cb.Codes(), c.History, c.Session)
+	if err != nil {
+		return dc, err
+	}
+	return dc.WithRows(c.CompactRows, c.UserBuckets), nil
+}
 
 // Learner is the trainer's pure core. It is not safe for concurrent use.
 type Learner struct {
@@ -288,7 +300,7 @@ func (l *Learner) Bootstrap(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
 	}
-	dc, err := decoder.Preset(l.cfg.Preset, cb.Levels(), cb.Codes(), l.cfg.History, l.cfg.Session)
+	dc, err := l.cfg.decoder(cb)
 	if err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
 	}
@@ -466,7 +478,9 @@ func (l *Learner) add(s *onerecv1.Session, train bool) error {
 	if !held { // a held-out user's unknown item is a miss, a training user's nothing
 		session = slices.DeleteFunc(session, isUnknown)
 	}
+	user := l.raw.Config.User(s.UserId)
 	return cut(history, session, l.cfg.History, l.cfg.Session, func(row sample) error {
+		row.user = user
 		if held {
 			l.heldOut, l.nextOut = ring(l.heldOut, l.nextOut, l.cfg.MaxHoldout, row)
 			if train && l.stat.Steps > 0 {
@@ -498,7 +512,7 @@ func (l *Learner) add(s *onerecv1.Session, train bool) error {
 func cut(history, session []int32, maxHistory, maxSession int, fn func(sample) error) error {
 	for len(session) > 0 {
 		n := min(len(session), maxSession)
-		row := sample{history[max(0, len(history)-maxHistory):], session[:n]}
+		row := sample{history: history[max(0, len(history)-maxHistory):], session: session[:n]}
 		session = session[n:]
 		history = append(slices.Clip(history), slices.DeleteFunc(slices.Clone(row.session), isUnknown)...)
 		if err := fn(row); err != nil {
@@ -590,7 +604,7 @@ func (l *Learner) row(s sample) decoder.Row {
 		}
 		return out
 	}
-	return l.raw.Config.Fit(decoder.Row{History: ids(s.history), Session: ids(s.session)})
+	return l.raw.Config.Fit(decoder.Row{History: ids(s.history), Session: ids(s.session), User: s.user})
 }
 
 // Due returns how many steps the arrived sessions have paid for, roughly.
@@ -598,7 +612,7 @@ func (l *Learner) Due() int {
 	if l.cb == nil || len(l.buffer) == 0 || l.debt <= 0 {
 		return 0
 	}
-	rowTokens := float64((l.cfg.History/2 + l.cfg.Session) * (l.cfg.Levels + 1)) // a guess until there were rows
+	rowTokens := float64(l.raw.Config.RowTokens(l.cfg.History/2 + l.cfg.Session)) // a guess until there were rows
 	if l.stat.Rows > 0 {
 		rowTokens = float64(l.stat.Tokens) / float64(l.stat.Rows)
 	}

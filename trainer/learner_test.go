@@ -85,9 +85,27 @@ func weights(l *Learner) []float32 {
 }
 
 func TestLearnsAndRepeats(t *testing.T) {
+	learnsAndRepeats(t, testConfig())
+}
+
+// TestCompactRowsOfUsers: the same without separators, and with a token for users.
+func TestCompactRowsOfUsers(t *testing.T) {
+	cfg := testConfig()
+	cfg.CompactRows, cfg.UserBuckets = true, 7
+	l := learnsAndRepeats(t, cfg)
+	users := make(map[int32]bool)
+	for _, s := range l.buffer {
+		users[s.user] = true
+	}
+	if len(users) != 7 || users[0] {
+		t.Errorf("rows are of users %v", users)
+	}
+}
+
+func learnsAndRepeats(t *testing.T, cfg Config) *Learner {
 	sessions := testSessions(300, 1)
 	run := func() (*Learner, Holdout) {
-		l := trained(t, testConfig(), sessions[:150], sessions[150:])
+		l := trained(t, cfg, sessions[:150], sessions[150:])
 		h, err := l.Evaluate(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
@@ -107,6 +125,7 @@ func TestLearnsAndRepeats(t *testing.T) {
 	if h != h2 || !slices.Equal(weights(l), weights(again)) || l.cb.Version() != again.cb.Version() {
 		t.Fatal("the same sessions and seed gave another model")
 	}
+	return l
 }
 
 // TestHeldOutUsersLeaveNoTrace: what held-out users do changes neither codebook

@@ -151,7 +151,7 @@ func (l *Learner) rank(gen *decoder.Generator, s sample, byPopularity []int32, t
 		if want == unknown {
 			continue
 		}
-		lists, err := gen.Generate(decoder.Options{History: r.History, Session: r.Session[:known], Exclude: seen, Length: 1, Width: rankBeams})
+		lists, err := gen.Generate(decoder.Options{User: r.User, History: r.History, Session: r.Session[:known], Exclude: seen, Length: 1, Width: rankBeams})
 		if err != nil {
 			return err
 		}

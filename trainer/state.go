@@ -65,7 +65,7 @@ func (l *Learner) Resume(files map[string][]byte, config json.RawMessage) error 
 	if err != nil {
 		return err
 	}
-	want, err := decoder.Preset(l.cfg.Preset, cb.Levels(), cb.Codes(), l.cfg.History, l.cfg.Session)
+	want, err := l.cfg.decoder(cb)
 	if err != nil {
 		return err
 	}

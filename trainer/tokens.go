@@ -47,7 +47,7 @@ func (t *Tokens) Export(ctx context.Context, store *snapshots.Store, days snapsh
 			}
 		}
 		return cut(history, session, t.History, t.Session, func(r sample) error {
-			row := decoder.Row{History: items(ids, r.history), Session: items(ids, r.session)}
+			row := decoder.Row{History: items(ids, r.history), Session: items(ids, r.session), User: t.Decoder.User(s.UserId)}
 			codes, weights, at, err := t.Decoder.Layout(t.Decoder.Fit(row), float32(t.HistoryWeight))
 			if err != nil {
 				return err

@@ -105,6 +105,8 @@ was stopped goes on from its last validation.`,
 	f.IntVar(&cfg.Heads, "heads", cfg.Heads, "attention heads")
 	f.IntVar(&cfg.Hidden, "hidden", cfg.Hidden, "width of the feed-forward part")
 	f.IntVar(&cfg.Items, "items", cfg.Items, "items of a row at most, the newest")
+	f.BoolVar(&cfg.Compact, "compact", false, "rows without separators between items")
+	f.IntVar(&cfg.Users, "user-buckets", 0, "buckets into which users are hashed, each with a token that begins their rows; 0: none")
 	f.IntVar(&cfg.Epochs, "epochs", cfg.Epochs, "passes over the users at most")
 	f.IntVar(&cfg.BatchTokens, "batch-tokens", cfg.BatchTokens, "tokens of a step at most")
 	f.Float64Var(&cfg.LearningRate, "learning-rate", cfg.LearningRate, "highest learning rate; it falls with a cosine to 0")

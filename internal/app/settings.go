@@ -210,6 +210,8 @@ func (s *Settings) Register(c *config.Set) {
 	c.Float(GroupTrain, "rebuild-stick", &t.RebuildStick, 0, 100, "what an item gives to keep its codes then, as a share of the distortion")
 	c.Int(GroupRows, "train-history", &t.History, 0, 1024, "items of history in a row")
 	c.Int(GroupRows, "train-session", &t.Session, 1, 256, "items of a session in a row; longer sessions make several rows")
+	c.Bool(GroupTrain, "compact-rows", &t.CompactRows, "rows without separators between items: fewer tokens to train on and to write")
+	c.Int(GroupTrain, "user-buckets", &t.UserBuckets, 0, 1<<20, "buckets into which users are hashed, each with a token that begins their rows; 0: none")
 	c.Int(GroupTrain, "embedding-dim", &t.EmbeddingDim, 2, 1024, "width of learned item embeddings")
 	c.Int(GroupTrain, "embedding-window", &t.EmbeddingWindow, 1, 100, "items at most so many places apart occur together")
 	c.Int(GroupLearn, "batch-tokens", &t.BatchTokens, 128, 1<<20, "tokens of a training step at most")

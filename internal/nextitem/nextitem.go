@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"onerec/decoder"
@@ -37,6 +38,9 @@ type Config struct {
 	Heads  int `json:"heads"`
 	Hidden int `json:"hidden"`
 	Items  int `json:"items"` // of a row at most, the newest
+
+	Compact bool `json:"compact,omitempty"` // rows without separators between items
+	Users   int  `json:"users,omitempty"`   // buckets of users who have a token; 0: none
 
 	Epochs       int     `json:"epochs"`
 	BatchTokens  int     `json:"batch_tokens"`
@@ -190,7 +194,8 @@ func (r *run) prepare(ctx context.Context) error {
 		}
 		r.ids[i], r.byCodebook[at], r.inCodebook[i] = r.cb.ID(at), int32(i), at
 	}
-	r.shape = decoder.Config{Layers: c.Layers, Dim: c.Dim, Heads: c.Heads, Hidden: c.Hidden, Levels: c.Levels, Codes: r.cb.Codes(), MaxLen: 2 + c.Items*(c.Levels+1)}
+	r.shape = decoder.Config{Layers: c.Layers, Dim: c.Dim, Heads: c.Heads, Hidden: c.Hidden, Levels: c.Levels, Codes: r.cb.Codes(), Compact: c.Compact, Users: c.Users}
+	r.shape.MaxLen = r.shape.RowTokens(c.Items)
 	if r.weights, err = decoder.NewWeights(r.shape, c.Seed); err != nil {
 		return err
 	}
@@ -206,8 +211,8 @@ func (r *run) prepare(ctx context.Context) error {
 
 // row is what a user's items look like to the decoder: one session, so that training and
 // asking look alike.
-func (r *run) row(items []int32) decoder.Row {
-	var row decoder.Row
+func (r *run) row(user int, items []int32) decoder.Row {
+	row := decoder.Row{User: r.shape.User(strconv.Itoa(user))}
 	for _, i := range items {
 		row.Session = append(row.Session, r.ids[i])
 	}
@@ -215,19 +220,25 @@ func (r *run) row(items []int32) decoder.Row {
 }
 
 // rows returns a row of each user, in random order; of longer sequences a random part.
-func (r *run) rows(rng *rand.Rand) [][]int32 {
-	rows := make([][]int32, 0, len(r.data.Sequences))
-	for _, s := range r.data.Sequences {
+func (r *run) rows(rng *rand.Rand) []sequence {
+	rows := make([]sequence, 0, len(r.data.Sequences))
+	for user, s := range r.data.Sequences {
 		s = training(s)
 		if over := len(s) - r.cfg.Items; over > 0 {
 			from := rng.IntN(over + 1)
 			s = s[from : from+r.cfg.Items]
 		}
 		s = augment(s, r.cfg.LeaveOut, r.cfg.Exchange, rng)
-		rows = append(rows, s)
+		rows = append(rows, sequence{user, s})
 	}
 	rng.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
 	return rows
+}
+
+// sequence is what a user is trained on.
+type sequence struct {
+	user  int
+	items []int32
 }
 
 // augment leaves out a share of the items, but for two at least, and exchanges a share of
@@ -277,8 +288,8 @@ func (r *run) train(ctx context.Context) error {
 			}
 			begun := time.Now()
 			b := decoder.NewBatch(0)
-			for at < len(rows) && (b.Tokens() == 0 || b.Tokens()+r.shape.Tokens(decoder.Row{Session: make([]decoder.Item, len(rows[at]))}) <= c.BatchTokens) {
-				if err := b.Add(r.shape, r.row(rows[at])); err != nil {
+			for at < len(rows) && (b.Tokens() == 0 || b.Tokens()+r.shape.Tokens(decoder.Row{Session: make([]decoder.Item, len(rows[at].items))}) <= c.BatchTokens) {
+				if err := b.Add(r.shape, r.row(rows[at].user, rows[at].items)); err != nil {
 					return err
 				}
 				at++
@@ -344,7 +355,8 @@ func (r *run) ranks(ctx context.Context, w *decoder.Weights, users []int32, ask 
 					o.Exclude[r.inCodebook[item]] = true
 				}
 			}
-			o.Session = r.row(before[max(0, len(before)-(r.cfg.Items-1)):]).Session
+			row := r.row(int(users[i]), before[max(0, len(before)-(r.cfg.Items-1)):])
+			o.Session, o.User = row.Session, row.User
 			lists, err := gen.Generate(o)
 			ranks[i], errs[i] = beyond, err
 			for rank, list := range lists {
