@@ -134,6 +134,9 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 // URL returns the bucket's URL.
 func (s *Store) URL() string { return s.bucket.URL }
 
+// CheckCreate finds out whether two writers can share the bucket, see [buckets.Bucket.CheckCreate].
+func (s *Store) CheckCreate(ctx context.Context) error { return s.bucket.CheckCreate(ctx) }
+
 // Close closes the bucket.
 func (s *Store) Close() error { return s.bucket.Close() }
 

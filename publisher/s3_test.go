@@ -51,6 +51,9 @@ func TestS3(t *testing.T) {
 
 	t.Run("sound", func(t *testing.T) {
 		s := bucket(address, "sound/")
+		if err := s.CheckCreate(t.Context()); err != nil {
+			t.Errorf("is the server safe for two writers: %v", err)
+		}
 		for i := range 3 {
 			m := &Manifest{Model: "m"}
 			hash, err := s.Publish(t.Context(), m, files(i))

@@ -335,3 +335,27 @@ func judged(i int) *onerecv1.JudgedSession {
 	}
 	return &onerecv1.JudgedSession{Session: s, Verdict: &onerecv1.Verdict{FailedRules: []string{"min_views"}, RulesVersion: "r"}}
 }
+
+// TestStopsBetweenWrites: asked to stop while a file is being written, the service writes it to its end,
+// and nobody has to read its rows again.
+func TestStopsBetweenWrites(t *testing.T) {
+	s := newSchedule(t, 1, new(tally))
+	defer s.broker.Close()
+	defer s.client.Close()
+	s.createAndProduce(t.Context(), 5)
+	service := s.service(0, false)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	s.bucket.Fault = func(_ int, key string) faultybucket.Outcome {
+		if strings.HasPrefix(key, TableSessions+"/"+intents) {
+			stop()
+		}
+		return faultybucket.Works
+	}
+	if err := service.Run(ctx); err != nil {
+		t.Fatalf("%v\n%s", err, s.log.String())
+	}
+	if got := readSessions(t, service.Store); len(got) != 5 {
+		t.Errorf("%d sessions were written, want 5", len(got))
+	}
+}

@@ -155,16 +155,16 @@ func (w *writer) run(ctx context.Context) error {
 		return err
 	}
 	defer cl.CloseAllowingRebalance()
+	work, end := outlive(ctx, lastFlush) // files that are under way when the service is asked to stop are written to their end
+	defer end()
 	for {
 		poll, cancel := context.WithTimeout(ctx, min(time.Second, w.MaxAge))
 		fetches := cl.PollRecords(poll, 10_000)
 		cancel()
 		if ctx.Err() != nil {
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlush)
-			defer cancel()
-			return w.flushAll(last)
+			return w.flushAll(work)
 		}
-		if err := w.take(ctx, fetches); err != nil {
+		if err := w.take(work, fetches); err != nil {
 			return err
 		}
 		if err := w.failure(); err != nil {
@@ -175,10 +175,20 @@ func (w *writer) run(ctx context.Context) error {
 			w.Log.Warn("could not commit offsets; lag will look larger than it is", "error", err)
 		}
 		if w.Once && w.reached(ends) {
-			return w.flushAll(ctx)
+			return w.flushAll(work)
 		}
 		cl.AllowRebalance()
 	}
+}
+
+// outlive returns a context that ends so long after ctx has ended.
+func outlive(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(d, cancel)
+		context.AfterFunc(longer, func() { timer.Stop() })
+	})
+	return longer, func() { stop(); cancel() }
 }
 
 func each(partitions map[string][]int32) (out []topicPartition) {

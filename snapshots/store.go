@@ -46,6 +46,9 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	return &Store{b}, nil
 }
 
+// CheckCreate finds out whether two writers can share the bucket, see [buckets.Bucket.CheckCreate].
+func (s *Store) CheckCreate(ctx context.Context) error { return s.bucket.CheckCreate(ctx) }
+
 // Close closes the bucket.
 func (s *Store) Close() error { return s.bucket.Close() }
 

@@ -129,7 +129,7 @@ func TestDemo(t *testing.T) {
 	// The same seed and input elsewhere: the same sessions, codebook and losses.
 	_, r2 := run(filepath.Join(t.TempDir(), "again"))
 	for _, rep := range []*Report{r, r2} {
-		rep.Seconds, rep.PeakRSSBytes, rep.Training.TokensPerSecond = nil, 0, 0
+		rep.Seconds, rep.PeakRSSBytes, rep.Training.TokensPerSecond, rep.SessionToServing = nil, 0, 0, WaitReport{}
 		for i := range rep.Checkpoints {
 			rep.Checkpoints[i].SHA256 = "" // the manifest holds the time
 		}

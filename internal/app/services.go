@@ -25,6 +25,7 @@ import (
 	"onerec/filters"
 	"onerec/ingest"
 	"onerec/internal/access"
+	"onerec/internal/buckets"
 	"onerec/internal/progress"
 	"onerec/internal/registry"
 	"onerec/internal/stream"
@@ -321,6 +322,9 @@ func (a *App) filter(ctx context.Context, h host) error {
 
 func (a *App) snapshot(ctx context.Context, h host, once bool) error {
 	return a.WithSnapshots(ctx, func(store *snapshots.Store) error {
+		if err := a.sharable(ctx, store); err != nil {
+			return err
+		}
 		const mib = 1 << 20
 		s := &snapshots.Service{
 			Cluster: a.cluster(), Store: store, Size: int64(a.SnapshotSize) * mib, Memory: int64(a.SnapshotMemory) * mib, MaxAge: a.SnapshotAge, Dead: a.SnapshotDead, Once: once,
@@ -338,6 +342,25 @@ func (a *App) WithSnapshots(ctx context.Context, fn func(*snapshots.Store) error
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	return fn(store)
+}
+
+// probeTimeout bounds what a writing service waits for an answer from its object store before it starts.
+const probeTimeout = 15 * time.Second
+
+// sharable ends a service whose object store would let another writer overwrite what it has written: checkpoint
+// numbers and the snapshots' log rest on that.
+func (a *App) sharable(ctx context.Context, store interface{ CheckCreate(context.Context) error }) error {
+	probe, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	switch err := store.CheckCreate(probe); {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, buckets.ErrNoCreate):
+		return fmt.Errorf("%w: its server does not keep If-None-Match; docs/checkpoints.md says which do", err)
+	case err != nil: // a store that is away for a while is no reason not to start
+		a.Log.Warn("it could not be found out whether the object store is safe for two writers", "error", err)
+	}
+	return nil
 }
 
 // static names this process as a static member of a group; empty if it is to be a dynamic
@@ -382,6 +405,9 @@ func (a *App) withStore(ctx context.Context, fn func(*publisher.Store) error) (e
 
 func (a *App) train(ctx context.Context, h host, once bool) (c *trainer.Candidate, err error) {
 	err = a.withStore(ctx, func(store *publisher.Store) error {
+		if err := a.sharable(ctx, store); err != nil {
+			return err
+		}
 		s := &trainer.Service{
 			Cluster: a.cluster(), Store: store, Model: a.Model, Learner: a.Train,
 			Bootstrap: a.Bootstrap, PublishSteps: a.PublishSteps, PublishEvery: a.PublishEvery, Once: once,
@@ -408,6 +434,9 @@ func (a *App) train(ctx context.Context, h host, once bool) (c *trainer.Candidat
 
 func (a *App) reward(ctx context.Context, h host, once bool) (report *rewarder.Report, err error) {
 	err = a.withStore(ctx, func(store *publisher.Store) error {
+		if err := a.sharable(ctx, store); err != nil {
+			return err
+		}
 		align := a.Align
 		align.Seed, align.BatchTokens = a.Train.Seed, a.Train.BatchTokens
 		reward := a.Reward

@@ -45,7 +45,7 @@ var allowed = map[string][]string{
 
 	"internal/stream":       {"schemas"},
 	"internal/access":       {},
-	"internal/buckets":      {},
+	"internal/buckets":      {"internal/faultybucket"},
 	"internal/faultybucket": {},
 	"internal/s3test":       {},
 	"internal/history":      {"schemas"},

@@ -8,16 +8,19 @@ package buckets
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/fileblob"
 	"gocloud.dev/gcerrors"
+	"golang.org/x/sync/errgroup"
 )
 
 // ErrExists is [Bucket.Create]'s answer when somebody was first.
@@ -76,6 +79,57 @@ func (b *Bucket) Create(ctx context.Context, key string, data []byte) error {
 		return err
 	}
 	return b.link(key, data)
+}
+
+// ErrNoCreate says that a store does not keep the promise of [Bucket.Create].
+var ErrNoCreate = errors.New("the object store lets several writers create the same object")
+
+// probeWriters is how many try to create the same object at once.
+const probeWriters = 8
+
+// CheckCreate finds out whether the store keeps the promise of [Bucket.Create], by an object that several
+// writers try to create at once; it is deleted again. Some servers that speak S3 ignore the condition, others
+// look whether the object is there and then write. The error is [ErrNoCreate] if the promise was broken;
+// any other says that it could not be found out. In a local folder Create is our own and needs no check.
+func (b *Bucket) CheckCreate(ctx context.Context) (err error) {
+	if b.dir != "" {
+		return nil
+	}
+	key := "probes/" + rand.Text()
+	var won atomic.Int32
+	var g errgroup.Group
+	for range probeWriters {
+		g.Go(func() error {
+			err := b.Create(ctx, key, []byte("onerec looks whether one of several writers wins"))
+			if err == nil {
+				won.Add(1)
+			}
+			if errors.Is(err, ErrExists) {
+				return nil
+			}
+			return err
+		})
+	}
+	err = g.Wait()
+	switch n := won.Load(); {
+	case n == 0 && err == nil:
+		err = fmt.Errorf("%s: nobody could create %s, and it was not there", b.URL, key)
+	case n == 0:
+	case n > 1:
+		err = fmt.Errorf("%s: %w: %d of %d did, at once", b.URL, ErrNoCreate, n, probeWriters)
+	default: // one that comes later must lose, too
+		if again := b.Create(ctx, key, nil); again == nil {
+			err = fmt.Errorf("%s: %w: one did, and another one after it", b.URL, ErrNoCreate)
+		} else if !errors.Is(again, ErrExists) {
+			err = errors.Join(err, again)
+		}
+	}
+	if won.Load() > 0 {
+		if gone := b.Delete(ctx, key); gone != nil {
+			err = errors.Join(err, fmt.Errorf("delete %s: %w", key, gone))
+		}
+	}
+	return err
 }
 
 // link makes a file appear whole under a name that nobody had.

@@ -12,6 +12,8 @@ import (
 
 	"gocloud.dev/blob"
 	_ "gocloud.dev/blob/memblob"
+
+	"onerec/internal/faultybucket"
 )
 
 // TestCreate: of many writers over several opened buckets, as processes have, one wins, and the object is that
@@ -50,6 +52,41 @@ func TestCreate(t *testing.T) {
 	left, err := os.ReadDir(filepath.Join(dir, "log"))
 	if err != nil || len(left) != 50 {
 		t.Errorf("%d files, %v", len(left), err)
+	}
+}
+
+// TestCheckCreate: stores that let several writers create an object are found out, and nothing is left in any.
+func TestCheckCreate(t *testing.T) {
+	const rounds = 50
+	for _, kind := range []struct {
+		condition   faultybucket.Condition
+		least, most int // times that it is found out
+	}{
+		{faultybucket.Kept, 0, 0},
+		{faultybucket.LooksFirst, 1, rounds}, // a race, which one may win
+		{faultybucket.Ignored, rounds, rounds},
+	} {
+		store := faultybucket.New()
+		store.Condition = kind.condition
+		b := &Bucket{Bucket: store.Open(), URL: "mem://"}
+		found := 0
+		for range rounds {
+			if err := b.CheckCreate(t.Context()); errors.Is(err, ErrNoCreate) {
+				found++
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if found < kind.least || found > kind.most || len(store.Objects) != 0 {
+			t.Errorf("condition %v: found out %d times, %d objects are left", kind.condition, found, len(store.Objects))
+		}
+	}
+	// What can't be found out is another error.
+	store := faultybucket.New()
+	b := &Bucket{Bucket: store.Open(), URL: "mem://"}
+	store.Fault = func(int, string) faultybucket.Outcome { return faultybucket.Fails }
+	if err := b.CheckCreate(t.Context()); err == nil || errors.Is(err, ErrNoCreate) {
+		t.Errorf("a store that fails: %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +27,8 @@ type Bucket struct {
 	// Fault is asked before each change; what it says becomes of the change.
 	Fault func(change int, key string) Outcome
 	Made  int       // changes so far
+	// Condition says what becomes of a write on the condition that the key is not there yet.
+	Condition Condition
 	Now   time.Time // what is written gets this time
 }
 
@@ -34,6 +37,16 @@ type Object struct {
 	Data []byte
 	At   time.Time
 }
+
+// Condition is how a conditional write is taken.
+type Condition int
+
+// Conditions.
+const (
+	Kept       Condition = iota
+	LooksFirst           // the key is looked for when a write begins, and may be there when it ends
+	Ignored
+)
 
 // Outcome is what becomes of a change.
 type Outcome int
@@ -78,7 +91,7 @@ func (c *connection) change(key string, ifNotExist bool, data []byte) error {
 		return ErrFault
 	}
 	_, exists := c.Objects[key]
-	if ifNotExist && exists {
+	if ifNotExist && exists && c.Condition == Kept {
 		return errExists
 	}
 	if data == nil && !exists {
@@ -199,7 +212,14 @@ func (r reader) Attributes() *driver.ReaderAttributes {
 }
 
 func (c *connection) NewTypedWriter(ctx context.Context, key, _ string, opts *driver.WriterOptions) (driver.Writer, error) {
-	return &writer{ctx: ctx, c: c, key: key, ifNotExist: opts != nil && opts.IfNotExist}, nil
+	w := &writer{ctx: ctx, c: c, key: key, ifNotExist: opts != nil && opts.IfNotExist}
+	if w.ifNotExist && c.Condition == LooksFirst {
+		if _, err := c.get(key); err == nil {
+			return nil, errExists
+		}
+		runtime.Gosched() // so that others look, too, before this one writes
+	}
+	return w, nil
 }
 
 type writer struct {
