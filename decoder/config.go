@@ -10,7 +10,8 @@
 //
 // where x.l is the code of item x at level l. The token before an item's first
 // code is always BOS, SEP or SES; each code is predicted from the token before
-// it. Rows of a batch are packed one after the other, so nothing is padded.
+// it. Rows of a batch are packed one after the other, so nothing is padded. Rows
+// may be compact, without SEP, and begin with a user's token instead of BOS; see [Config].
 //
 // # Training and generation
 //

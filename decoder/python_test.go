@@ -25,6 +25,13 @@ func TestPythonOpensACheckpoint(t *testing.T) {
 	if out, err := exec.Command(python, "-c", "import torch, safetensors").CombinedOutput(); err != nil {
 		t.Skipf("%s has no torch and safetensors; set ONEREC_PYTHON to one that has: %v %.100s", python, err, out)
 	}
+	c := Config{Layers: 2, Dim: 32, Heads: 4, Hidden: 48, Levels: 3, Codes: 8, MaxLen: 80}
+	for name, c := range map[string]Config{"separated": c, "compact, with users": c.WithRows(true, 5)} {
+		t.Run(name, func(t *testing.T) { pythonOpens(t, python, c) })
+	}
+}
+
+func pythonOpens(t *testing.T, python string, c Config) {
 	r := rand.New(rand.NewPCG(9, 9))
 	const items = 30
 	names, x := make([]string, items), make([]float32, items*4)
@@ -38,7 +45,6 @@ func TestPythonOpensACheckpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Config{Layers: 2, Dim: 32, Heads: 4, Hidden: 48, Levels: 3, Codes: 8, MaxLen: 80}
 	w := randomWeights(t, c, 5)
 	files, _, err := Encode(w, cb)
 	if err != nil {
@@ -54,18 +60,23 @@ func TestPythonOpensACheckpoint(t *testing.T) {
 	var in bytes.Buffer
 	for i := range 5 {
 		row := randomRow(r, c, i, 1+i%3)
+		user := ""
+		if i > 0 {
+			user = fmt.Sprint("u", i)
+		}
+		row.User = c.User(user)
 		rows = append(rows, row)
-		text := map[string][][]int{"history": {}, "session": {}}
+		codesOf := map[string][][]int{"history": {}, "session": {}}
 		for name, of := range map[string][]Item{"history": row.History, "session": row.Session} {
 			for _, item := range of {
 				var codes []int
 				for _, code := range item {
 					codes = append(codes, int(code))
 				}
-				text[name] = append(text[name], codes)
+				codesOf[name] = append(codesOf[name], codes)
 			}
 		}
-		if err := json.NewEncoder(&in).Encode(text); err != nil {
+		if err := json.NewEncoder(&in).Encode(map[string]any{"user": user, "history": codesOf["history"], "session": codesOf["session"]}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -3,7 +3,7 @@
     python checkpoint.py VERSION_FOLDER < rows.jsonl
 
 A row is {"history": [[code, ...], ...], "session": [[code, ...], ...]}: semantic IDs, oldest
-first. For each it prints the log probability (nats) of the session's codes after the
+first; and "user": the user's id, for decoders that know users. For each it prints the log probability (nats) of the session's codes after the
 history, one number a code. Needs torch and safetensors; items.parquet beside the weights says
 which item has which codes.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-BOS, SEP, SES, FIRST = 0, 1, 2, 3  # special tokens; then the codes, level by level
+BOS, SEP, SES, FIRST = 0, 1, 2, 3  # special tokens; then the codes, level by level, and the users
 
 
 def load(folder):
@@ -23,15 +23,26 @@ def load(folder):
         return json.loads(f.metadata()["config"]), {name: f.get_tensor(name) for name in f.keys()}
 
 
+def first(config, user):
+    """The token that a row begins with: users are hashed into buckets (FNV-1a, 64 bits)."""
+    if not user or not config.get("users"):
+        return BOS
+    h = 0xCBF29CE484222325
+    for byte in user.encode():
+        h = (h ^ byte) * 0x100000001B3 % 2**64
+    return FIRST + config["levels"] * config["codes"] + h % config["users"]
+
+
 def tokens(config, row):
     """The row's tokens, and where the session's codes are among them."""
+    sep = [] if config.get("compact") else [SEP]
     code = lambda item: [FIRST + level * config["codes"] + c for level, c in enumerate(item)]
-    out, at = [BOS], []
+    out, at = [first(config, row.get("user"))], []
     for item in row["history"]:
-        out += code(item) + [SEP]
+        out += code(item) + sep
     out.append(SES)
     for i, item in enumerate(row["session"]):
-        out += [SEP] if i else []
+        out += sep if i else []
         at += range(len(out), len(out) + len(item))
         out += code(item)
     return torch.tensor(out), at

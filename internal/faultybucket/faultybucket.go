@@ -26,10 +26,10 @@ type Bucket struct {
 	Objects map[string]Object
 	// Fault is asked before each change; what it says becomes of the change.
 	Fault func(change int, key string) Outcome
-	Made  int       // changes so far
+	Made  int // changes so far
 	// Condition says what becomes of a write on the condition that the key is not there yet.
 	Condition Condition
-	Now   time.Time // what is written gets this time
+	Now       time.Time // what is written gets this time
 }
 
 // Object is what is under a key.
