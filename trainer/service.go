@@ -124,11 +124,19 @@ func (r *run) run(ctx context.Context) error {
 	for p, s := range todo {
 		todo[p] = stream.Span{From: max(s.From, r.offsets[p]), To: s.To}
 	}
-	parse := func(rec *kgo.Record) (*onerecv1.Session, error) {
-		r.waiting.add(rec.Timestamp)
-		return ParseGood(rec)
+	type arrived struct { // partitions are decoded side by side, and learned from one after the other
+		*onerecv1.Session
+		at time.Time
 	}
-	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, todo, parse, endOf, func(s *onerecv1.Session) error { return r.learn(ctx, s) })
+	parse := func(rec *kgo.Record) (arrived, error) {
+		s, err := ParseGood(rec)
+		return arrived{s, rec.Timestamp}, err
+	}
+	end := func(a arrived) int64 { return a.EndMs }
+	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicGoodSessions, todo, parse, end, func(a arrived) error {
+		r.waiting.add(a.at)
+		return r.learn(ctx, a.Session)
+	})
 	if err != nil {
 		return err
 	}
