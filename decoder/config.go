@@ -53,7 +53,8 @@ type Config struct {
 // Preset returns the named size for a codebook of levels x codes and rows that
 // hold a history of n and a session of m items.
 func Preset(name string, levels, codes, n, m int) (Config, error) {
-	c := Config{Levels: levels, Codes: codes, MaxLen: 2 + (n+m)*(levels+1)}
+	c := Config{Levels: levels, Codes: codes}
+	c.MaxLen = c.RowTokens(n + m)
 	switch name {
 	case "tiny":
 		c.Layers, c.Dim, c.Heads, c.Hidden = 2, 64, 2, 176

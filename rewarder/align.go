@@ -363,7 +363,7 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 		losers = max(losers, len(p.worse))
 	}
 	capacity := max(a.cfg.BatchTokens, (2+losers)*c.MaxLen)
-	most := max(losers, capacity/2/(c.RowTokens(a.cfg.Length))) // pairs of a batch
+	most := max(losers, capacity/2/c.RowTokens(a.cfg.Length)) // pairs of a batch
 	scorer, err := decoder.NewScorer(reference, capacity)
 	if err != nil {
 		return err

@@ -353,10 +353,9 @@ func (a *App) sharable(ctx context.Context, store interface{ CheckCreate(context
 	probe, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	switch err := store.CheckCreate(probe); {
-	case ctx.Err() != nil:
-		return ctx.Err()
+	case ctx.Err() != nil: // the service was asked to stop, and sees that itself
 	case errors.Is(err, buckets.ErrNoCreate):
-		return fmt.Errorf("%w: its server does not keep If-None-Match; docs/checkpoints.md says which do", err)
+		return fmt.Errorf("%w: its server does not keep If-None-Match; docs/checkpoints.md says what is asked of one", err)
 	case err != nil: // a store that is away for a while is no reason not to start
 		a.Log.Warn("it could not be found out whether the object store is safe for two writers", "error", err)
 	}
