@@ -838,7 +838,12 @@ func (c *Core) restore(value []byte, id string, n uint8) error {
 	if err != nil {
 		return err
 	}
-	if n > 0 && epoch != int64(u.epoch) {
+	switch {
+	case epoch < 0 || epoch >= math.MaxUint32:
+		return fmt.Errorf("epoch %d is out of bounds", epoch)
+	case n > 0 && epoch > int64(u.epoch):
+		return fmt.Errorf("it adds to the state of epoch %d, and the newest is of epoch %d", epoch, u.epoch)
+	case n > 0 && epoch < int64(u.epoch):
 		return nil // left over
 	}
 	if n > 0 && n != u.additions+1 {

@@ -460,6 +460,28 @@ func TestUsersAreForgotten(t *testing.T) {
 	}
 }
 
+// TestRestoreMissesALostState: an addition whose whole state isn't there must not wait
+// in the changelog until a later whole state has its epoch.
+func TestRestoreMissesALostState(t *testing.T) {
+	core := New(smallConfig())
+	log := map[string][]byte{}
+	var first []byte
+	for i := range 40 {
+		add(t, core, &onerecv1.View{EventId: fmt.Sprint(i), UserId: "u", ItemId: "i", EventTimeMs: 100 * minute})
+		keep(log, core)
+		if first == nil {
+			first = log["u"]
+		}
+	}
+	if err := New(smallConfig()).Restore(keyed(log)); err != nil {
+		t.Fatal(err)
+	}
+	log["u"] = first
+	if err := New(smallConfig()).Restore(keyed(log)); err == nil || !strings.Contains(err.Error(), "the newest is of epoch 1") {
+		t.Fatalf("restored on an old state: %v", err)
+	}
+}
+
 // FuzzRestore: whatever a changelog holds gives an error or a core that goes on, whose
 // own changelog restores to the same.
 func FuzzRestore(f *testing.F) {

@@ -889,8 +889,8 @@ func (x *GoodSession) GetRulesVersion() string {
 // joined from the bytes of the state.
 // Topic: sessionizer.state (compacted). Key: user_id for the whole state; a zero byte,
 // the addition's number (one byte, from 1) and user_id for an addition. Additions
-// apply in the order of their numbers, those of the whole state's epoch only; others
-// are left over from before.
+// apply in the order of their numbers, those of the whole state's epoch only: one of
+// an earlier epoch is left over, and one of a later says that the whole state was lost.
 type UserState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest view that a closed session holds; 0 if none, or in an addition if it is
