@@ -239,6 +239,19 @@ func (w *Weights) Clone() *Weights {
 	return c
 }
 
+// Follow moves w towards trained weights of the same shape: w becomes their exponential
+// moving average, with the given decay by step. After few steps it forgets faster, or it
+// would hold on to the first weights.
+func (w *Weights) Follow(trained *Weights, decay float64, steps int) {
+	keep := float32(min(decay, float64(1+steps)/float64(10+steps)))
+	for i, t := range trained.params {
+		average := w.params[i].Data
+		for j, v := range t.Data {
+			average[j] = keep*average[j] + (1-keep)*v
+		}
+	}
+}
+
 // Count is the number of parameters.
 func (w *Weights) Count() int {
 	n := 0

@@ -16,6 +16,7 @@ type golden struct {
 	Config Config
 	Rows   []struct {
 		History, Session [][]uint16
+		User             int32
 	}
 	HistoryWeight float32 `json:"history_weight"`
 	Losses        []float64
@@ -64,9 +65,16 @@ func near(t *testing.T, what string, got, want []float32, tolerance float64) {
 	}
 }
 
-func readGolden(t *testing.T) (g golden) {
+// goldens calls test with each form of rows: with separators, and compact ones of users.
+func goldens(t *testing.T, test func(t *testing.T, want golden)) {
+	for _, name := range []string{"golden", "golden-compact"} {
+		t.Run(name, func(t *testing.T) { test(t, readGolden(t, name)) })
+	}
+}
+
+func readGolden(t *testing.T, name string) (g golden) {
 	t.Helper()
-	data, err := os.ReadFile("testdata/golden.safetensors")
+	data, err := os.ReadFile("testdata/" + name + ".safetensors")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,8 +94,9 @@ func readGolden(t *testing.T) (g golden) {
 
 // TestPyTorch: from the same weights and rows, the log probabilities, the loss, every
 // weight's gradient and ten steps of AdamW with clipping are PyTorch's.
-func TestPyTorch(t *testing.T) {
-	want := readGolden(t)
+func TestPyTorch(t *testing.T) { goldens(t, testPyTorch) }
+
+func testPyTorch(t *testing.T, want golden) {
 	w := want.weights()
 	g, err := NewGraph(w, 128)
 	if err != nil {
@@ -96,7 +105,7 @@ func TestPyTorch(t *testing.T) {
 	defer g.Close()
 	b := NewBatch(want.HistoryWeight)
 	for _, r := range want.Rows {
-		if err := b.Add(want.Config, Row{History: r.History, Session: r.Session}); err != nil {
+		if err := b.Add(want.Config, Row{History: r.History, Session: r.Session, User: r.User}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -131,8 +140,9 @@ func TestPyTorch(t *testing.T) {
 }
 
 // TestPyTorchPreferences: the losses over pairs, and DPO's gradients, are PyTorch's.
-func TestPyTorchPreferences(t *testing.T) {
-	want := readGolden(t)
+func TestPyTorchPreferences(t *testing.T) { goldens(t, testPyTorchPreferences) }
+
+func testPyTorchPreferences(t *testing.T, want golden) {
 	p := want.Preference
 	for name, of := range map[string]Preference{
 		"dpo":   {Loss: LossDPO, Beta: p.Beta},
@@ -149,7 +159,7 @@ func TestPyTorchPreferences(t *testing.T) {
 		}
 		b := NewBatch(0)
 		for _, r := range want.Rows {
-			if err := b.AddUnweighted(want.Config, Row{History: r.History, Session: r.Session}); err != nil {
+			if err := b.AddUnweighted(want.Config, Row{History: r.History, Session: r.Session, User: r.User}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -697,15 +697,7 @@ func (l *Learner) Step() (bool, error) {
 	}
 	l.stat.Diverging = 0
 	l.stat.LastLoss += 0.05 * (float64(losses.NTP) - l.stat.LastLoss)
-	// Young averages forget faster, or they would hold on to the first weights.
-	decay := float32(min(l.cfg.Average, float64(1+l.stat.Steps)/float64(10+l.stat.Steps)))
-	raw, avg := l.raw.Tensors(), l.average.Tensors()
-	for i := range raw {
-		a := avg[i].Data
-		for j, v := range raw[i].Data {
-			a[j] = decay*a[j] + (1-decay)*v
-		}
-	}
+	l.average.Follow(l.raw, l.cfg.Average, l.stat.Steps)
 	l.stat.Seconds += time.Since(start).Seconds()
 	return true, nil
 }

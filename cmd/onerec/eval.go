@@ -35,7 +35,8 @@ semantic IDs.
 
 Training ends after --epochs, or when --patience validations brought nothing
 better; the weights of the best validation are tested, once. With --dir a run that
-was stopped goes on from its last validation.`,
+was stopped goes on from its last validation, and one that has ended is measured
+again, with as many --beams as are wanted now.`,
 		Example: "  onerec eval --sequences sequences.txt.gz --attributes attributes.json.gz --dir beauty --curve beauty.png",
 	}, nil, func(cmd *cobra.Command, _ *app.App, _ []string) error {
 		in, stop, err := open(sequences)
@@ -113,6 +114,7 @@ was stopped goes on from its last validation.`,
 	f.IntVar(&cfg.Warmup, "warmup-steps", cfg.Warmup, "steps in which the learning rate rises")
 	f.Float64Var(&cfg.WeightDecay, "weight-decay", cfg.WeightDecay, "weight decay of AdamW")
 	f.Float64Var(&cfg.Dropout, "dropout", cfg.Dropout, "dropout of embeddings and residual branches")
+	f.Float64Var(&cfg.Average, "average", cfg.Average, "decay by step of a moving average of the weights, which is what is tested; 0: the weights")
 	f.Float64Var(&cfg.LeaveOut, "leave-out", cfg.LeaveOut, "share of a row's items that are left out, others in each epoch")
 	f.Float64Var(&cfg.Exchange, "exchange", cfg.Exchange, "share of neighbours in a row that are exchanged, others in each epoch")
 	f.IntVar(&cfg.Beams, "beams", cfg.Beams, "width of the beam search that ranks the items")

@@ -48,6 +48,7 @@ type Config struct {
 	Warmup       int     `json:"warmup_steps"`
 	WeightDecay  float64 `json:"weight_decay"`
 	Dropout      float64 `json:"dropout"`
+	Average      float64 `json:"average,omitempty"` // decay by step of the weights' moving average, which is what is tested; 0: the weights
 	// Augmentation, anew in each epoch: share of a row's items that are left out, and of
 	// neighbours that are exchanged (crop, mask and reorder of CL4SRec, arXiv 2010.14395).
 	LeaveOut float64 `json:"leave_out"`
@@ -150,6 +151,7 @@ type run struct {
 	inCodebook    []int32        // and the other way
 	shape         decoder.Config
 	weights, best *decoder.Weights
+	average       *decoder.Weights // the same as weights without an average
 	solver        *ops.Solver
 	state         state
 }
@@ -199,9 +201,15 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.weights, err = decoder.NewWeights(r.shape, c.Seed); err != nil {
 		return err
 	}
+	r.average = r.weights
+	if c.Average > 0 {
+		r.average = r.weights.Clone()
+	}
 	r.best, r.solver = r.weights.Clone(), ops.NewSolver(c.LearningRate, c.WeightDecay)
 	h := sha256.New()
-	if err := json.NewEncoder(h).Encode(c); err != nil {
+	learned := c
+	learned.Beams = 0 // those that search may be others than those that chose
+	if err := json.NewEncoder(h).Encode(learned); err != nil {
 		return err
 	}
 	fmt.Fprint(h, r.data.Items, r.data.Sequences, r.cb.Version())
@@ -305,6 +313,9 @@ func (r *run) train(ctx context.Context) error {
 			loss += float64(l.NTP)
 			steps++
 			r.state.Steps++
+			if c.Average > 0 {
+				r.average.Follow(r.weights, c.Average, r.state.Steps)
+			}
 			r.state.Tokens += int64(b.Tokens())
 			r.state.Seconds += time.Since(begun).Seconds()
 			r.progress(fmt.Sprintf("epoch %d of %d", r.state.Epoch+1, c.Epochs), fmt.Sprintf("users, loss %.3f", loss/float64(steps)), at, len(rows))
@@ -312,7 +323,7 @@ func (r *run) train(ctx context.Context) error {
 		if r.state.Epoch++; r.state.Epoch%max(c.Every, 1) != 0 && r.state.Epoch < c.Epochs {
 			continue
 		}
-		ranks, err := r.ranks(ctx, r.weights, users, validation, "validate")
+		ranks, err := r.ranks(ctx, r.average, users, validation, "validate")
 		if err != nil {
 			return err
 		}
@@ -321,7 +332,7 @@ func (r *run) train(ctx context.Context) error {
 		loss, steps = 0, 0
 		if r.state.Worse++; m.NDCG10.Mean > r.state.Score {
 			r.state.Score, r.state.Best, r.state.Worse = m.NDCG10.Mean, r.state.Epoch, 0
-			for i, t := range r.weights.Tensors() {
+			for i, t := range r.average.Tensors() {
 				copy(r.best.Tensors()[i].Data, t.Data)
 			}
 		}
@@ -383,7 +394,11 @@ func (r *run) tensors() []safetensors.Tensor {
 		if len(r.solver.M) <= i {
 			r.solver.M, r.solver.V = append(r.solver.M, make([]float32, size)), append(r.solver.V, make([]float32, size))
 		}
-		for kind, data := range map[string][]float32{"now": t.Data, "best": r.best.Tensors()[i].Data, "m": r.solver.M[i], "v": r.solver.V[i]} {
+		kinds := map[string][]float32{"now": t.Data, "best": r.best.Tensors()[i].Data, "m": r.solver.M[i], "v": r.solver.V[i]}
+		if r.cfg.Average > 0 {
+			kinds["average"] = r.average.Tensors()[i].Data
+		}
+		for kind, data := range kinds {
 			out = append(out, safetensors.Tensor{Name: kind + "." + t.Name, Shape: t.Shape, Data: data})
 		}
 	}

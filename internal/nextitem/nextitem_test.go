@@ -40,6 +40,7 @@ func testConfig() Config {
 	c := DefaultConfig()
 	c.Codes, c.Width, c.Layers, c.Dim, c.Heads, c.Hidden, c.Items = 16, 16, 2, 32, 2, 48, 6
 	c.Epochs, c.BatchTokens, c.Warmup, c.Dropout, c.Beams, c.Validation, c.Every = 12, 512, 10, 0, 20, 100, 4
+	c.Average = 0.9
 	return c
 }
 
