@@ -140,8 +140,7 @@ func (v *versions) read(ctx context.Context, name string) (*publisher.Manifest, 
 	if err != nil {
 		return nil, nil, err
 	}
-	i := slices.IndexFunc(m.Files, func(f publisher.File) bool { return f.Name == fileSteps })
-	if i < 0 || m.Files[i].Bytes > maxSteps {
+	if f, ok := m.File(fileSteps); !ok || f.Bytes > maxSteps {
 		return m, nil, nil
 	}
 	_, files, err := v.store.Load(ctx, name, hash, fileSteps)

@@ -39,17 +39,10 @@ func Encode(w *Weights, cb *semanticid.Codebook) (files map[string][]byte, confi
 	return map[string][]byte{FileWeights: weights.Bytes(), FileCodebook: codebook.Bytes(), FileItems: items.Bytes()}, config, nil
 }
 
-// Decode reads what Encode wrote.
+// Decode reads what Encode wrote. The weights lie in the bytes of their file where the machine
+// allows it, see [safetensors.Parse].
 func Decode(files map[string][]byte, config json.RawMessage) (*Weights, *semanticid.Codebook, error) {
-	var c Config
-	if err := json.Unmarshal(config, &c); err != nil {
-		return nil, nil, fmt.Errorf("decode checkpoint: configuration: %w", err)
-	}
-	f, err := safetensors.Parse(files[FileWeights])
-	if err != nil {
-		return nil, nil, fmt.Errorf("decode checkpoint: %s: %w", FileWeights, err)
-	}
-	w, err := LoadWeights(c, f.Tensors)
+	w, err := DecodeWeights(files, config)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -57,8 +50,29 @@ func Decode(files map[string][]byte, config json.RawMessage) (*Weights, *semanti
 	if err != nil {
 		return nil, nil, err
 	}
-	if cb.Levels() != c.Levels || cb.Codes() != c.Codes {
-		return nil, nil, fmt.Errorf("decode checkpoint: the decoder speaks %d levels of %d codes, the codebook %d of %d", c.Levels, c.Codes, cb.Levels(), cb.Codes())
+	if err := w.Config.speaks(cb.Levels(), cb.Codes()); err != nil {
+		return nil, nil, fmt.Errorf("decode checkpoint: %w", err)
 	}
 	return w, cb, nil
+}
+
+// DecodeWeights reads the decoder alone, for whoever has its codebook.
+func DecodeWeights(files map[string][]byte, config json.RawMessage) (*Weights, error) {
+	var c Config
+	if err := json.Unmarshal(config, &c); err != nil {
+		return nil, fmt.Errorf("decode checkpoint: configuration: %w", err)
+	}
+	f, err := safetensors.Parse(files[FileWeights])
+	if err != nil {
+		return nil, fmt.Errorf("decode checkpoint: %s: %w", FileWeights, err)
+	}
+	return LoadWeights(c, f.Tensors)
+}
+
+// speaks says whether a codebook's codes are the decoder's.
+func (c Config) speaks(levels, codes int) error {
+	if levels != c.Levels || codes != c.Codes {
+		return fmt.Errorf("the decoder speaks %d levels of %d codes, the codebook %d of %d", c.Levels, c.Codes, levels, codes)
+	}
+	return nil
 }

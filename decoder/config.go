@@ -27,6 +27,7 @@ import (
 	"hash/fnv"
 	"math"
 	"math/rand/v2"
+	"slices"
 
 	"onerec/internal/safetensors"
 )
@@ -220,14 +221,18 @@ func LoadWeights(c Config, tensors []safetensors.Tensor) (*Weights, error) {
 		if !ok || fmt.Sprint(got.Shape) != fmt.Sprint(want.Shape) {
 			return nil, fmt.Errorf("load decoder: tensor %q has shape %v, want %v", want.Name, got.Shape, want.Shape)
 		}
-		for _, v := range got.Data {
-			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-				return nil, fmt.Errorf("load decoder: tensor %q holds %v", want.Name, v)
-			}
+		if i := slices.IndexFunc(got.Data, notFinite); i >= 0 {
+			return nil, fmt.Errorf("load decoder: tensor %q holds %v", want.Name, got.Data[i])
 		}
 		want.Data = got.Data
 	}
 	return w, nil
+}
+
+// notFinite reports an infinity or not a number: all bits of the exponent are set.
+func notFinite(v float32) bool {
+	const exponent = 0xff << 23
+	return math.Float32bits(v)&exponent == exponent
 }
 
 // Clone returns a copy that shares nothing.

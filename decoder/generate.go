@@ -31,13 +31,25 @@ type packedLayer struct{ qkv, out, up, down kernels.Packed }
 
 // NewGenerator returns a generator for the items that the codebook holds now.
 func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
-	c := w.Config
-	if cb.Levels() != c.Levels || cb.Codes() != c.Codes {
-		return nil, fmt.Errorf("the decoder speaks %d levels of %d codes, the codebook %d of %d", c.Levels, c.Codes, cb.Levels(), cb.Codes())
+	if err := w.Config.speaks(cb.Levels(), cb.Codes()); err != nil {
+		return nil, err
 	}
-	g := &Generator{w: w, trie: semanticid.NewTrie(cb), ids: cb.ID, rotary: kernels.NewRotary(c.Dim/c.Heads, c.MaxLen)}
+	return newGenerator(w, semanticid.NewTrie(cb), cb.ID), nil
+}
+
+// With returns a generator of other weights for the same items. The two share the trie, which
+// for many items takes longer to build than all else.
+func (g *Generator) With(w *Weights) (*Generator, error) {
+	if err := w.Config.speaks(g.w.Config.Levels, g.w.Config.Codes); err != nil {
+		return nil, err
+	}
+	return newGenerator(w, g.trie, g.ids), nil
+}
+
+func newGenerator(w *Weights, trie *semanticid.Trie, ids func(int32) Item) *Generator {
+	c := w.Config
 	d, f := c.Dim, c.Hidden
-	g.embed = kernels.NewPacked(true, c.Vocab(), d, w.embed(), d)
+	g := &Generator{w: w, trie: trie, ids: ids, rotary: kernels.NewRotary(d/c.Heads, c.MaxLen), embed: kernels.NewPacked(true, c.Vocab(), d, w.embed(), d)}
 	for l := range c.Layers {
 		of := w.layer(l)
 		g.layers = append(g.layers, packedLayer{
@@ -45,7 +57,7 @@ func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
 			up: kernels.NewPacked(true, 2*f, d, of.up, d), down: kernels.NewPacked(true, d, f, of.down, f),
 		})
 	}
-	return g, nil
+	return g
 }
 
 // Config returns that of the weights.

@@ -96,6 +96,23 @@ type File struct {
 	SHA256 string `json:"sha256"`
 }
 
+// File returns the entry of a file.
+func (m *Manifest) File(name string) (File, bool) {
+	for _, f := range m.Files {
+		if f.Name == name {
+			return f, true
+		}
+	}
+	return File{}, false
+}
+
+// Shares reports whether a file of two versions is the same, byte for byte.
+func (m *Manifest) Shares(other *Manifest, name string) bool {
+	a, ok := m.File(name)
+	b, too := other.File(name)
+	return ok && too && a == b
+}
+
 // ErrCorrupt says that a version's bytes are not what its manifest or its
 // announcement says.
 var ErrCorrupt = errors.New("checkpoint is corrupt")
@@ -255,11 +272,11 @@ func (s *Store) Load(ctx context.Context, version, manifestHash string, names ..
 	if len(names) > 0 {
 		wanted = nil
 		for _, name := range names {
-			i := slices.IndexFunc(m.Files, func(f File) bool { return f.Name == name })
-			if i < 0 {
+			f, ok := m.File(name)
+			if !ok {
 				return nil, nil, fmt.Errorf("%w: %s in %s has no %s", ErrCorrupt, version, s.bucket.URL, name)
 			}
-			wanted = append(wanted, m.Files[i])
+			wanted = append(wanted, f)
 		}
 	}
 	data := make([][]byte, len(wanted))

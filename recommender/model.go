@@ -84,20 +84,41 @@ func (s *Service) load(ctx context.Context, ref *onerecv1.CheckpointRef) (*model
 	if err != nil {
 		return nil, err
 	}
-	w, cb, err := decoder.Decode(files, manifest.Config)
-	if err != nil {
+	m := &model{ref: ref, manifest: manifest}
+	if err := m.decode(files, s.loaded.Load(), s.canary.Load()); err != nil {
 		return nil, err
 	}
-	gen, err := decoder.NewGenerator(w, cb)
-	if err != nil {
-		return nil, err
-	}
-	m := &model{ref, manifest, cb, gen, w.Config.MaxItems(), time.Now()}
-	// Warm up, and find out before any user does if it can't answer.
-	if _, err := gen.Generate(decoder.Options{Length: 1, Width: s.Beams}); err != nil {
+	// Find out before any user does if it can't answer. A narrow search reads the same weights as a
+	// wide one, and leaves the processors to the requests.
+	if _, err := m.gen.Generate(decoder.Options{Length: 1, Width: 1}); err != nil {
 		return nil, fmt.Errorf("the model does not answer: %w", err)
 	}
+	m.loadedAt = time.Now()
 	return m, nil
+}
+
+// decode makes a model of a checkpoint's files. Most checkpoints have the items of the one before:
+// then their index and their trie are taken from a model that has them already.
+func (m *model) decode(files map[string][]byte, loaded ...*model) error {
+	for _, of := range loaded {
+		if of == nil || !m.manifest.Shares(of.manifest, decoder.FileCodebook) || !m.manifest.Shares(of.manifest, decoder.FileItems) {
+			continue
+		}
+		w, err := decoder.DecodeWeights(files, m.manifest.Config)
+		if err != nil {
+			return err
+		}
+		m.cb, m.longest = of.cb, w.Config.MaxItems()
+		m.gen, err = of.gen.With(w)
+		return err
+	}
+	w, cb, err := decoder.Decode(files, m.manifest.Config)
+	if err != nil {
+		return err
+	}
+	m.cb, m.longest = cb, w.Config.MaxItems()
+	m.gen, err = decoder.NewGenerator(w, cb)
+	return err
 }
 
 // choose returns the model that serves a user, and nil if there is none. A channel that is asked

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -52,6 +53,49 @@ func checkpoint(t testing.TB, n int, seed uint64) (map[string][]byte, *publisher
 		t.Fatal(err)
 	}
 	return files, &publisher.Manifest{Model: "m", Kind: publisher.KindBase, Codebook: cb.Version(), Config: config}
+}
+
+// TestModelsShareItems: a checkpoint with the items of one that is loaded takes them from there,
+// and answers as if it had been loaded alone; one with other items does not.
+func TestModelsShareItems(t *testing.T) {
+	store, err := publisher.Open(t.Context(), t.TempDir(), publisher.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	load := func(items, weights uint64, loaded ...*model) *model {
+		t.Helper()
+		files, manifest := checkpoint(t, 20, items)
+		other, _ := checkpoint(t, 20, weights)
+		files[decoder.FileWeights] = other[decoder.FileWeights]
+		if _, err := store.Publish(t.Context(), manifest, files); err != nil {
+			t.Fatal(err)
+		}
+		m := &model{manifest: manifest}
+		if err := m.decode(files, loaded...); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	lists := func(m *model) []decoder.List {
+		t.Helper()
+		lists, err := m.gen.Generate(decoder.Options{History: []decoder.Item{m.cb.ID(3)}, Length: 3, Width: 8})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lists
+	}
+	first := load(1, 1)
+	next, alone, others := load(1, 2, nil, first), load(1, 2), load(2, 2, first)
+	if next.cb != first.cb || alone.cb == first.cb || others.cb == first.cb {
+		t.Error("the same items are not shared, or others are")
+	}
+	if !reflect.DeepEqual(lists(next), lists(alone)) || reflect.DeepEqual(lists(next), lists(first)) {
+		t.Error("a model with another's items does not answer as it would alone")
+	}
+	if reflect.DeepEqual(lists(next), lists(others)) {
+		t.Error("a model of other items answers with the first's")
+	}
 }
 
 type world struct {

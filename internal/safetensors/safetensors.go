@@ -12,6 +12,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"unsafe"
 )
 
 // Tensor is a named float32 array.
@@ -73,7 +74,9 @@ func Write(w io.Writer, f File) error {
 	return nil
 }
 
-// Parse reads a whole file. It checks every length before it allocates.
+// Parse reads a whole file. It checks every length before it allocates. Where the machine and
+// the place of data allow it the tensors lie in data, which must not change any more; else
+// they are copies.
 func Parse(data []byte) (File, error) {
 	if len(data) < 8 {
 		return File{}, errors.New("read safetensors: shorter than its first eight bytes")
@@ -104,12 +107,8 @@ func Parse(data []byte) (File, error) {
 		if i.DType != "F32" || !ok || i.Offsets[0] < 0 || i.Offsets[1] > len(body) || i.Offsets[1]-i.Offsets[0] != 4*count {
 			return File{}, fmt.Errorf("read safetensors: tensor %q: dtype %s, shape %v and offsets %v do not fit %d bytes", name, i.DType, i.Shape, i.Offsets, len(body))
 		}
-		t := Tensor{Name: name, Shape: i.Shape, Data: make([]float32, count)}
-		for j := range t.Data {
-			t.Data[j] = math.Float32frombits(binary.LittleEndian.Uint32(body[i.Offsets[0]+4*j:]))
-		}
 		starts[name] = i.Offsets[0]
-		f.Tensors = append(f.Tensors, t)
+		f.Tensors = append(f.Tensors, Tensor{name, i.Shape, floats(body[i.Offsets[0]:i.Offsets[1]])})
 	}
 	slices.SortFunc(f.Tensors, func(a, b Tensor) int { return starts[a.Name] - starts[b.Name] })
 	end := 0
@@ -123,6 +122,21 @@ func Parse(data []byte) (File, error) {
 		return File{}, fmt.Errorf("read safetensors: %d bytes are left over", len(body)-end)
 	}
 	return f, nil
+}
+
+var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
+
+// floats returns little-endian values, without copying them if it can.
+func floats(b []byte) []float32 {
+	n := len(b) / 4
+	if first := unsafe.Pointer(unsafe.SliceData(b)); littleEndian && n > 0 && uintptr(first)%4 == 0 {
+		return unsafe.Slice((*float32)(first), n)
+	}
+	out := make([]float32, n)
+	for i := range out {
+		out[i] = math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
+	}
+	return out
 }
 
 // size returns the number of elements of a shape, false if it is negative or

@@ -34,6 +34,21 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestParseAnywhere: bytes that no float32 may begin at give the same values.
+func TestParseAnywhere(t *testing.T) {
+	data := example(t)
+	want, err := Parse(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for shift := range 8 {
+		got, err := Parse(append(make([]byte, shift, shift+len(data)), data...)[shift:])
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%d bytes behind: %+v, %v; want %+v", shift, got, err, want)
+		}
+	}
+}
+
 func TestRefuses(t *testing.T) {
 	data := example(t)
 	for name, bad := range map[string][]byte{
