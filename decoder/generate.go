@@ -24,6 +24,7 @@ type Generator struct {
 
 	// The weights, laid out once for the products that every step makes.
 	embed  kernels.Packed
+	codes  []kernels.Packed // the part of embed that a level's codes have
 	layers []packedLayer
 }
 
@@ -50,6 +51,9 @@ func newGenerator(w *Weights, trie *semanticid.Trie, ids func(int32) Item) *Gene
 	c := w.Config
 	d, f := c.Dim, c.Hidden
 	g := &Generator{w: w, trie: trie, ids: ids, rotary: kernels.NewRotary(d/c.Heads, c.MaxLen), embed: kernels.NewPacked(true, c.Vocab(), d, w.embed(), d)}
+	for level := range c.Levels {
+		g.codes = append(g.codes, kernels.NewPacked(true, c.Codes, d, w.embed()[int(c.token(level, 0))*d:], d))
+	}
 	for l := range c.Layers {
 		of := w.layer(l)
 		g.layers = append(g.layers, packedLayer{
@@ -101,25 +105,13 @@ type beam struct {
 // the trie holds too few items.
 func (g *Generator) Generate(o Options) ([]List, error) {
 	c := g.w.Config
-	reserve := len(o.Session) + o.Length
-	if reserve > c.MaxItems() {
-		return nil, fmt.Errorf("generate: %d items do not fit rows of %d tokens", reserve, c.MaxLen)
-	}
 	if o.Width < 1 || o.Length < 1 {
 		return nil, fmt.Errorf("generate: width %d and length %d must be at least 1", o.Width, o.Length)
 	}
-	row := c.Fit(Row{History: o.History, Session: append(slices.Clone(o.Session), make([]Item, o.Length)...)})
-	b := NewBatch(0)
-	if err := b.Add(c, Row{History: row.History, Session: o.Session, User: o.User}); err != nil {
+	past, hidden, excluded, err := g.begin(o)
+	if err != nil {
 		return nil, err
 	}
-	tokens := b.tokens
-	if len(o.Session) > 0 && !c.Compact {
-		tokens = append(tokens, tokenSEP)
-	}
-	excluded := g.countExcluded(o.Exclude)
-	past, hidden := g.prefill(tokens)
-
 	beams := []beam{{}}
 	if o.Temperature > 0 {
 		beams = make([]beam, o.Width) // all the same, until the first draw
@@ -160,6 +152,26 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 		}
 	}
 	return finish(done, o), nil
+}
+
+// begin reads what the user did. It returns the cache of that, the hidden state from which the
+// first code follows, and the excluded items by node.
+func (g *Generator) begin(o Options) (past *prefix, hidden []float32, excluded []map[int32]int32, err error) {
+	c := g.w.Config
+	if n := len(o.Session) + o.Length; n > c.MaxItems() {
+		return nil, nil, nil, fmt.Errorf("generate: %d items do not fit rows of %d tokens", n, c.MaxLen)
+	}
+	row := c.Fit(Row{History: o.History, Session: append(slices.Clone(o.Session), make([]Item, o.Length)...)})
+	b := NewBatch(0)
+	if err := b.Add(c, Row{History: row.History, Session: o.Session, User: o.User}); err != nil {
+		return nil, nil, nil, err
+	}
+	tokens := b.tokens
+	if len(o.Session) > 0 && !c.Compact {
+		tokens = append(tokens, tokenSEP)
+	}
+	past, hidden = g.prefill(tokens)
+	return past, hidden, g.countExcluded(o.Exclude), nil
 }
 
 func finish(done []List, o Options) []List {
@@ -429,17 +441,18 @@ func (g *Generator) finishLayer(l int, a *activations, n int) {
 // continue the same one share it, so that a beam is no more than a list of where its tokens are.
 type suffix struct {
 	past   *prefix
-	width  int // most beams
+	width  int // most entries of a step
 	beams  int
 	steps  int         // tokens so far
 	stride int         // most steps
 	kv     [][]float32 // by layer: stride x width x 2d
+	used   []int       // by step: entries that are taken
 	at     []int32     // beams x stride: which of the step's entries the beam's token is
 	spare  []int32
 }
 
 func newSuffix(c Config, past *prefix, width, steps int) *suffix {
-	s := &suffix{past: past, width: width, beams: 1, stride: steps, at: make([]int32, width*steps), spare: make([]int32, width*steps)}
+	s := &suffix{past: past, width: width, beams: 1, stride: steps, used: make([]int, steps), at: make([]int32, width*steps), spare: make([]int32, width*steps)}
 	for range c.Layers {
 		s.kv = append(s.kv, make([]float32, width*steps*2*c.Dim))
 	}
@@ -455,6 +468,14 @@ func (s *suffix) reorder(parents []int) {
 	s.at, s.spare = s.spare, s.at
 }
 
+// resume makes the beams those whose tokens so far have the given entries, one for each step.
+func (s *suffix) resume(steps int, entries [][]int32) {
+	s.beams, s.steps = len(entries), steps
+	for i, of := range entries {
+		copy(s.at[i*s.stride:], of[:steps])
+	}
+}
+
 // step runs one token of every beam and returns the hidden states (beams x d).
 func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 	c, n := g.w.Config, s.beams
@@ -465,8 +486,10 @@ func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 	for i := range n {
 		copy(a.x[i*d:(i+1)*d], g.w.embed()[int(token(i))*d:])
 	}
+	first := s.used[s.steps]
+	s.used[s.steps] += n
 	for i := range n {
-		s.at[i*s.stride+s.steps] = int32(i)
+		s.at[i*s.stride+s.steps] = int32(first + i)
 	}
 	pos := s.past.n + s.steps
 	scale := float32(1 / math.Sqrt(float64(hd)))
@@ -480,7 +503,7 @@ func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 		g.layers[l].qkv.Mul(n, h, d, false, qkv, 3*d)
 		for i := range n {
 			g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], pos, false)
-			copy(s.kv[l][(s.steps*s.width+i)*2*d:(s.steps*s.width+i+1)*2*d], qkv[i*3*d+d:])
+			copy(s.kv[l][(s.steps*s.width+first+i)*2*d:][:2*d], qkv[i*3*d+d:])
 		}
 		kernels.Parallel(c.Heads*groups, func(part int) {
 			head, from := part/groups, part%groups*together

@@ -105,7 +105,7 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 		return a, nil
 	}
 	a.Source, a.CheckpointVersion, a.Channel = "model", m.ref.Version, m.ref.Channel
-	o := decoder.Options{User: m.gen.Config().User(q.UserID), Exclude: make(map[int32]bool), Length: q.N, Width: s.Beams}
+	o := decoder.Options{User: m.gen.Config().User(q.UserID), Exclude: make(map[int32]bool), Width: s.Beams}
 	for _, item := range items {
 		if i, ok := m.cb.Index(item); ok {
 			o.History = append(o.History, m.cb.ID(i))
@@ -115,33 +115,44 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 		}
 	}
 	a.HistoryItems = len(o.History)
-	if q.Mode == "next" {
-		o.Length, o.Width = 1, max(s.Beams, q.N)
-	} else if q.N > m.longest {
+	if q.Mode != "next" && q.N > m.longest {
 		return nil, badRequest("n is %d, the model writes lists of at most %d items; use mode next", q.N, m.longest)
 	}
 	done, err := s.admission.admit(ctx)
 	if err != nil {
 		return nil, err
 	}
-	lists, err := m.gen.Generate(o)
+	a.Items, err = m.search(o, q)
 	done()
 	if err != nil {
 		return nil, fmt.Errorf("recommend with %s: %w", m.ref.Version, err)
 	}
+	return a, nil
+}
+
+// search asks the model for what a request wants.
+func (m *model) search(o decoder.Options, q Request) ([]Item, error) {
+	items := make([]Item, 0, q.N)
 	add := func(i int32, logProb float64) {
-		a.Items = append(a.Items, Item{m.cb.Item(i), m.cb.ID(i), logProb})
+		items = append(items, Item{m.cb.Item(i), m.cb.ID(i), logProb})
 	}
 	if q.Mode == "next" {
-		for _, l := range lists[:min(len(lists), q.N)] {
-			add(l.Items[0], l.Score)
+		o.Width = max(o.Width, q.N)
+		next, err := m.gen.Next(o, q.N)
+		for _, n := range next {
+			add(n.Item, n.LogProb)
 		}
-	} else if len(lists) > 0 {
-		for _, i := range lists[0].Items {
-			add(i, lists[0].Score)
-		}
+		return items, err
 	}
-	return a, nil
+	o.Length = q.N
+	lists, err := m.gen.Generate(o)
+	if err != nil || len(lists) == 0 {
+		return items, err
+	}
+	for _, i := range lists[0].Items {
+		add(i, lists[0].Score)
+	}
+	return items, nil
 }
 
 // ItemInfo is what a model knows of an item.

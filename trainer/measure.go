@@ -151,11 +151,11 @@ func (l *Learner) rank(gen *decoder.Generator, s sample, byPopularity []int32, t
 		if want == unknown {
 			continue
 		}
-		lists, err := gen.Generate(decoder.Options{User: r.User, History: r.History, Session: r.Session[:known], Exclude: seen, Length: 1, Width: rankBeams})
+		next, err := gen.Next(decoder.Options{User: r.User, History: r.History, Session: r.Session[:known], Exclude: seen, Width: rankBeams}, 10)
 		if err != nil {
 			return err
 		}
-		t.model.add(slices.IndexFunc(lists[:min(10, len(lists))], func(list decoder.List) bool { return list.Items[0] == want }))
+		t.model.add(slices.IndexFunc(next, func(n decoder.Next) bool { return n.Item == want }))
 		t.popular.add(rankOf(want, seen, byPopularity))
 		t.last.add(rankOf(want, seen, l.follows.after(last), byPopularity))
 		seen[want] = true
