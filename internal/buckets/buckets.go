@@ -7,7 +7,9 @@
 package buckets
 
 import (
+	"bytes"
 	"context"
+	"crypto/md5" // the sum that stores verify an upload by
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -72,7 +74,10 @@ func (b *Bucket) Path(key string) (string, bool) { return b.path(key), b.dir != 
 // ErrExists. After another error it may be there or not.
 func (b *Bucket) Create(ctx context.Context, key string, data []byte) error {
 	if b.dir == "" {
-		err := b.WriteAll(ctx, key, data, &blob.WriterOptions{IfNotExist: true, ContentType: "application/octet-stream"})
+		sum := md5.Sum(data)
+		// Not WriteAll: Azure's driver reads what that writes through a pipe, and closes it, when the object
+		// exists, while the writer may look at it.
+		err := b.Upload(ctx, key, bytes.NewReader(data), &blob.WriterOptions{IfNotExist: true, ContentType: "application/octet-stream", ContentMD5: sum[:]})
 		if code := gcerrors.Code(err); code == gcerrors.FailedPrecondition || code == gcerrors.AlreadyExists {
 			return fmt.Errorf("create %s: %w", key, ErrExists)
 		}

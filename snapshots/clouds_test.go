@@ -3,33 +3,30 @@ package snapshots
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	_ "gocloud.dev/blob/s3blob"
-
-	"onerec/internal/s3test"
+	"onerec/internal/cloudtest"
 	"onerec/schemas"
 )
 
-// TestS3: on an S3 server that we did not write, behind a proxy that is slow, answers 500 and hangs up before or after
-// a request had its effect, owners come and go; in the end every session is there once, and compacting leaves them so.
-func TestS3(t *testing.T) {
-	address := s3test.Start(t, "snapshots")
-	t.Setenv("AWS_ACCESS_KEY_ID", "test")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "test")
+// TestClouds: on object stores' servers that we did not write, behind a proxy that is slow, answers 500 and hangs up
+// before or after a request had its effect, owners come and go; in the end every session is there once, and compacting
+// leaves them so.
+func TestClouds(t *testing.T) { cloudtest.Each(t, testCloud) }
+
+func testCloud(t *testing.T, server *cloudtest.Server) {
 	var share atomic.Int64
-	store := func(endpoint string) *Store {
-		s, err := Open(t.Context(), fmt.Sprintf("s3://snapshots?region=us-east-1&use_path_style=true&endpoint=%s", endpoint))
+	store := func(server *cloudtest.Server) *Store {
+		s, err := Open(t.Context(), server.URL(t, ""))
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = s.Close() })
 		return s
 	}
-	troubled, sound := store(s3test.Troubled(t, address, &share, 3)), store(address)
+	troubled, sound := store(server.Troubled(t, &share, 3)), store(server)
 	tp := topicPartition{schemas.TopicJudgedSessions, 1}
 	failed, flushes, next := 0, 0, 0
 	for next < 240 {
@@ -80,7 +77,7 @@ func TestS3(t *testing.T) {
 	if v, err := sound.Verify(t.Context(), TableSessions, Range{}, nil); err != nil || v.Loose != 0 {
 		t.Errorf("%+v, %v", v, err)
 	}
-	// Two owners at once: S3's conditional puts let the newer one alone commit.
+	// Two owners at once: conditional writes let the newer one alone commit.
 	old, newer := newWriter(t, sound), newWriter(t, sound)
 	if err := old.feed(t, 240, 250); !errors.Is(err, errFenced) {
 		t.Errorf("the older owner: %v", err)
