@@ -2,6 +2,7 @@ package decoder
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 
@@ -51,5 +52,63 @@ func BenchmarkGenerate(b *testing.B) {
 				})
 			}
 		}
+	}
+}
+
+// BenchmarkNext asks the base preset for the 10 items most likely to come next of 10,000, after 50 items of history,
+// by 128 beams and by Next with the same width, where the model is sure of little, as random weights are, and of more.
+func BenchmarkNext(b *testing.B) {
+	const items, dim = 10_000, 16
+	r := rand.New(rand.NewPCG(1, 1))
+	x, names := make([]float32, items*dim), make([]string, items)
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+	}
+	for i := range names {
+		names[i] = fmt.Sprint(i)
+	}
+	cb, err := semanticid.Build(b.Context(), names, x, dim, semanticid.Config{Levels: 3, Codes: 256, Seed: 1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	o := Options{Length: 1, Width: 128}
+	for range 50 {
+		o.History = append(o.History, cb.ID(r.Int32N(items)))
+	}
+	c, err := Preset("base", 3, 256, 50, 10)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, steepness := range []float32{1, 4, 8} {
+		w, err := NewWeights(c, 1)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i := range w.embed() {
+			w.embed()[i] *= steepness
+		}
+		gen, err := NewGenerator(w, cb)
+		if err != nil {
+			b.Fatal(err)
+		}
+		best, err := gen.Next(o, 10)
+		if err != nil {
+			b.Fatal(err)
+		}
+		name := fmt.Sprintf("best %.2g, tenth %.2g", math.Exp(best[0].LogProb), math.Exp(best[9].LogProb))
+		b.Run(name+"/128 beams", func(b *testing.B) {
+			for b.Loop() {
+				if _, err := gen.Generate(o); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(name+"/next", func(b *testing.B) {
+			for b.Loop() {
+				if _, err := gen.Next(o, 10); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
