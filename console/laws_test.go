@@ -1,14 +1,10 @@
 package console
 
 import (
-	"bytes"
 	"slices"
 	"testing"
 
-	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
-
-	"onerec/schemas/onerecv1"
 )
 
 // TestPages: every element is on one page, in order, and a page that does not exist is the nearest.
@@ -52,44 +48,6 @@ func TestShares(t *testing.T) {
 				t.Fatalf("shares %v", shares(percentiles, x))
 			}
 			last = s
-		}
-	})
-}
-
-// FuzzScanJudged: whatever the bytes are, the scan neither panics nor differs from the Protobuf library where that
-// can read them.
-func FuzzScanJudged(f *testing.F) {
-	for _, j := range []*onerecv1.JudgedSession{
-		{},
-		{Session: &onerecv1.Session{UserId: "u", EndMs: 1 << 40, Views: []*onerecv1.View{{ItemId: "i"}}}, Verdict: &onerecv1.Verdict{Good: true, RulesVersion: "r"}},
-		{Session: &onerecv1.Session{EndMs: -1}, Verdict: &onerecv1.Verdict{FailedRules: []string{"a", "b"}}},
-	} {
-		b, err := proto.Marshal(j)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := scanJudged(b)
-		want := new(onerecv1.JudgedSession)
-		if proto.Unmarshal(b, want) != nil {
-			return // it may be read as far as it is counted, or not
-		}
-		if err != nil {
-			t.Fatalf("can't read what Protobuf can: %v", err)
-		}
-		// A field of another wire type than it has is unknown to Protobuf; such bytes nobody writes.
-		again, err := proto.MarshalOptions{Deterministic: true}.Marshal(want)
-		if err != nil || !bytes.Equal(again, b) || len(want.ProtoReflect().GetUnknown()) > 0 || len(want.GetSession().ProtoReflect().GetUnknown()) > 0 || len(want.GetVerdict().ProtoReflect().GetUnknown()) > 0 {
-			return
-		}
-		var failed []string
-		for _, rule := range got.failed {
-			failed = append(failed, string(rule))
-		}
-		if string(got.user) != want.GetSession().GetUserId() || got.endMs != want.GetSession().GetEndMs() || got.good != want.GetVerdict().GetGood() || string(got.version) != want.GetVerdict().GetRulesVersion() || !slices.Equal(failed, want.GetVerdict().GetFailedRules()) {
-			t.Fatalf("got %+v, want %v", got, want)
 		}
 	})
 }

@@ -2,7 +2,6 @@ package console
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"maps"
@@ -10,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"onerec/internal/stream"
 	"onerec/schemas"
@@ -63,7 +61,8 @@ func (s *sessions) follow(ctx context.Context, c stream.Cluster) error {
 }
 
 func (s *sessions) add(r *kgo.Record) {
-	j, err := scanJudged(r.Value)
+	var j schemas.RawJudged
+	err := j.Scan(r.Value)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -71,18 +70,18 @@ func (s *sessions) add(r *kgo.Record) {
 		return
 	}
 	s.total++
-	if j.good {
+	if j.Good {
 		s.good++
 	}
-	for _, rule := range j.failed {
+	for _, rule := range j.FailedRules {
 		if _, ok := s.failed[string(rule)]; ok || len(s.failed) < 100 {
 			s.failed[string(rule)]++
 		}
 	}
-	if s.version != string(j.version) {
-		s.version = string(j.version)
+	if s.version != string(j.RulesVersion) {
+		s.version = string(j.RulesVersion)
 	}
-	at := j.endMs / bucketMs
+	at := j.EndMs / bucketMs
 	b := s.buckets[at]
 	if b == nil {
 		if len(s.buckets) >= keptBuckets {
@@ -96,10 +95,10 @@ func (s *sessions) add(r *kgo.Record) {
 		s.buckets[at] = b
 	}
 	b.total++
-	if j.good {
+	if j.Good {
 		b.good++
 	}
-	p := place{maphash.Bytes(s.seed, j.user), r.Partition, r.Offset}
+	p := place{maphash.Bytes(s.seed, j.UserID), r.Partition, r.Offset}
 	if len(s.recent) < keptSessions {
 		s.recent = append(s.recent, p)
 		return
@@ -179,76 +178,4 @@ func (s *sessions) view() sessionsView {
 		{Label: "good, %", Values: good, Right: true},
 	}, Y: "sessions", Right: "good, %"}
 	return v
-}
-
-// judged is what is counted of a JudgedSession.
-type judged struct {
-	user    []byte
-	endMs   int64
-	good    bool
-	failed  [][]byte
-	version []byte
-}
-
-var errJudged = errors.New("no JudgedSession")
-
-// scanJudged reads a JudgedSession without its views and history. What it returns lies in b.
-func scanJudged(b []byte) (j judged, err error) {
-	err = eachField(b, func(n protowire.Number, v []byte, _ uint64) error {
-		switch n {
-		case 1: // session
-			return eachField(v, func(n protowire.Number, v []byte, x uint64) error {
-				switch n {
-				case 2:
-					j.user = v
-				case 4:
-					j.endMs = int64(x)
-				}
-				return nil
-			})
-		case 2: // verdict
-			return eachField(v, func(n protowire.Number, v []byte, x uint64) error {
-				switch n {
-				case 1:
-					j.good = x != 0
-				case 2:
-					j.failed = append(j.failed, v)
-				case 3:
-					j.version = v
-				}
-				return nil
-			})
-		}
-		return nil
-	})
-	return j, err
-}
-
-// eachField calls fn with each field of a message: bytes, or a varint.
-func eachField(b []byte, fn func(n protowire.Number, v []byte, x uint64) error) error {
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return errJudged
-		}
-		b = b[n:]
-		var v []byte
-		var x uint64
-		switch typ {
-		case protowire.BytesType:
-			v, n = protowire.ConsumeBytes(b)
-		case protowire.VarintType:
-			x, n = protowire.ConsumeVarint(b)
-		default:
-			n = protowire.ConsumeFieldValue(num, typ, b)
-		}
-		if n < 0 {
-			return errJudged
-		}
-		b = b[n:]
-		if err := fn(num, v, x); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -196,6 +196,12 @@ func EachField(b []byte, fn func(num protowire.Number, kind protowire.Type, valu
 	return nil
 }
 
+// Varint returns the number of a field of that kind, as EachField gives it.
+func Varint(value []byte) uint64 {
+	x, _ := protowire.ConsumeVarint(value)
+	return x
+}
+
 // consumeTag is protowire.ConsumeTag, with the bounds of proto.Unmarshal.
 func consumeTag(b []byte) (protowire.Number, protowire.Type, int) {
 	num, kind, n := protowire.ConsumeTag(b)

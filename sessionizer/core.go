@@ -823,11 +823,9 @@ func (c *Core) restore(value []byte, id string, n uint8) error {
 	err := schemas.EachField(value, func(num protowire.Number, kind protowire.Type, field []byte) (err error) {
 		switch protowire.EncodeTag(num, kind) {
 		case tagClosedThrough:
-			x, _ := protowire.ConsumeVarint(field)
-			through = int64(x)
+			through = int64(schemas.Varint(field))
 		case tagEpoch:
-			x, _ := protowire.ConsumeVarint(field)
-			epoch = int64(x)
+			epoch = int64(schemas.Varint(field))
 		case tagViews:
 			views += 1 + protowire.SizeBytes(len(field))
 		case tagHistory:

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -53,7 +54,7 @@ func TestCrashSchedules(t *testing.T) {
 	var sum tally
 	seeds := make(chan uint64)
 	var wg sync.WaitGroup
-	for range 64 { // they mostly wait
+	for range min(64, 16*runtime.GOMAXPROCS(0)) { // they mostly wait
 		wg.Go(func() {
 			for seed := range seeds {
 				newSchedule(t, seed, &sum).run()
@@ -381,7 +382,7 @@ func (s *schedule) run() {
 // has timed out: kfake forgets about a member whose connection ended between
 // joining and synchronising.
 func (s *schedule) wait(cl *kgo.Client) (err error) {
-	for range 20 {
+	for range 40 {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		err = stream.WaitCaughtUp(ctx, cl, "sessionize", schemas.TopicViews)
 		if cancel(); err == nil {

@@ -3,13 +3,11 @@ package snapshots
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"onerec/schemas"
@@ -87,71 +85,13 @@ func unmarshalJudged(r *kgo.Record, j *onerecv1.JudgedSession) error {
 	return nil
 }
 
-var errNoSession = errors.New("there is no session in it")
-
-// sessionPlace reads only what it needs of a JudgedSession: the session's user_id, start_ms and end_ms.
+// sessionPlace reads only what it needs of a JudgedSession.
 func sessionPlace(r *kgo.Record) (place, error) {
-	const (
-		inJudged             = 1
-		userID, start, endMs = 2, 3, 4
-	)
-	var p place
-	var end int64
-	found := false
-	err := eachField(r.Value, func(n protowire.Number, _ uint64, session []byte) error {
-		if n != inJudged {
-			return nil
-		}
-		found = true
-		return eachField(session, func(n protowire.Number, v uint64, b []byte) error {
-			switch n {
-			case userID:
-				p.user = string(b)
-			case start:
-				p.start = int64(v)
-			case endMs:
-				end = int64(v)
-			}
-			return nil
-		})
-	})
-	if err == nil && !found {
-		err = errNoSession
+	var j schemas.RawJudged
+	if err := j.Scan(r.Value); err != nil {
+		return place{}, fmt.Errorf("topic %s partition %d offset %d is no JudgedSession (only filter may write there): %w", r.Topic, r.Partition, r.Offset, err)
 	}
-	if err != nil {
-		return p, fmt.Errorf("topic %s partition %d offset %d is no JudgedSession (only filter may write there): %w", r.Topic, r.Partition, r.Offset, err)
-	}
-	p.hour = hourOf(end)
-	return p, nil
-}
-
-// eachField calls fn with each field of a message: its number and its varint, or its bytes.
-func eachField(b []byte, fn func(n protowire.Number, varint uint64, bytes []byte) error) error {
-	for len(b) > 0 {
-		n, t, size := protowire.ConsumeTag(b)
-		if size < 0 {
-			return protowire.ParseError(size)
-		}
-		b = b[size:]
-		var v uint64
-		var data []byte
-		switch t {
-		case protowire.VarintType:
-			v, size = protowire.ConsumeVarint(b)
-		case protowire.BytesType:
-			data, size = protowire.ConsumeBytes(b)
-		default:
-			size = protowire.ConsumeFieldValue(n, t, b)
-		}
-		if size < 0 {
-			return protowire.ParseError(size)
-		}
-		if err := fn(n, v, data); err != nil {
-			return err
-		}
-		b = b[size:]
-	}
-	return nil
+	return place{hourOf(j.EndMs), string(j.UserID), j.StartMs}, nil
 }
 
 func deadLetterTime(r *kgo.Record) time.Time {

@@ -150,8 +150,7 @@ func (h Items) Parse(b []byte) (Items, error) {
 				return fmt.Errorf("item_id %q is not UTF-8", item)
 			}
 		case num == fieldTime && kind == protowire.VarintType:
-			x, _ := protowire.ConsumeVarint(value)
-			ms = int64(x)
+			ms = int64(schemas.Varint(value))
 		}
 		return nil
 	})
