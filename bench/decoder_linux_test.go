@@ -72,7 +72,6 @@ func BenchmarkDecoderStep(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer g.Close()
 			solver := ops.NewSolver(1e-3, 0.01)
 			for b.Loop() {
 				if _, err := g.Step(batch, nil, decoder.Dropout{}, solver); err != nil {

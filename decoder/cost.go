@@ -15,7 +15,7 @@ func (c Config) FLOPs(tokens int) float64 {
 type Memory struct {
 	Weights     int64 // as trained, and their average
 	Optimizer   int64 // gradients and moments
-	Activations int64 // of a batch, with their gradients
+	Activations int64 // of a batch, and the gradients of a layer
 }
 
 // Total is the sum.
@@ -31,11 +31,19 @@ func (c Config) Memory(tokens int) Memory {
 		}
 		weights += n
 	}
+	d, f, vocab := int64(c.Dim), int64(c.Hidden), int64(c.Vocab())
+	// Of a layer stays, for its gradient: both norms and both sums, the turned queries, keys and
+	// values, what attention gives, and the feed-forward part. The gradients of one layer are
+	// there at a time, and what the products lay out. The embedding has two gradients, as input
+	// and as output, and one that is being summed.
+	floats := int64(tokens) * (int64(c.Layers)*(8*d+3*f) + 7*d + 5*f)
+	floats += kernels.LogitRows * (vocab + d)
+	return Memory{Weights: 2 * 4 * weights, Optimizer: 4 * (3*weights + 2*vocab*d), Activations: 4 * floats}
+}
+
+// ScorerMemory returns what a scorer of batches of at most so many tokens takes, in bytes, beside
+// the weights: the turned queries, keys and values of each layer, and the rest of one.
+func (c Config) ScorerMemory(tokens int) int64 {
 	d, f := int64(c.Dim), int64(c.Hidden)
-	// Of a layer: two norms, three times the queries, keys and values, what attention and
-	// the projections give, the feed-forward part; the gradients are as much again. Of
-	// gradients of weights there are two copies: the operation's and the sum.
-	floats := int64(tokens) * (int64(c.Layers)*(24*d+6*f) + 6*d)
-	floats += kernels.LogitRows * (int64(c.Vocab()) + d)
-	return Memory{Weights: 2 * 4 * weights, Optimizer: 4 * 4 * weights, Activations: 4 * floats}
+	return 4 * (int64(tokens)*(int64(c.Layers)*3*d+3*d+3*f) + kernels.LogitRows*(int64(c.Vocab())+d))
 }

@@ -66,7 +66,6 @@ func beamEqualsExhaustiveSearch(t *testing.T, c Config, user int32) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
 	history := []Item{cb.ID(3), cb.ID(1), cb.ID(3)}
 	exclude := map[int32]bool{4: true}
 	want := map[string]float64{} // log probability over the whole vocabulary

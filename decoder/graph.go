@@ -18,17 +18,16 @@ type Graph struct {
 	weights  *Weights
 	capacity int
 
-	batch  *Batch
-	g      *gorgonia.ExprGraph
-	vm     gorgonia.VM
-	params gorgonia.Nodes
-	model  []gorgonia.ValueGrad
-	logp   gorgonia.Value // capacity: log probability of each prediction
+	batch   *Batch
+	g       *gorgonia.ExprGraph
+	machine *ops.Machine
+	params  gorgonia.Nodes
+	model   []gorgonia.ValueGrad
+	logp    *gorgonia.Node // capacity: log probability of each prediction
 
-	weight *tensor.Dense // capacity: of each prediction in the next-token loss
-	cost   gorgonia.Value
-	ntp    gorgonia.Value
-	dpo    *dpoInputs
+	weight    *tensor.Dense // capacity: of each prediction in the next-token loss
+	cost, ntp *gorgonia.Node
+	dpo       *dpoInputs
 }
 
 // dpoInputs are what the DPO part of the loss reads beside the batch.
@@ -41,8 +40,8 @@ type dpoInputs struct {
 	share  *tensor.Dense // pairs: weight of each pair, 0 where there is none
 	reward *tensor.Dense // pairs: of the winner less the loser's
 	groups []int         // where each comparison's pairs begin, and the end
-	margin gorgonia.Value
-	loss   gorgonia.Value
+	margin *gorgonia.Node
+	loss   *gorgonia.Node
 }
 
 // NewGraph builds the next-token loss
@@ -102,13 +101,13 @@ func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float
 		x = ops.AddDropout(gr, x, ops.Linear(gr, h, p[5]), 2*l+1, residual)
 	}
 	x = ops.RMSNorm(gr, x, gr.params[len(gr.params)-1])
-	logp := ops.LogProbs(x, gr.params[0], func() (at, target []int32) { return gr.batch.at, gr.batch.target }, capacity)
-	gorgonia.Read(logp, &gr.logp)
+	gr.logp = ops.LogProbs(x, gr.params[0], func() (at, target []int32) { return gr.batch.at, gr.batch.target }, capacity)
 
 	gr.weight = tensor.New(tensor.WithShape(capacity), tensor.Of(tensor.Float32))
 	weight := gorgonia.NodeFromAny(gr.g, gr.weight, gorgonia.WithName("weight"))
-	cost := gorgonia.Must(gorgonia.Neg(gorgonia.Must(gorgonia.Mul(weight, logp))))
-	gorgonia.Read(cost, &gr.ntp)
+	gr.ntp = gorgonia.Must(gorgonia.Neg(gorgonia.Must(gorgonia.Mul(weight, gr.logp))))
+	gr.cost = gr.ntp
+	outputs := gorgonia.Nodes{gr.logp, gr.ntp}
 	if dpo != nil {
 		dpo.signs = tensor.New(tensor.WithShape(dpo.pairs, capacity), tensor.Of(tensor.Float32))
 		dpo.ref = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
@@ -117,23 +116,25 @@ func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float
 		input := func(name string, v *tensor.Dense) *gorgonia.Node {
 			return gorgonia.NodeFromAny(gr.g, v, gorgonia.WithName(name))
 		}
-		margin := gorgonia.Must(gorgonia.Sub(gorgonia.Must(gorgonia.Mul(input("signs", dpo.signs), logp)), input("ref", dpo.ref)))
-		gorgonia.Read(margin, &dpo.margin)
-		each := dpo.preference.of(margin, input("reward", dpo.reward), func() []int { return dpo.groups })
-		loss := gorgonia.Must(gorgonia.Mul(input("share", dpo.share), each))
-		gorgonia.Read(loss, &dpo.loss)
-		cost = gorgonia.Must(gorgonia.Add(cost, gorgonia.Must(gorgonia.Mul(loss, gorgonia.NewConstant(lambda)))))
+		dpo.margin = gorgonia.Must(gorgonia.Sub(gorgonia.Must(gorgonia.Mul(input("signs", dpo.signs), gr.logp)), input("ref", dpo.ref)))
+		each := dpo.preference.of(dpo.margin, input("reward", dpo.reward), func() []int { return dpo.groups })
+		dpo.loss = gorgonia.Must(gorgonia.Mul(input("share", dpo.share), each))
+		gr.cost = gorgonia.Must(gorgonia.Add(gr.ntp, gorgonia.Must(gorgonia.Mul(dpo.loss, gorgonia.NewConstant(lambda)))))
+		outputs = append(outputs, dpo.margin, dpo.loss)
 	}
-	gorgonia.Read(cost, &gr.cost)
-	if !train {
-		gr.vm = gorgonia.NewTapeMachine(gr.g)
-		return gr, nil
+	outputs = append(outputs, gr.cost)
+	var gradients gorgonia.Nodes
+	if train {
+		if gradients, err = gorgonia.Grad(gr.cost, gr.params...); err != nil {
+			return nil, fmt.Errorf("differentiate the decoder's graph: %w", err)
+		}
 	}
-	if _, err := gorgonia.Grad(cost, gr.params...); err != nil {
-		return nil, fmt.Errorf("differentiate the decoder's graph: %w", err)
+	if gr.machine, err = ops.NewMachine(gr.g, append(outputs, gradients...)...); err != nil {
+		return nil, fmt.Errorf("build the decoder's graph: %w", err)
 	}
-	gr.vm = gorgonia.NewTapeMachine(gr.g, gorgonia.BindDualValues(gr.params...))
-	gr.model = gorgonia.NodesToValueGrads(gr.params)
+	if train {
+		gr.model = gr.machine.Model(gr.params, gradients)
+	}
 	return gr, nil
 }
 
@@ -142,9 +143,6 @@ func (g *Graph) Len() int { return len(g.batch.tokens) }
 
 // Bounds implements ops.Rows.
 func (g *Graph) Bounds() []int { return g.batch.bounds }
-
-// Close frees the machine.
-func (g *Graph) Close() error { return g.vm.Close() }
 
 // Pair is a winner and a loser of one user among the rows of a batch. Under S-DPO neighbours with
 // one winner are one comparison.
@@ -187,15 +185,13 @@ func (g *Graph) Run(b *Batch, pairs []Pair, dropout Dropout) (Losses, error) {
 			return Losses{}, err
 		}
 	}
-	ops.ZeroGradients(g.model)
-	g.vm.Reset()
-	if err := g.vm.RunAll(); err != nil {
+	if err := g.machine.Run(); err != nil {
 		return Losses{}, fmt.Errorf("run the decoder's graph: %w", err)
 	}
-	l := Losses{Total: scalar(g.cost), NTP: scalar(g.ntp)}
+	l := Losses{Total: scalar(g.machine.Value(g.cost)), NTP: scalar(g.machine.Value(g.ntp))}
 	if g.dpo != nil {
-		l.DPO = scalar(g.dpo.loss)
-		for _, m := range g.dpo.margin.Data().([]float32)[:len(pairs)] {
+		l.DPO = scalar(g.machine.Value(g.dpo.loss))
+		for _, m := range g.machine.Value(g.dpo.margin).Data().([]float32)[:len(pairs)] {
 			if m > 0 {
 				l.Wins += 1 / float64(len(pairs))
 			}
@@ -223,7 +219,7 @@ func (g *Graph) Step(b *Batch, pairs []Pair, dropout Dropout, solver gorgonia.So
 // LogProbs returns, after a Run, the log probability of each row's predictions,
 // summed.
 func (g *Graph) LogProbs() []float32 {
-	logp := g.logp.Data().([]float32)
+	logp := g.machine.Value(g.logp).Data().([]float32)
 	out := make([]float32, g.batch.Rows())
 	for r := range out {
 		from, to := g.batch.predictions(r)

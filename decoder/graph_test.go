@@ -79,7 +79,6 @@ func TestGradientsOfNextTokenLoss(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
 	r := rand.New(rand.NewPCG(1, 2))
 	b := testBatch(t, c, 0.5, randomRow(r, c, 3, 2), randomRow(r, c, 0, 4), randomRow(r, c, 5, 1))
 	checkGradients(t, g, b, nil, Dropout{})
@@ -110,7 +109,6 @@ func TestPreferenceLosses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer g.Close()
 			r := rand.New(rand.NewPCG(3, 4))
 			rows := []Row{randomRow(r, c, 3, 2), randomRow(r, c, 3, 1), randomRow(r, c, 1, 3), randomRow(r, c, 1, 3)}
 			b := testBatch(t, c, 0, rows...)
@@ -155,7 +153,6 @@ func TestSDPO(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
 	r := rand.New(rand.NewPCG(3, 4))
 	b := testBatch(t, c, 0, randomRow(r, c, 3, 2), randomRow(r, c, 3, 1), randomRow(r, c, 1, 3), randomRow(r, c, 1, 3))
 	for _, pairs := range [][]Pair{
@@ -190,7 +187,6 @@ func TestPacking(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
 	r := rand.New(rand.NewPCG(5, 6))
 	rows := []Row{randomRow(r, c, 3, 2), randomRow(r, c, 1, 4), randomRow(r, c, 0, 1)}
 	if _, err := g.Run(testBatch(t, c, 1, rows...), nil, Dropout{}); err != nil {
@@ -218,7 +214,6 @@ func TestMemorises(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
 	r := rand.New(rand.NewPCG(7, 8))
 	b := testBatch(t, c, 0, randomRow(r, c, 2, 3), randomRow(r, c, 3, 3))
 	solver := ops.NewSolver(0.01, 0)

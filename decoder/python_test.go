@@ -92,14 +92,13 @@ func pythonOpens(t *testing.T, python string, c Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
 	lines := bufio.NewScanner(bytes.NewReader(out))
 	for i, row := range rows {
 		b := testBatch(t, c, 0, row)
 		if _, err := g.Run(b, nil, Dropout{}); err != nil {
 			t.Fatal(err)
 		}
-		ours := g.logp.Data().([]float32)[:b.Predictions(0)]
+		ours := g.machine.Value(g.logp).Data().([]float32)[:b.Predictions(0)]
 		var theirs []float64
 		if !lines.Scan() || json.Unmarshal(lines.Bytes(), &theirs) != nil || len(theirs) != len(ours) {
 			t.Fatalf("row %d: %s, want %d numbers", i, lines.Bytes(), len(ours))

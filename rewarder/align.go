@@ -368,7 +368,6 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 	if err != nil {
 		return err
 	}
-	defer scorer.Close()
 	preference, lambda := a.cfg.preference(), a.cfg.Lambda
 	if a.cfg.Loss == LossBest {
 		lambda = 0
@@ -377,7 +376,6 @@ func (a *aligner) train(ctx context.Context, reference, aligned *decoder.Weights
 	if err != nil {
 		return err
 	}
-	defer graph.Close()
 	solver := ops.NewSolver(a.cfg.LearningRate, 0)
 	order := make([]int, len(compared))
 	for i := range order {
@@ -520,7 +518,6 @@ func (a *aligner) logProbs(w *decoder.Weights, rows []decoder.Row) (logp []float
 	if err != nil {
 		return nil, 0, err
 	}
-	defer scorer.Close()
 	for lo := 0; lo < len(rows); {
 		b := decoder.NewBatch(0)
 		for lo < len(rows) {

@@ -55,18 +55,6 @@ func (c *Core) Sessions() int64 { return c.data.seen }
 // Quality is what the reward model was worth on held-out users when it last learned.
 func (c *Core) Quality() Quality { return c.quality }
 
-// Close frees the models.
-func (c *Core) Close() error {
-	var err error
-	for _, m := range []*Model{c.model, c.second} {
-		if m != nil {
-			err = errors.Join(err, m.Close())
-		}
-	}
-	c.model, c.second = nil, nil
-	return err
-}
-
 // Learn brings the reward models up to date and measures the first on held-out users. A
 // codebook of another shape needs other models. round tells calls apart.
 func (c *Core) Learn(ctx context.Context, cb *semanticid.Codebook, round uint64, progress func(stage, unit string, done, total int)) error {
@@ -78,9 +66,7 @@ func (c *Core) Learn(ctx context.Context, cb *semanticid.Codebook, round uint64,
 	c.avg = averages(train)
 	epochs := 1
 	if shape := [2]int{cb.Levels(), cb.Codes()}; c.model == nil || c.shape != shape {
-		if err := c.Close(); err != nil {
-			return err
-		}
+		c.model, c.second = nil, nil
 		var err error
 		if c.model, err = NewModel(c.cfg.Network, cb.Levels(), cb.Codes(), max(c.avg.WatchMs, 1), c.cfg.LearningRate, c.cfg.Seed); err != nil {
 			return err
@@ -175,7 +161,8 @@ func (c *Core) rejected(o *Outcome, err error) error {
 		return nil
 	case errors.Is(err, ErrDiverged):
 		o.Why = err.Error()
-		return c.Close()
+		c.model, c.second = nil, nil // the next round begins anew
+		return nil
 	}
 	return err
 }

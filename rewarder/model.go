@@ -117,10 +117,9 @@ type Model struct {
 
 // net is the model's expression graph on a machine of its own.
 type net struct {
-	vm     gorgonia.VM
-	params []gorgonia.ValueGrad
-	cost   gorgonia.Value
-	logits gorgonia.Value
+	machine      *ops.Machine
+	params       []gorgonia.ValueGrad
+	cost, logits *gorgonia.Node
 }
 
 // NewModel returns an untrained model for a codebook's shape; scaleMs is the mean
@@ -198,29 +197,27 @@ func (m *Model) build(train bool) (_ *net, err error) {
 	x = ops.Add(b, x, ops.Linear(b, h, p["down"]))
 	z := ops.Linear(b, ops.RMSNorm(b, x, p["norm"]), p["heads"])
 	z = m.onPriors(z, p["trust"])
-	n := new(net)
-	gorgonia.Read(z, &n.logits)
+	n := &net{logits: z}
 	if !train {
-		n.vm = gorgonia.NewTapeMachine(g)
-		return n, nil
+		n.machine, err = ops.NewMachine(g, z)
+		return n, err
 	}
 	ones := make([]float32, m.cfg.Rows)
 	for i := range ones {
 		ones[i] = 1
 	}
 	weight := gorgonia.NodeFromAny(g, tensor.New(tensor.WithShape(m.cfg.Rows), tensor.WithBacking(ones)), gorgonia.WithName("ones"))
-	cost := gorgonia.Must(gorgonia.Mul(weight, m.loss(z)))
-	gorgonia.Read(cost, &n.cost)
-	if _, err := gorgonia.Grad(cost, nodes...); err != nil {
+	n.cost = gorgonia.Must(gorgonia.Mul(weight, m.loss(z)))
+	gradients, err := gorgonia.Grad(n.cost, nodes...)
+	if err != nil {
 		return nil, fmt.Errorf("differentiate the reward model's graph: %w", err)
 	}
-	n.vm = gorgonia.NewTapeMachine(g, gorgonia.BindDualValues(nodes...))
-	n.params = gorgonia.NodesToValueGrads(nodes)
+	if n.machine, err = ops.NewMachine(g, append(gorgonia.Nodes{z, n.cost}, gradients...)...); err != nil {
+		return nil, fmt.Errorf("build the reward model's graph: %w", err)
+	}
+	n.params = n.machine.Model(nodes, gradients)
 	return n, nil
 }
-
-// Close frees the machines.
-func (m *Model) Close() error { return errors.Join(m.train.vm.Close(), m.infer.vm.Close()) }
 
 // onPriors adds what is known of items and users without the model, by how far each is trusted.
 func (m *Model) onPriors(z, trust *gorgonia.Node) *gorgonia.Node {
@@ -418,9 +415,7 @@ func (m *Model) split(examples []Example, fn func(lo int, part []Example) error)
 
 func (m *Model) run(n *net, part []Example) error {
 	m.load(part)
-	ops.ZeroGradients(n.params)
-	n.vm.Reset()
-	if err := n.vm.RunAll(); err != nil {
+	if err := n.machine.Run(); err != nil {
 		return fmt.Errorf("run the reward model's graph: %w", err)
 	}
 	return nil
@@ -442,9 +437,9 @@ func (m *Model) Train(examples []Example, rng *rand.Rand) (float64, error) {
 		if err != nil {
 			return err
 		}
-		loss, ok := m.train.cost.Data().(float32)
+		loss, ok := m.train.machine.Value(m.train.cost).Data().(float32)
 		if !ok || loss != loss {
-			return fmt.Errorf("train reward model: the loss is %v", m.train.cost)
+			return fmt.Errorf("train reward model: the loss is %v", m.train.machine.Value(m.train.cost))
 		}
 		sum += float64(loss)
 		steps++
@@ -469,7 +464,7 @@ func (m *Model) Predict(examples []Example) ([]Prediction, error) {
 		if err := m.run(m.infer, part); err != nil {
 			return err
 		}
-		z, ok := m.infer.logits.Data().([]float32)
+		z, ok := m.infer.machine.Value(m.infer.logits).Data().([]float32)
 		if !ok {
 			return errors.New("predict: the reward model has no outputs")
 		}

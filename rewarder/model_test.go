@@ -17,11 +17,6 @@ func testModel(t testing.TB) *Model {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	return m
 }
 
@@ -61,7 +56,7 @@ func TestGradients(t *testing.T) {
 		if err := m.run(m.train, examples); err != nil {
 			t.Fatal(err)
 		}
-		return float64(m.train.cost.Data().(float32))
+		return float64(m.train.machine.Value(m.train.cost).Data().(float32))
 	})
 }
 
@@ -72,7 +67,7 @@ func TestLossByHand(t *testing.T) {
 	if err := m.run(m.train, examples); err != nil {
 		t.Fatal(err)
 	}
-	got := float64(m.train.cost.Data().(float32))
+	got := float64(m.train.machine.Value(m.train.cost).Data().(float32))
 	predicted, err := m.Predict(examples)
 	if err != nil {
 		t.Fatal(err)

@@ -86,7 +86,7 @@ func (s *Service) Run(ctx context.Context) (*Report, error) {
 	var last *Report
 	err := stream.Lead(ctx, s.Cluster, Group, s.Static, s.OnReady, func(ctx context.Context) error {
 		r := &run{Service: s, core: NewCore(s.Reward), offsets: make(map[int32]int64), report: new(Report)}
-		err := errors.Join(r.run(ctx), r.core.Close())
+		err := r.run(ctx)
 		last = r.report
 		if ctx.Err() == nil {
 			return err

@@ -440,8 +440,7 @@ func (m Memory) String() string {
 
 // fits returns what training takes, and an error if that is more than is available.
 func (l *Learner) fits(c decoder.Config, tokens int) (Memory, error) {
-	m := Memory{Memory: c.Memory(tokens)}
-	m.Scorer = m.Activations / 2
+	m := Memory{Memory: c.Memory(tokens), Scorer: c.ScorerMemory(tokens)}
 	m.Buffer = int64(l.cfg.Buffer+l.cfg.MaxHoldout) * (4*int64(l.cfg.History+l.cfg.Session) + 64)
 	if l.Available > 0 && m.Total() > l.Available {
 		return m, fmt.Errorf("training takes %v; %d MiB are available. Choose a smaller --preset, --batch-tokens or --replay-buffer", m, l.Available>>20)

@@ -98,7 +98,6 @@ func TokenLoss(w *decoder.Weights, file string, heldOut bool, batchTokens int) (
 	if err != nil {
 		return 0, 0, err
 	}
-	defer func() { err = errors.Join(err, g.Close()) }()
 	b := decoder.NewBatch(0)
 	sum, total, weight := 0.0, 0.0, 0.0
 	score := func() error {

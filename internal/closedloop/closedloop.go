@@ -283,7 +283,6 @@ func (l *loop) train(ctx context.Context) (err error) {
 // align makes the rounds; a round that its gates reject leaves the reference where it was.
 func (l *loop) align(ctx context.Context) (err error) {
 	core := rewarder.NewCore(l.cfg.Reward)
-	defer func() { err = errors.Join(err, core.Close()) }()
 	for _, j := range l.judged {
 		core.Add(j)
 	}

@@ -277,7 +277,6 @@ func (r *run) train(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer graph.Close()
 	rng := rand.New(rand.NewPCG(c.Seed, 0x7a11d))
 	users := make([]int32, len(r.data.Sequences))
 	for i, u := range rng.Perm(len(users)) {

@@ -3,8 +3,8 @@
 // gorgonia's part is the expression graph, its differentiation, its machine and
 // its solvers; the arithmetic is in internal/kernels. A node costs gorgonia a few
 // microseconds, so operations are coarse: one for a matrix product, one for a
-// whole attention layer. Each operation owns its output tensor, which is
-// overwritten at the next run of the graph.
+// whole attention layer. A [Machine] gives each operation the place of its output,
+// which is overwritten when nobody reads it any more, in the next run at the latest.
 //
 // The tensors of activations have a fixed capacity of rows; how many of them are
 // in use is a property of the batch, which the kernels read through a pointer.
@@ -50,8 +50,7 @@ type op struct {
 func Apply(name string, shape tensor.Shape, forward Forward, diff Derivative, inputs ...*gorgonia.Node) *gorgonia.Node {
 	o := &op{
 		name: name, id: counter.Add(1), shape: shape, forward: forward, diff: diff,
-		out: tensor.New(tensor.WithShape(shape...), tensor.Of(tensor.Float32)),
-		in:  make([][]float32, len(inputs)),
+		in: make([][]float32, len(inputs)),
 	}
 	for _, n := range inputs {
 		o.dims = append(o.dims, n.Dims())
@@ -72,6 +71,9 @@ func (o *op) Type() hm.Type {
 func (o *op) InferShape(...gorgonia.DimSizer) (tensor.Shape, error) { return o.shape.Clone(), nil }
 
 func (o *op) Do(in ...gorgonia.Value) (gorgonia.Value, error) {
+	if o.out == nil { // another machine than ours
+		o.out = tensor.New(tensor.WithShape(o.shape...), tensor.Of(tensor.Float32))
+	}
 	for i, v := range in {
 		data, ok := v.Data().([]float32)
 		if !ok {

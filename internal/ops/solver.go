@@ -21,16 +21,6 @@ type Solver struct {
 	grads    [][]float32
 }
 
-// ZeroGradients makes a model ready for a run: gorgonia's machine adds to the
-// gradients that it finds.
-func ZeroGradients(model []gorgonia.ValueGrad) {
-	for _, n := range model {
-		if grad, err := n.Grad(); err == nil && grad != nil { // none before the first run
-			clear(grad.Data().([]float32))
-		}
-	}
-}
-
 // NewSolver returns a solver with moments of zero; beta2 is 0.99, which forgets
 // faster than the usual 0.999, for a stream that drifts.
 func NewSolver(learningRate, weightDecay float64) *Solver {

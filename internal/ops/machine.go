@@ -1,0 +1,242 @@
+package ops
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"gorgonia.org/gorgonia"
+	"gorgonia.org/tensor"
+
+	"onerec/internal/kernels"
+)
+
+// Machine runs an expression graph, as gorgonia's TapeMachine does, in memory that is planned:
+// what an operation gives lies where another's result was that nobody reads any more. Of the
+// activations' gradients, of which a TapeMachine keeps one for each node, a few are there at a
+// time, and a parameter's gradient is the operation's result and no copy of it.
+//
+// It is not safe for concurrent use.
+type Machine struct {
+	steps  []step
+	of     map[*gorgonia.Node]int // step of a node
+	values []gorgonia.Value       // of each step
+	floats int                    // planned
+}
+
+// step is a node that a run visits, after those it reads.
+type step struct {
+	node *gorgonia.Node
+	in   []int
+	last int // the last step that reads it; the number of steps if its value is asked for
+	out  []float32
+	sum  bool // out = in[0] + in[1], gorgonia's sum of gradients; out may lie where one of them does
+}
+
+// planned reports whether the result has a place by plan: gorgonia's own operations find one
+// themselves; there are few, over small tensors.
+func (s step) planned() bool {
+	_, ours := s.node.Op().(*op)
+	return ours || s.sum
+}
+
+// NewMachine plans how the values of outputs are computed.
+func NewMachine(g *gorgonia.ExprGraph, outputs ...*gorgonia.Node) (*Machine, error) {
+	wanted := make(map[*gorgonia.Node]bool)
+	var want func(n *gorgonia.Node)
+	want = func(n *gorgonia.Node) {
+		if wanted[n] {
+			return
+		}
+		wanted[n] = true
+		for _, c := range children(g, n) {
+			want(c)
+		}
+	}
+	for _, n := range outputs {
+		want(n)
+	}
+	m := &Machine{of: make(map[*gorgonia.Node]int)}
+	for _, n := range g.AllNodes() { // a node is made after those that it reads
+		if !wanted[n] {
+			continue
+		}
+		s := step{node: n}
+		for _, c := range children(g, n) {
+			i, ok := m.of[c]
+			if !ok {
+				return nil, fmt.Errorf("plan a graph: %v reads %v, which comes after it", n, c)
+			}
+			s.in = append(s.in, i)
+			m.steps[i].last = len(m.steps)
+		}
+		s.sum = isSum(n, children(g, n))
+		m.of[n] = len(m.steps)
+		m.steps = append(m.steps, s)
+	}
+	for _, n := range outputs {
+		m.steps[m.of[n]].last = len(m.steps)
+	}
+	for i := len(m.steps) - 1; i >= 0; i-- {
+		if s := m.steps[i]; !s.planned() { // what gorgonia's operations give may lie in what they read
+			for _, j := range s.in {
+				m.steps[j].last = max(m.steps[j].last, s.last)
+			}
+		}
+	}
+	m.values = make([]gorgonia.Value, len(m.steps))
+	m.plan()
+	return m, nil
+}
+
+func children(g *gorgonia.ExprGraph, n *gorgonia.Node) (out gorgonia.Nodes) {
+	for it := g.From(n.ID()); it.Next(); {
+		out = append(out, it.Node().(*gorgonia.Node))
+	}
+	return out
+}
+
+// isSum reports whether a node is gorgonia's sum of two tensors of one shape.
+func isSum(n *gorgonia.Node, terms gorgonia.Nodes) bool {
+	if _, ours := n.Op().(*op); ours || n.Op() == nil || n.Dims() == 0 {
+		return false
+	}
+	return n.Op().String() == sumOp && terms[0].Shape().Eq(n.Shape()) && terms[1].Shape().Eq(n.Shape())
+}
+
+// sumOp is how gorgonia writes the operation of such a node.
+var sumOp = func() string {
+	g := gorgonia.NewGraph()
+	x := gorgonia.NewVector(g, tensor.Float32, gorgonia.WithShape(2), gorgonia.WithName("x"))
+	y := gorgonia.NewVector(g, tensor.Float32, gorgonia.WithShape(2), gorgonia.WithName("y"))
+	return gorgonia.Must(gorgonia.Add(x, y)).Op().String()
+}()
+
+// plan gives every operation of ours, and every sum, a place for its result: the smallest of
+// those that are free and large enough.
+func (m *Machine) plan() {
+	var free [][]float32
+	for i := range m.steps {
+		s := &m.steps[i]
+		if s.planned() {
+			size := s.node.Shape().TotalSize()
+			if s.sum {
+				s.out = m.takeOver(i)
+			}
+			if s.out == nil {
+				best := -1
+				for j, b := range free {
+					if cap(b) >= size && (best < 0 || cap(b) < cap(free[best])) {
+						best = j
+					}
+				}
+				if best >= 0 {
+					s.out = free[best]
+					free = slices.Delete(free, best, best+1)
+				} else {
+					s.out = make([]float32, size)
+					m.floats += size
+				}
+			}
+			s.out = s.out[:size]
+			t := tensor.New(tensor.WithShape(s.node.Shape().Clone()...), tensor.WithBacking(s.out))
+			if o, ours := s.node.Op().(*op); ours {
+				o.out = t
+			}
+			m.values[i] = t
+		}
+		for _, j := range slices.Compact(slices.Sorted(slices.Values(s.in))) {
+			if in := &m.steps[j]; in.last == i && in.out != nil && !same(in.out, s.out) {
+				free = append(free, in.out)
+			}
+		}
+	}
+}
+
+// takeOver returns the place of one that sum i is the last to read, nil if there is none.
+func (m *Machine) takeOver(i int) []float32 {
+	for _, j := range m.steps[i].in {
+		if in := m.steps[j]; in.last == i && in.out != nil {
+			return in.out
+		}
+	}
+	return nil
+}
+
+func same(a, b []float32) bool { return len(a) > 0 && len(b) > 0 && &a[0] == &b[0] }
+
+// Planned returns how many bytes the results of operations take.
+func (m *Machine) Planned() int { return 4 * m.floats }
+
+// Run computes the outputs.
+func (m *Machine) Run() error {
+	var in []gorgonia.Value
+	for i := range m.steps {
+		s := &m.steps[i]
+		switch {
+		case s.node.Op() == nil:
+			if m.values[i] = s.node.Value(); m.values[i] == nil {
+				return fmt.Errorf("input %v has no value", s.node)
+			}
+			continue
+		case s.sum:
+			a, okA := m.values[s.in[0]].Data().([]float32)
+			b, okB := m.values[s.in[1]].Data().([]float32)
+			if !okA || !okB || len(a) != len(s.out) || len(b) != len(s.out) {
+				return fmt.Errorf("%v: the terms are not of its shape", s.node)
+			}
+			if same(b, s.out) {
+				a, b = b, a
+			}
+			if !same(a, s.out) {
+				copy(s.out, a)
+			}
+			kernels.Add(s.out, b)
+			continue
+		}
+		in = in[:0]
+		for _, j := range s.in {
+			in = append(in, m.values[j])
+		}
+		v, err := s.node.Op().Do(in...)
+		if err != nil {
+			return fmt.Errorf("%v: %w", s.node, err)
+		}
+		m.values[i] = v
+	}
+	return nil
+}
+
+// Value returns what the last run found for an output; nil before the first.
+func (m *Machine) Value(n *gorgonia.Node) gorgonia.Value {
+	i, ok := m.of[n]
+	if !ok {
+		return nil
+	}
+	return m.values[i]
+}
+
+// Model returns parameters and their gradients, for a Solver.
+func (m *Machine) Model(params, gradients gorgonia.Nodes) []gorgonia.ValueGrad {
+	out := make([]gorgonia.ValueGrad, len(params))
+	for i := range params {
+		out[i] = parameter{params[i], gradients[i], m}
+	}
+	return out
+}
+
+type parameter struct {
+	node, gradient *gorgonia.Node
+	m              *Machine
+}
+
+var errNotRun = errors.New("there is no gradient before a run")
+
+func (p parameter) Value() gorgonia.Value { return p.node.Value() }
+
+func (p parameter) Grad() (gorgonia.Value, error) {
+	if v := p.m.Value(p.gradient); v != nil {
+		return v, nil
+	}
+	return nil, errNotRun
+}

@@ -1,0 +1,175 @@
+package ops
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"gorgonia.org/gorgonia"
+	"gorgonia.org/tensor"
+	"pgregory.net/rapid"
+)
+
+// part is a batch of which a number of rows are in use.
+type part struct{ rows int }
+
+func (p *part) Len() int      { return p.rows }
+func (p *part) Bounds() []int { return []int{0, p.rows / 2, p.rows} }
+
+// world is a graph and what it reads: parameters, a batch, and what the cost weighs.
+type world struct {
+	g         *gorgonia.ExprGraph
+	b         *part
+	params    gorgonia.Nodes
+	cost      *gorgonia.Node
+	gradients gorgonia.Nodes
+}
+
+const (
+	rows, width = 6, 4
+)
+
+// draw makes a graph of operations that follows from plan alone: each number chooses an operation and,
+// among those that there are, what it reads, so that results have several readers, early and late.
+func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
+	w := &world{g: gorgonia.NewGraph(), b: &part{rows}}
+	rng := rand.New(rand.NewPCG(seed, 1))
+	param := func(shape ...int) *gorgonia.Node {
+		data := make([]float32, tensor.Shape(shape).TotalSize())
+		for i := range data {
+			data[i] = float32(rng.NormFloat64())
+		}
+		n := gorgonia.NewTensor(w.g, tensor.Float32, len(shape), gorgonia.WithShape(shape...), gorgonia.WithName(fmt.Sprint("p", len(w.params))),
+			gorgonia.WithValue(tensor.New(tensor.WithShape(shape...), tensor.WithBacking(data))))
+		w.params = append(w.params, n)
+		return n
+	}
+	ids := func() []int32 { return []int32{0, 2, 1, 2, 0, 1}[:w.b.rows] }
+	table := param(3, width)
+	made := []*gorgonia.Node{Embed(table, ids, rows)}
+	for _, p := range plan {
+		x, y := made[p/8%len(made)], made[p/64%len(made)]
+		var n *gorgonia.Node
+		switch p % 6 {
+		case 0:
+			n = Linear(w.b, x, param(width, width))
+		case 1:
+			n = RMSNorm(w.b, x, param(width))
+		case 2:
+			n = SwiGLU(w.b, Linear(w.b, x, param(2*width, width)))
+		case 3:
+			n = Attention(w.b, Linear(w.b, x, param(3*width, width)), 2, true, nil, nil)
+		case 4:
+			n = Mul(w.b, x, y)
+		case 5:
+			n = Add(w.b, x, y)
+		}
+		made = append(made, n)
+	}
+	// Everything that was made counts, so that every gradient is a sum.
+	sum := made[0]
+	for _, n := range made[1:] {
+		sum = Add(w.b, sum, n)
+	}
+	logp := LogProbs(RMSNorm(w.b, sum, param(width)), table, func() (at, target []int32) {
+		return []int32{0, 1, int32(w.b.rows - 1)}, []int32{1, 0, 2}
+	}, rows)
+	ones := tensor.New(tensor.WithShape(rows), tensor.WithBacking([]float32{1, 2, 3, 1, 1, 1}))
+	w.cost = gorgonia.Must(gorgonia.Mul(gorgonia.NodeFromAny(w.g, ones, gorgonia.WithName("ones")), logp))
+	var err error
+	if w.gradients, err = gorgonia.Grad(w.cost, w.params...); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// TestMachine: whatever the graph, the machine finds what gorgonia's finds, also in a second run with other weights
+// and fewer rows, and takes less memory than a place for each result.
+func TestMachine(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		plan := rapid.SliceOfN(rapid.IntRange(0, 1<<12), 0, 12).Draw(t, "plan")
+		seed := rapid.Uint64().Draw(t, "seed")
+		ours, theirs := draw(t, plan, seed), draw(t, plan, seed)
+		m, err := NewMachine(ours.g, append(gorgonia.Nodes{ours.cost}, ours.gradients...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tape := gorgonia.NewTapeMachine(theirs.g, gorgonia.BindDualValues(theirs.params...))
+		defer tape.Close()
+		model := m.Model(ours.params, ours.gradients)
+		for run := range 2 {
+			if err := m.Run(); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range theirs.params { // the tape machine adds to what it finds
+				if g, err := p.Grad(); err == nil && g != nil {
+					clear(g.Data().([]float32))
+				}
+			}
+			tape.Reset()
+			if err := tape.RunAll(); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := m.Value(ours.cost).Data(), theirs.cost.Value().Data(); got != want {
+				t.Fatalf("run %d: the cost is %v, want %v", run, got, want)
+			}
+			for i, p := range theirs.params {
+				want, err := p.Grad()
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := model[i].Grad()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for j, v := range want.Data().([]float32) {
+					if got.Data().([]float32)[j] != v && v == v {
+						t.Fatalf("run %d: gradient %d is %v, want %v", run, i, got.Data(), want.Data())
+					}
+				}
+			}
+			for _, w := range []*world{ours, theirs} {
+				w.b.rows = rows - 2
+				for _, p := range w.params {
+					for j, v := range p.Value().Data().([]float32) {
+						p.Value().Data().([]float32)[j] = 1 - v/2
+					}
+				}
+			}
+		}
+		each := 0
+		for _, s := range m.steps {
+			if s.planned() {
+				each += 4 * len(s.out)
+			}
+		}
+		if len(plan) > 2 && m.Planned() > each*3/4 {
+			t.Fatalf("%d bytes are planned, a place for each result takes %d", m.Planned(), each)
+		}
+	})
+}
+
+func TestMachineRefuses(t *testing.T) {
+	w := draw(t, nil, 1)
+	m, err := NewMachine(w.g, w.cost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := m.Value(w.cost); v != nil {
+		t.Errorf("before a run the cost is %v", v)
+	}
+	if v := m.Value(w.gradients[0]); v != nil {
+		t.Errorf("what nobody asked for is %v", v)
+	}
+	if _, err := m.Model(w.params, w.gradients)[0].Grad(); err == nil {
+		t.Error("there is a gradient before a run")
+	}
+	x := gorgonia.NewMatrix(w.g, tensor.Float32, gorgonia.WithShape(rows, width), gorgonia.WithName("unset"))
+	y := Linear(w.b, x, w.params[0])
+	if m, err = NewMachine(w.g, y); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Run(); err == nil {
+		t.Error("an input without a value was read")
+	}
+}
