@@ -16,8 +16,8 @@
 // # Training and generation
 //
 // Training goes through gorgonia: the model is an expression graph of coarse
-// operations (ops.go) over internal/kernels, differentiated by gorgonia and
-// stepped by a gorgonia Solver (graph.go, solver.go). Generation (generate.go)
+// operations over internal/kernels, differentiated by gorgonia and stepped by a
+// gorgonia Solver; a machine that plans its memory runs it (graph.go, internal/ops). Generation (generate.go)
 // drives the same kernels directly with a KV cache. A test holds the two against
 // each other.
 package decoder

@@ -16,10 +16,11 @@ type Memory struct {
 	Weights     int64 // as trained, and their average
 	Optimizer   int64 // gradients and moments
 	Activations int64 // of a batch, and the gradients of a layer
+	Scratch     int64 // what the kernels lay out meanwhile
 }
 
 // Total is the sum.
-func (m Memory) Total() int64 { return m.Weights + m.Optimizer + m.Activations }
+func (m Memory) Total() int64 { return m.Weights + m.Optimizer + m.Activations + m.Scratch }
 
 // Memory returns what training takes with batches of at most so many tokens.
 func (c Config) Memory(tokens int) Memory {
@@ -32,18 +33,23 @@ func (c Config) Memory(tokens int) Memory {
 		weights += n
 	}
 	d, f, vocab := int64(c.Dim), int64(c.Hidden), int64(c.Vocab())
-	// Of a layer stays, for its gradient: both norms and both sums, the turned queries, keys and
-	// values, what attention gives, and the feed-forward part. The gradients of one layer are
-	// there at a time, and what the products lay out. The embedding has two gradients, as input
-	// and as output, and one that is being summed.
-	floats := int64(tokens) * (int64(c.Layers)*(8*d+3*f) + 7*d + 5*f)
-	floats += kernels.LogitRows * (vocab + d)
-	return Memory{Weights: 2 * 4 * weights, Optimizer: 4 * (3*weights + 2*vocab*d), Activations: 4 * floats}
+	// Of a layer stays, for its gradient: both sums, the turned queries, keys and values, what
+	// attention gives, and what goes into SwiGLU; the rest is computed again. The gradients of one
+	// layer are there at a time. The embedding has two gradients, as output and, when all
+	// that is gone, as input.
+	activations := max(int64(tokens)*(int64(c.Layers)*(6*d+2*f)+d+3*f), vocab*d)
+	return Memory{Weights: 2 * 4 * weights, Optimizer: 3 * 4 * weights, Activations: 4 * activations, Scratch: c.scratch(tokens)}
+}
+
+// scratch is what the kernels take: logits, and matrices laid out for products.
+func (c Config) scratch(tokens int) int64 {
+	d, f, vocab := int64(c.Dim), int64(c.Hidden), int64(c.Vocab())
+	return 4 * (kernels.LogitRows*(vocab+d) + max(vocab*d, int64(tokens)*2*f))
 }
 
 // ScorerMemory returns what a scorer of batches of at most so many tokens takes, in bytes, beside
 // the weights: the turned queries, keys and values of each layer, and the rest of one.
 func (c Config) ScorerMemory(tokens int) int64 {
 	d, f := int64(c.Dim), int64(c.Hidden)
-	return 4 * (int64(tokens)*(int64(c.Layers)*3*d+3*d+3*f) + kernels.LogitRows*(int64(c.Vocab())+d))
+	return 4*int64(tokens)*(int64(c.Layers)*3*d+d+3*f) + c.scratch(tokens)
 }

@@ -435,7 +435,7 @@ func (m Memory) Total() int64 { return m.Memory.Total() + m.Scorer + m.Buffer }
 
 func (m Memory) String() string {
 	const mib = 1 << 20
-	return fmt.Sprintf("%d MiB: weights %d, optimizer %d, activations %d, scorer %d, replay buffer %d", m.Total()/mib, m.Weights/mib, m.Optimizer/mib, m.Activations/mib, m.Scorer/mib, m.Buffer/mib)
+	return fmt.Sprintf("%d MiB: weights %d, optimizer %d, activations %d, scratch %d, scorer %d, replay buffer %d", m.Total()/mib, m.Weights/mib, m.Optimizer/mib, m.Activations/mib, m.Scratch/mib, m.Scorer/mib, m.Buffer/mib)
 }
 
 // fits returns what training takes, and an error if that is more than is available.

@@ -371,7 +371,7 @@ var errNotStored = errors.New("the checkpoint was not stored")
 func (r *run) trains() {
 	m := r.learner.Memory()
 	const mib = 1 << 20
-	r.Log.Info("memory of training, at most", "mib", m.Total()/mib, "weights", m.Weights/mib, "optimizer", m.Optimizer/mib, "activations", m.Activations/mib, "scorer", m.Scorer/mib, "replay_buffer", m.Buffer/mib)
+	r.Log.Info("memory of training, at most", "mib", m.Total()/mib, "weights", m.Weights/mib, "optimizer", m.Optimizer/mib, "activations", m.Activations/mib, "scratch", m.Scratch/mib, "scorer", m.Scorer/mib, "replay_buffer", m.Buffer/mib)
 	r.Metrics.memory(m)
 	if r.Metrics != nil && r.peak == 0 {
 		r.peak = kernels.Peak()

@@ -30,7 +30,7 @@ func Linear(b Rows, x, w *gorgonia.Node) *gorgonia.Node {
 		}, nil, dy, v[1])
 		dw := Apply("linear dw", matrix(out, in), func(dw []float32, g [][]float32) {
 			kernels.Gemm(true, false, out, in, b.Len(), 1, g[0], out, g[1], in, 0, dw, in)
-		}, nil, dy, v[0])
+		}, nil, dy, recomputed(v[0]))
 		return gorgonia.Nodes{dx, dw}
 	}, x, w)
 }
@@ -39,7 +39,7 @@ func Linear(b Rows, x, w *gorgonia.Node) *gorgonia.Node {
 func RMSNorm(b Rows, x, gain *gorgonia.Node) *gorgonia.Node {
 	capacity, d := x.Shape()[0], cols(x)
 	rstd := make([]float32, capacity)
-	return Apply("rmsnorm", matrix(capacity, d), func(y []float32, v [][]float32) {
+	return light(Apply("rmsnorm", matrix(capacity, d), func(y []float32, v [][]float32) {
 		kernels.RMSNorm(y, rstd, v[0], v[1], b.Len(), d)
 	}, func(v gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
 		// One kernel gives both gradients; the second node reads what the first
@@ -52,20 +52,20 @@ func RMSNorm(b Rows, x, gain *gorgonia.Node) *gorgonia.Node {
 		}, nil, dy, v[0], v[1])
 		dg := Apply("rmsnorm dgain", tensor.Shape{d}, func(out []float32, _ [][]float32) { copy(out, dgain) }, nil, dx)
 		return gorgonia.Nodes{dx, dg}
-	}, x, gain)
+	}, x, gain))
 }
 
 // SwiGLU maps rows x 2f to rows x f.
 func SwiGLU(b Rows, u *gorgonia.Node) *gorgonia.Node {
 	capacity, f := u.Shape()[0], cols(u)/2
-	return Apply("swiglu", matrix(capacity, f), func(y []float32, v [][]float32) {
+	return light(Apply("swiglu", matrix(capacity, f), func(y []float32, v [][]float32) {
 		kernels.SwiGLU(y, v[0], b.Len(), f)
 	}, func(v gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
 		return gorgonia.Nodes{Apply("swiglu du", matrix(capacity, 2*f), func(du []float32, g [][]float32) {
 			clear(du[:b.Len()*2*f])
 			kernels.SwiGLUBackward(du, g[0], g[1], b.Len(), f)
 		}, nil, dy, v[0])}
-	}, u)
+	}, u))
 }
 
 // AddDropout is x + dropout(y); p and the seed are read at each run, and the
@@ -159,15 +159,15 @@ func LogProbs(h, table *gorgonia.Node, predictions func() (at, target []int32), 
 		clear(out[len(at):])
 		kernels.LogProbs(out, v[0], at, target, v[1], vocab, d)
 	}, func(v gorgonia.Nodes, _, grad *gorgonia.Node) gorgonia.Nodes {
-		dtable := make([]float32, vocab*d)
-		dh := Apply("logprobs dh", matrix(rows, d), func(dh []float32, g [][]float32) {
+		// One kernel gives both gradients; the second node reads what the first one's run left.
+		dh := make([]float32, rows*d)
+		dt := Apply("logprobs dtable", matrix(vocab, d), func(dtable []float32, g [][]float32) {
 			at, target := predictions()
 			clear(dh)
 			clear(dtable)
 			kernels.LogProbsBackward(dh, dtable, g[0], g[1], at, target, g[2], vocab, d)
 		}, nil, grad, v[0], v[1])
-		dt := Apply("logprobs dtable", matrix(vocab, d), func(out []float32, _ [][]float32) { copy(out, dtable) }, nil, dh)
-		return gorgonia.Nodes{dh, dt}
+		return gorgonia.Nodes{Apply("logprobs dh", matrix(rows, d), func(out []float32, _ [][]float32) { copy(out, dh) }, nil, dt), dt}
 	}, h, table)
 }
 

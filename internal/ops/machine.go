@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -112,55 +113,74 @@ var sumOp = func() string {
 	return gorgonia.Must(gorgonia.Add(x, y)).Op().String()
 }()
 
-// plan gives every operation of ours, and every sum, a place for its result: the smallest of
-// those that are free and large enough.
+// plan gives every operation of ours, and every sum, a place for its result in one piece of
+// memory: the largest first, each at the lowest place that is free for as long as it is read
+// (greedy by size, Pisarchyk and Lee, arXiv 2001.03288, section 5.2).
 func (m *Machine) plan() {
-	var free [][]float32
+	var all []*place
+	at := make([]*place, len(m.steps))
 	for i := range m.steps {
 		s := &m.steps[i]
-		if s.planned() {
-			size := s.node.Shape().TotalSize()
-			if s.sum {
-				s.out = m.takeOver(i)
-			}
-			if s.out == nil {
-				best := -1
-				for j, b := range free {
-					if cap(b) >= size && (best < 0 || cap(b) < cap(free[best])) {
-						best = j
-					}
-				}
-				if best >= 0 {
-					s.out = free[best]
-					free = slices.Delete(free, best, best+1)
-				} else {
-					s.out = make([]float32, size)
-					m.floats += size
+		if !s.planned() {
+			continue
+		}
+		if s.sum { // it may lie where a term does that nobody else reads
+			for _, j := range s.in {
+				if at[j] != nil && m.steps[j].last == i {
+					at[i] = at[j]
 				}
 			}
-			s.out = s.out[:size]
-			t := tensor.New(tensor.WithShape(s.node.Shape().Clone()...), tensor.WithBacking(s.out))
-			if o, ours := s.node.Op().(*op); ours {
-				o.out = t
-			}
-			m.values[i] = t
 		}
-		for _, j := range slices.Compact(slices.Sorted(slices.Values(s.in))) {
-			if in := &m.steps[j]; in.last == i && in.out != nil && !same(in.out, s.out) {
-				free = append(free, in.out)
-			}
+		if at[i] == nil {
+			const line = 16 // floats of a cache line
+			size := (s.node.Shape().TotalSize() + line - 1) / line * line
+			at[i] = &place{from: i, size: size}
+			all = append(all, at[i])
 		}
+		at[i].to = max(at[i].to, s.last)
+	}
+	memory := make([]float32, pack(all))
+	m.floats = len(memory)
+	for i := range m.steps {
+		s := &m.steps[i]
+		if at[i] == nil {
+			continue
+		}
+		n := s.node.Shape().TotalSize()
+		s.out = memory[at[i].offset : at[i].offset+n : at[i].offset+n]
+		t := tensor.New(tensor.WithShape(s.node.Shape().Clone()...), tensor.WithBacking(s.out))
+		if o, ours := s.node.Op().(*op); ours {
+			o.out = t
+		}
+		m.values[i] = t
 	}
 }
 
-// takeOver returns the place of one that sum i is the last to read, nil if there is none.
-func (m *Machine) takeOver(i int) []float32 {
-	for _, j := range m.steps[i].in {
-		if in := m.steps[j]; in.last == i && in.out != nil {
-			return in.out
+// place is a piece of memory that is in use during steps from to to.
+type place struct{ from, to, size, offset int }
+
+// pack chooses offsets at which no two places overlap that are in use at the same time, and
+// returns the size of all together.
+func pack(all []*place) (size int) {
+	bySize := slices.SortedStableFunc(slices.Values(all), func(a, b *place) int { return cmp.Compare(b.size, a.size) })
+	var placed []*place // by offset
+	for _, p := range bySize {
+		gap := 0 // the lowest offset that may be free
+		for _, q := range placed {
+			if q.from > p.to || p.from > q.to {
+				continue
+			}
+			if q.offset-gap >= p.size {
+				break
+			}
+			gap = max(gap, q.offset+q.size)
 		}
+		p.offset = gap
+		i, _ := slices.BinarySearchFunc(placed, gap, func(q *place, offset int) int { return cmp.Compare(q.offset, offset) })
+		placed = slices.Insert(placed, i, p)
+		size = max(size, gap+p.size)
 	}
-	return nil
+	return size
 }
 
 func same(a, b []float32) bool { return len(a) > 0 && len(b) > 0 && &a[0] == &b[0] }

@@ -149,6 +149,42 @@ func TestMachine(t *testing.T) {
 	})
 }
 
+// TestPack: places that are in use at the same time never overlap, and together they are no larger than all of them
+// and no smaller than what is in use at any time.
+func TestPack(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var all []*place
+		sum := 0
+		for range rapid.IntRange(0, 30).Draw(t, "places") {
+			from := rapid.IntRange(0, 20).Draw(t, "from")
+			p := &place{from: from, to: from + rapid.IntRange(0, 10).Draw(t, "for"), size: 16 * rapid.IntRange(1, 9).Draw(t, "size")}
+			all, sum = append(all, p), sum+p.size
+		}
+		size := pack(all)
+		for i, p := range all {
+			if p.offset < 0 || p.offset+p.size > size {
+				t.Fatalf("%+v is outside of %d", *p, size)
+			}
+			for _, q := range all[:i] {
+				if p.from <= q.to && q.from <= p.to && p.offset < q.offset+q.size && q.offset < p.offset+p.size {
+					t.Fatalf("%+v and %+v overlap", *p, *q)
+				}
+			}
+		}
+		for now := range 31 {
+			used := 0
+			for _, p := range all {
+				if p.from <= now && now <= p.to {
+					used += p.size
+				}
+			}
+			if size < used || size > sum {
+				t.Fatalf("%d floats for %d at once and %d in all", size, used, sum)
+			}
+		}
+	})
+}
+
 func TestMachineRefuses(t *testing.T) {
 	w := draw(t, nil, 1)
 	m, err := NewMachine(w.g, w.cost)

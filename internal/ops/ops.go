@@ -1,7 +1,7 @@
 // Package ops makes gorgonia operations out of the float32 kernels.
 //
-// gorgonia's part is the expression graph, its differentiation, its machine and
-// its solvers; the arithmetic is in internal/kernels. A node costs gorgonia a few
+// gorgonia's part is the expression graph, its differentiation and what a solver
+// is; the arithmetic is in internal/kernels, and a [Machine] runs the graph. A node costs gorgonia a few
 // microseconds, so operations are coarse: one for a matrix product, one for a
 // whole attention layer. A [Machine] gives each operation the place of its output,
 // which is overwritten when nobody reads it any more, in the next run at the latest.
@@ -41,6 +41,8 @@ type op struct {
 	shape   tensor.Shape
 	forward Forward
 	diff    Derivative
+	inputs  gorgonia.Nodes
+	light   bool // see recomputed
 	out     *tensor.Dense
 	in      [][]float32
 }
@@ -49,13 +51,28 @@ type op struct {
 // inputs. A nil diff makes it the end of differentiation.
 func Apply(name string, shape tensor.Shape, forward Forward, diff Derivative, inputs ...*gorgonia.Node) *gorgonia.Node {
 	o := &op{
-		name: name, id: counter.Add(1), shape: shape, forward: forward, diff: diff,
+		name: name, id: counter.Add(1), shape: shape, forward: forward, diff: diff, inputs: inputs,
 		in: make([][]float32, len(inputs)),
 	}
 	for _, n := range inputs {
 		o.dims = append(o.dims, n.Dims())
 	}
 	return gorgonia.Must(gorgonia.ApplyOp(o, inputs...))
+}
+
+// light marks a node whose result takes little work, next to the memory that it takes.
+func light(n *gorgonia.Node) *gorgonia.Node {
+	n.Op().(*op).light = true
+	return n
+}
+
+// recomputed returns a node for a derivative that reads n: n itself or, if it is light, one that
+// computes it again, so that nothing is kept of it from the forward to the backward pass.
+func recomputed(n *gorgonia.Node) *gorgonia.Node {
+	if o, ok := n.Op().(*op); ok && o.light {
+		return Apply(o.name+" again", o.shape, o.forward, nil, o.inputs...)
+	}
+	return n
 }
 
 func (o *op) Arity() int { return len(o.dims) }
