@@ -5,25 +5,13 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
-
-	"onerec/semanticid"
 )
 
 // BenchmarkGenerate writes lists of 10 and of 1 item after 50 items of history, with the small preset.
 func BenchmarkGenerate(b *testing.B) {
-	const items, dim = 5000, 8
+	const items = 5000
 	r := rand.New(rand.NewPCG(1, 1))
-	x, names := make([]float32, items*dim), make([]string, items)
-	for i := range x {
-		x[i] = float32(r.NormFloat64())
-	}
-	for i := range names {
-		names[i] = fmt.Sprint(i)
-	}
-	cb, err := semanticid.Build(b.Context(), names, x, dim, semanticid.Config{Levels: 3, Codes: 128, Seed: 1})
-	if err != nil {
-		b.Fatal(err)
-	}
+	cb := randomCodebook(b, items, 3, 128, 1)
 	for _, preset := range []string{"small", "base"} {
 		c, err := Preset(preset, 3, 128, 50, 10)
 		if err != nil {
@@ -58,19 +46,9 @@ func BenchmarkGenerate(b *testing.B) {
 // BenchmarkNext asks the base preset for the 10 items most likely to come next of 10,000, after 50 items of history,
 // by 128 beams and by Next with the same width, where the model is sure of little, as random weights are, and of more.
 func BenchmarkNext(b *testing.B) {
-	const items, dim = 10_000, 16
+	const items = 10_000
 	r := rand.New(rand.NewPCG(1, 1))
-	x, names := make([]float32, items*dim), make([]string, items)
-	for i := range x {
-		x[i] = float32(r.NormFloat64())
-	}
-	for i := range names {
-		names[i] = fmt.Sprint(i)
-	}
-	cb, err := semanticid.Build(b.Context(), names, x, dim, semanticid.Config{Levels: 3, Codes: 256, Seed: 1})
-	if err != nil {
-		b.Fatal(err)
-	}
+	cb := randomCodebook(b, items, 3, 256, 1)
 	o := Options{Length: 1, Width: 128}
 	for range 50 {
 		o.History = append(o.History, cb.ID(r.Int32N(items)))

@@ -15,16 +15,21 @@ import (
 
 func testCodebook(t testing.TB, n, codes int) *semanticid.Codebook {
 	t.Helper()
-	r := rand.New(rand.NewPCG(11, 12))
-	x := make([]float32, n*4)
-	names := make([]string, n)
+	return randomCodebook(t, n, 2, codes, 11)
+}
+
+// randomCodebook is that of items at random places. rapid.T is no testing.TB.
+func randomCodebook(t interface{ Fatal(args ...any) }, n, levels, codes int, seed uint64) *semanticid.Codebook {
+	const dim = 4
+	r := rand.New(rand.NewPCG(seed, 12))
+	x, names := make([]float32, n*dim), make([]string, n)
 	for i := range x {
 		x[i] = float32(r.NormFloat64())
 	}
 	for i := range names {
 		names[i] = fmt.Sprint("i", i)
 	}
-	cb, err := semanticid.Build(context.Background(), names, x, 4, semanticid.Config{Levels: 2, Codes: codes, Seed: 1})
+	cb, err := semanticid.Build(context.Background(), names, x, dim, semanticid.Config{Levels: levels, Codes: codes, Seed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,14 +1,11 @@
 package decoder
 
 import (
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
 
 	"pgregory.net/rapid"
-
-	"onerec/semanticid"
 )
 
 // TestNextEqualsExhaustiveSearch: whatever trie, history and exclusions, the items are real, distinct and allowed,
@@ -23,17 +20,7 @@ func TestNextEqualsExhaustiveSearch(t *testing.T) {
 		items := max(1, most*rapid.SampledFrom([]int{0, 10, 100}).Draw(t, "full")/100)
 		seed := rapid.Uint64().Draw(t, "seed")
 		r := rand.New(rand.NewPCG(seed, 1))
-		x, names := make([]float32, items*4), make([]string, items)
-		for i := range x {
-			x[i] = float32(r.NormFloat64())
-		}
-		for i := range names {
-			names[i] = fmt.Sprint("i", i)
-		}
-		cb, err := semanticid.Build(t.Context(), names, x, 4, semanticid.Config{Levels: c.Levels, Codes: c.Codes, Seed: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
+		cb := randomCodebook(t, items, c.Levels, c.Codes, seed)
 		w, err := NewWeights(c, seed)
 		if err != nil {
 			t.Fatal(err)
