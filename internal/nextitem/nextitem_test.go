@@ -76,6 +76,16 @@ func TestRun(t *testing.T) {
 	if got.Model != want.Model || got.Best != want.Best {
 		t.Errorf("continued: %+v, want %+v", got.Model, want.Model)
 	}
+	wider := cfg
+	wider.Beams = 2 * cfg.Beams
+	again, err := Run(t.Context(), d, wider, true, dir, func(stage, _ string, _, _ int) {
+		if strings.HasPrefix(stage, "epoch") {
+			t.Error("with other beams it is trained again")
+		}
+	})
+	if err != nil || again.Best != want.Best || again.Config.Beams != wider.Beams {
+		t.Errorf("with other beams: %+v, %v", again, err)
+	}
 	other := cfg
 	other.Dropout = 0.1
 	if _, err := Run(t.Context(), d, other, true, dir, nil); err == nil || !strings.Contains(err.Error(), "another configuration") {

@@ -21,7 +21,7 @@ import (
 type Machine struct {
 	steps  []step
 	of     map[*gorgonia.Node]int // step of a node
-	values []gorgonia.Value       // of each step
+	values []gorgonia.Value       // of each step, as of the last run
 	floats int                    // planned
 }
 
@@ -29,9 +29,9 @@ type Machine struct {
 type step struct {
 	node *gorgonia.Node
 	in   []int
-	last int // the last step that reads it; the number of steps if its value is asked for
-	out  []float32
-	sum  bool // out = in[0] + in[1], gorgonia's sum of gradients; out may lie where one of them does
+	last int           // the last step that reads it; the number of steps if its value is asked for
+	out  *tensor.Dense // where the result lies by plan
+	sum  bool          // out = in[0] + in[1], gorgonia's sum of gradients; out may lie where one of them does
 }
 
 // planned reports whether the result has a place by plan: gorgonia's own operations find one
@@ -62,8 +62,8 @@ func NewMachine(g *gorgonia.ExprGraph, outputs ...*gorgonia.Node) (*Machine, err
 		if !wanted[n] {
 			continue
 		}
-		s := step{node: n}
-		for _, c := range children(g, n) {
+		s, terms := step{node: n}, children(g, n)
+		for _, c := range terms {
 			i, ok := m.of[c]
 			if !ok {
 				return nil, fmt.Errorf("plan a graph: %v reads %v, which comes after it", n, c)
@@ -71,7 +71,7 @@ func NewMachine(g *gorgonia.ExprGraph, outputs ...*gorgonia.Node) (*Machine, err
 			s.in = append(s.in, i)
 			m.steps[i].last = len(m.steps)
 		}
-		s.sum = isSum(n, children(g, n))
+		s.sum = isSum(n, terms)
 		m.of[n] = len(m.steps)
 		m.steps = append(m.steps, s)
 	}
@@ -147,12 +147,11 @@ func (m *Machine) plan() {
 			continue
 		}
 		n := s.node.Shape().TotalSize()
-		s.out = memory[at[i].offset : at[i].offset+n : at[i].offset+n]
-		t := tensor.New(tensor.WithShape(s.node.Shape().Clone()...), tensor.WithBacking(s.out))
+		result := memory[at[i].offset : at[i].offset+n : at[i].offset+n]
+		s.out = tensor.New(tensor.WithShape(s.node.Shape().Clone()...), tensor.WithBacking(result))
 		if o, ours := s.node.Op().(*op); ours {
-			o.out = t
+			o.out = s.out
 		}
-		m.values[i] = t
 	}
 }
 
@@ -185,9 +184,6 @@ func pack(all []*place) (size int) {
 
 func same(a, b []float32) bool { return len(a) > 0 && len(b) > 0 && &a[0] == &b[0] }
 
-// Planned returns how many bytes the results of operations take.
-func (m *Machine) Planned() int { return 4 * m.floats }
-
 // Run computes the outputs.
 func (m *Machine) Run() error {
 	var in []gorgonia.Value
@@ -200,18 +196,10 @@ func (m *Machine) Run() error {
 			}
 			continue
 		case s.sum:
-			a, okA := m.values[s.in[0]].Data().([]float32)
-			b, okB := m.values[s.in[1]].Data().([]float32)
-			if !okA || !okB || len(a) != len(s.out) || len(b) != len(s.out) {
-				return fmt.Errorf("%v: the terms are not of its shape", s.node)
+			if err := s.add(m.values[s.in[0]], m.values[s.in[1]]); err != nil {
+				return err
 			}
-			if same(b, s.out) {
-				a, b = b, a
-			}
-			if !same(a, s.out) {
-				copy(s.out, a)
-			}
-			kernels.Add(s.out, b)
+			m.values[i] = s.out
 			continue
 		}
 		in = in[:0]
@@ -224,6 +212,24 @@ func (m *Machine) Run() error {
 		}
 		m.values[i] = v
 	}
+	return nil
+}
+
+// add makes a sum of its terms.
+func (s *step) add(x, y gorgonia.Value) error {
+	out := s.out.Data().([]float32)
+	a, okA := x.Data().([]float32)
+	b, okB := y.Data().([]float32)
+	if !okA || !okB || len(a) != len(out) || len(b) != len(out) {
+		return fmt.Errorf("%v: the terms are not of its shape", s.node)
+	}
+	if same(b, out) {
+		a, b = b, a
+	}
+	if !same(a, out) {
+		copy(out, a)
+	}
+	kernels.Add(out, b)
 	return nil
 }
 

@@ -140,11 +140,11 @@ func TestMachine(t *testing.T) {
 		each := 0
 		for _, s := range m.steps {
 			if s.planned() {
-				each += 4 * len(s.out)
+				each += s.node.Shape().TotalSize()
 			}
 		}
-		if len(plan) > 2 && m.Planned() > each*3/4 {
-			t.Fatalf("%d bytes are planned, a place for each result takes %d", m.Planned(), each)
+		if len(plan) > 2 && m.floats > each*3/4 {
+			t.Fatalf("%d floats are planned, a place for each result takes %d", m.floats, each)
 		}
 	})
 }
@@ -197,8 +197,13 @@ func TestMachineRefuses(t *testing.T) {
 	if v := m.Value(w.gradients[0]); v != nil {
 		t.Errorf("what nobody asked for is %v", v)
 	}
-	if _, err := m.Model(w.params, w.gradients)[0].Grad(); err == nil {
-		t.Error("there is a gradient before a run")
+	if m, err = NewMachine(w.g, w.gradients...); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range m.Model(w.params, w.gradients) {
+		if _, err := p.Grad(); err == nil {
+			t.Errorf("there is a gradient %d before a run", i)
+		}
 	}
 	x := gorgonia.NewMatrix(w.g, tensor.Float32, gorgonia.WithShape(rows, width), gorgonia.WithName("unset"))
 	y := Linear(w.b, x, w.params[0])
