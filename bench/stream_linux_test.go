@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -215,7 +216,8 @@ func pipeline(b *testing.B, keys, values [][]byte, cfg stream.Config) (seconds, 
 // many bytes is printed beside. Views come in waves ten minutes of event time apart;
 // a user watches ten videos in a row and pauses for an hour, so that sessions end
 // and begin all the time; who comes next is far away in memory. Each user has a full
-// history from the start, restored as after a restart. Run with -benchtime 1x.
+// history from the start, restored as after a restart, and two whole sessions go by before
+// the clock starts. Run with -benchtime 1x.
 func BenchmarkGrowth(b *testing.B) {
 	for _, users := range []int{10_000, 100_000, 1_000_000} {
 		b.Run(fmt.Sprint(users), func(b *testing.B) {
@@ -232,6 +234,7 @@ func grow(b *testing.B, users int) {
 		wave     = 600_000 // ms
 		cycle    = 16      // waves
 		watching = 10      // waves of a cycle in which a user watches
+		warm     = 2       // cycles until all is as it will stay
 		measured = 3_000_000
 		step     = 7_654_321 // prime, and no user count is a multiple of it
 	)
@@ -242,13 +245,22 @@ func grow(b *testing.B, users int) {
 		runtime.ReadMemStats(&m)
 		return float64(m.HeapAlloc)
 	}
+	ids, items := make([][]byte, users), make([]string, 20_000)
+	for u := range ids {
+		ids[u] = fmt.Appendf(nil, "user-%07d", u)
+	}
+	for i := range items {
+		items[i] = fmt.Sprintf("item-%05d", i)
+	}
 	before := heap()
 	cfg := sessionizer.DefaultConfig()
 	cfg.MaxUsers = 0
 	core := sessionizer.New(cfg)
-	b.ReportMetric(float64(users)/restoreAll(b, core, users, cfg.History.MaxItems).Seconds(), "restored-users/s")
+	b.ReportMetric(float64(users)/restoreAll(b, core, ids, cfg.History.MaxItems).Seconds(), "restored-users/s")
 	values := make([][]byte, 0, 10_000)
-	var ids [][]byte
+	var next [][]byte // user_ids of values
+	view := new(onerecv1.View)
+	var eventID [32]byte
 	var slab []byte
 	var elapsed time.Duration
 	views, sessions, in, out := 0, 0, 0, 0
@@ -256,7 +268,7 @@ func grow(b *testing.B, users int) {
 		start := time.Now()
 		for i, value := range values {
 			if i%sessionizer.LookAhead == 0 {
-				core.Preload(ids[i:])
+				core.Preload(next[i:])
 			}
 			if _, err := core.Add(value); err != nil {
 				b.Fatal(err)
@@ -272,43 +284,43 @@ func grow(b *testing.B, users int) {
 		}
 		in += len(slab)
 		views += len(values)
-		values, ids, slab = values[:0], ids[:0], slab[:0]
+		values, next, slab = values[:0], next[:0], slab[:0]
 	}
-	for w := 0; views < users*watching+measured; w++ {
-		if w == cycle { // everything is warm from here on
+	for w := 0; views < warm*users*watching+measured; w++ {
+		if w == warm*cycle {
 			flush()
-			elapsed, sessions, views = 0, 0, users*watching
+			elapsed, sessions, views = 0, 0, warm*users*watching
 		}
 		for i := range users {
 			u := i * step % users
 			if (w+u)%cycle >= watching {
 				continue
 			}
+			view.EventId = string(strconv.AppendInt(strconv.AppendInt(append(eventID[:0], "event-"...), int64(w), 10), int64(1_000_000+u), 10))
+			view.UserId, view.ItemId = string(ids[u]), items[(u+w)%len(items)]
+			view.EventTimeMs = 1_700_000_000_000 + int64(w)*wave + int64(i)*wave/int64(users)
+			view.WatchMs, view.DurationMs = 20_000, int64(20_000*(1+(u+w)%2))
 			n := len(slab)
 			var err error
-			slab, err = proto.MarshalOptions{}.MarshalAppend(slab, &onerecv1.View{
-				EventId: fmt.Sprintf("event-%03d-%07d", w, u), UserId: fmt.Sprintf("user-%07d", u), ItemId: fmt.Sprintf("item-%05d", (u+w)%20_000),
-				EventTimeMs: 1_700_000_000_000 + int64(w)*wave + int64(i)*wave/int64(users), WatchMs: 20_000, DurationMs: int64(20_000 * (1 + (u+w)%2)),
-			})
-			if err != nil {
+			if slab, err = (proto.MarshalOptions{}).MarshalAppend(slab, view); err != nil {
 				b.Fatal(err)
 			}
 			values = append(values, slab[n:])
-			ids = append(ids, fmt.Appendf(nil, "user-%07d", u))
+			next = append(next, ids[u])
 			if len(values) == cap(values) {
 				flush()
 			}
 		}
 	}
 	flush()
-	slab, values = nil, nil
+	slab, values, next = nil, nil, nil
 	if core.OpenUsers() != users || sessions == 0 {
 		b.Fatalf("%d users are in memory and %d sessions closed, want %d users", core.OpenUsers(), sessions, users)
 	}
 	open := heap()
 	b.ReportMetric((open-before)/float64(users), "B/user")
 	b.ReportMetric(randomRead(int(open-before)), "ns/random-read")
-	b.ReportMetric(float64(views-users*watching)/elapsed.Seconds(), "views/s")
+	b.ReportMetric(float64(views-warm*users*watching)/elapsed.Seconds(), "views/s")
 	b.ReportMetric(float64(out)/float64(in), "changelog-B/B")
 	core.Advance(core.SavePartition().WatermarkMs + 2*time.Hour.Milliseconds())
 	if n := len(core.TakeClosed()); n == 0 {
@@ -317,6 +329,8 @@ func grow(b *testing.B, users int) {
 	core.TakeChanges()
 	b.ReportMetric((heap()-before)/float64(users), "B/user-without-session")
 	runtime.KeepAlive(core)
+	runtime.KeepAlive(ids)
+	runtime.KeepAlive(items)
 }
 
 // randomRead returns the ns that a read takes which depends on the one before, in n
@@ -338,14 +352,14 @@ func randomRead(n int) float64 {
 }
 
 // restoreAll lets a core come back with users who have full histories.
-func restoreAll(b *testing.B, core *sessionizer.Core, users, each int) time.Duration {
-	changelog := make([]sessionizer.Keyed, users)
+func restoreAll(b *testing.B, core *sessionizer.Core, ids [][]byte, each int) time.Duration {
+	changelog := make([]sessionizer.Keyed, len(ids))
 	var items history.Items
 	for i := range each {
 		items = items.Append(fmt.Appendf(nil, "item-%05d", i), 1_699_000_000_000+int64(i)*60_000)
 	}
-	for u := range changelog {
-		changelog[u] = sessionizer.Keyed{Key: fmt.Appendf(nil, "user-%07d", u), Value: items}
+	for u, id := range ids {
+		changelog[u] = sessionizer.Keyed{Key: id, Value: items}
 	}
 	start := time.Now()
 	if err := core.Restore(changelog); err != nil {

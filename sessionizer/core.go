@@ -24,6 +24,7 @@ import (
 	"slices"
 	"strconv"
 	"time"
+	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -82,7 +83,7 @@ type Core struct {
 	policy                      history.Policy
 	seed                        maphash.Seed
 
-	users map[string]*user
+	users userTable
 	due   dueHeap // when a user's next session may close; may hold stale entries
 	state onerecv1.PartitionState
 	dirty []*user // users changed since the last TakeChanges, each once
@@ -117,6 +118,7 @@ type user struct {
 	closedThrough int64
 	newest        int64 // time of the history's newest item
 	queued        int64 // earliest due time in the heap for this user
+	last          int64 // of the due times in the heap that of when the user may be forgotten; never: none
 	dirty, gone   bool
 
 	// What the changelog holds of the user; see TakeChanges.
@@ -186,6 +188,7 @@ const (
 	// has changed, and a user has at most so many keys.
 	maxAdditions = 64
 	maxSpare     = 1024    // buffers kept at most
+	maxDue       = 4       // entries of the heap a user, at most; two are of use
 	slabSize     = 1 << 16 // bytes
 	maxSlabs     = 128     // kept at most
 	// maxBuffer bounds the encoded open views of one user, which openView counts in 32 bits.
@@ -198,7 +201,7 @@ func New(cfg Config) *Core {
 		gap: cfg.Gap.Milliseconds(), lateness: cfg.Lateness.Milliseconds(),
 		maxAge: cfg.MaxAge.Milliseconds(), maxViews: cfg.MaxViews, maxUsers: cfg.MaxUsers, maxOpen: cfg.MaxOpen,
 		ceiling: never, policy: cfg.History, seed: maphash.MakeSeed(),
-		users: make(map[string]*user),
+		users: newUserTable(),
 	}
 }
 
@@ -221,7 +224,7 @@ func (c *Core) Add(value []byte) (Outcome, error) {
 	if len(v.UserID) > 0 && v.UserID[0] == 0 {
 		return 0, errors.New("user_id starts with a zero byte, which the changelog's keys reserve")
 	}
-	u := c.users[string(v.UserID)]
+	u := c.users.get(v.UserID)
 	id := uint32(maphash.Bytes(c.seed, v.EventID))
 	outcome := Accepted
 	switch {
@@ -234,8 +237,8 @@ func (c *Core) Add(value []byte) (Outcome, error) {
 	default:
 		c.state.Accepted++
 		if u == nil {
-			u = &user{id: string(v.UserID), queued: never}
-			c.users[u.id] = u
+			u = &user{id: string(v.UserID), queued: never, last: never}
+			c.users.put(u)
 		}
 		c.insert(u, v, id)
 	}
@@ -243,7 +246,7 @@ func (c *Core) Add(value []byte) (Outcome, error) {
 		c.state.MaxEventTimeMs = v.EventTimeMs
 	}
 	c.Advance(c.state.MaxEventTimeMs - c.lateness)
-	for c.maxUsers > 0 && len(c.users) > c.maxUsers {
+	for c.maxUsers > 0 && c.users.n > c.maxUsers {
 		c.evict()
 	}
 	return outcome, nil
@@ -252,32 +255,65 @@ func (c *Core) Add(value []byte) (Outcome, error) {
 // Preload reads what the next views will need, given their user_ids, [LookAhead] at
 // most. It changes nothing but the speed: among many users each read of a user waits
 // for the memory, one after the other within Add, but here they don't depend on each
-// other, so that a processor has many under way at once.
+// other, so that a processor has many under way at once. (As in: Chen et al., Improving
+// Hash Join Performance through Prefetching, 2004.)
 func (c *Core) Preload(userIDs [][]byte) {
-	n := 0
-	for _, id := range userIDs[:min(LookAhead, len(userIDs))] {
-		if u := c.users[string(id)]; u != nil {
-			c.ahead[n] = u
-			n++
+	userIDs = userIDs[:min(LookAhead, len(userIDs))]
+	var hashes [LookAhead]uint64
+	var sum uint64
+	for i, id := range userIDs {
+		hashes[i] = maphash.Bytes(c.users.seed, id)
+		sum += c.users.slots[c.users.home(hashes[i])].hash
+	}
+	c.fetched += int64(sum)
+	users := c.ahead[:0]
+	for i := range userIDs {
+		if u := c.users.guess(hashes[i]); u != nil {
+			users = append(users, u)
 		}
 	}
+	closing := len(users)
 	for _, e := range c.due[:min(dueAhead, len(c.due))] { // sessions that will close next
-		c.ahead[n] = e.user
-		n++
+		users = append(users, e.user)
 	}
-	c.fetch(c.ahead[:n])
+	c.fetch(users)
+	c.fetchAll(users[closing:])
 }
 
-// fetch reads a word of most cache lines that Add, close and TakeChanges will read.
+// cacheLine is the size of what a processor reads at once, in bytes.
+const cacheLine = 64
+
+// fetch reads a word of most cache lines that Add and TakeChanges will read of users:
+// first of the users themselves, then of what they point to.
 func (c *Core) fetch(users []*user) {
 	var sum int64
 	for _, u := range users {
-		sum += u.closedThrough + int64(u.saved)
-		for i := 0; i < min(len(u.open), manyViews); i += 2 {
+		sum += u.closedThrough + int64(u.saved) + int64(len(u.id))
+	}
+	const step = max(cacheLine/int(unsafe.Sizeof(openView{})), 1)
+	for _, u := range users {
+		if len(u.id) > 0 {
+			sum += int64(u.id[0])
+		}
+		for i := 0; i < min(len(u.open), manyViews); i += step {
 			sum += u.open[i].ms
 		}
 		if last := len(u.buf) - 1; last >= 0 {
 			sum += int64(u.buf[last])
+		}
+	}
+	c.fetched += sum
+}
+
+// fetchAll does the same for the views and the history, which close will read.
+func (c *Core) fetchAll(users []*user) {
+	var sum int64
+	for _, u := range users {
+		for i := 0; i < len(u.buf); i += cacheLine {
+			sum += int64(u.buf[i])
+		}
+		for i := 0; i < len(u.history); i += cacheLine {
+			sum += int64(u.history[i])
 		}
 	}
 	c.fetched += sum
@@ -356,7 +392,8 @@ func (c *Core) touch(u *user) {
 // forget removes a user.
 func (c *Core) forget(u *user) {
 	u.gone = true
-	delete(c.users, u.id)
+	u.history, u.buffers, u.ids = nil, buffers{}, nil // an entry of the heap may outlive it
+	c.users.remove(u)
 	c.touch(u)
 }
 
@@ -366,18 +403,15 @@ func (c *Core) SetCeiling(ms int64) { c.ceiling = ms }
 
 // evict closes what the user who is due first has open, and forgets the user.
 func (c *Core) evict() {
-	for len(c.due) > 0 {
-		e := c.due.pop()
-		if e.stale() {
-			continue
-		}
-		for len(e.user.open) > 0 {
-			c.closeEarly(e.user)
-		}
-		c.forget(e.user)
-		c.evicted++
+	u := c.nextDue(never)
+	if u == nil {
 		return
 	}
+	for len(u.open) > 0 {
+		c.closeEarly(u)
+	}
+	c.forget(u)
+	c.evicted++
 }
 
 // closeEarly closes a user's first session because of a limit.
@@ -419,13 +453,7 @@ func (c *Core) Advance(watermark int64) {
 		return
 	}
 	c.state.WatermarkMs = watermark
-	for len(c.due) > 0 && c.due[0].at <= watermark {
-		e := c.due.pop()
-		if e.stale() {
-			continue
-		}
-		u := e.user
-		u.queued = never
+	for u := c.nextDue(watermark); u != nil; u = c.nextDue(watermark) {
 		for {
 			n, by, at := c.firstSession(u.open)
 			if n == 0 || at > watermark {
@@ -439,6 +467,27 @@ func (c *Core) Advance(watermark int64) {
 		}
 		c.enqueue(u)
 	}
+}
+
+// nextDue takes the user out of the heap who is due first, if that is by the watermark;
+// else it returns nil.
+func (c *Core) nextDue(watermark int64) *user {
+	for len(c.due) > 0 && c.due[0].at <= watermark {
+		e := c.due.pop()
+		u := e.user
+		if e.at == u.last {
+			u.last = never
+		}
+		if u.gone || e.at != u.queued {
+			continue // there is another entry
+		}
+		u.queued = never
+		if c.dueAt(u) <= e.at {
+			return u
+		}
+		c.enqueue(u)
+	}
+	return nil
 }
 
 // firstSession returns the length of the first session of open, what ends it,
@@ -478,15 +527,35 @@ func (c *Core) forgetAt(u *user) int64 {
 	return at + 1
 }
 
+// enqueue sees to it that the heap holds the user, no later than at the time when the first
+// session may close or the user may be forgotten. It may be earlier: who is taken out too
+// early is put in again. So a user who goes on watching costs no entry a view, and none a
+// session: beside that of the open session at most one, of when to forget, is kept.
 func (c *Core) enqueue(u *user) {
 	n, _, at := c.firstSession(u.open)
 	if n == 0 {
-		at = c.forgetAt(u)
+		if at = min(c.forgetAt(u), u.last); u.last == at {
+			u.queued = min(u.queued, at)
+			return
+		}
+		u.last = at
 	}
-	if at < u.queued {
-		u.queued = at
-		c.due.push(dueUser{at, u})
+	if at >= u.queued {
+		return
 	}
+	u.queued = at
+	if len(c.due) >= maxDue*(c.users.n+1) {
+		c.due.clean() // of users who were evicted, most of all
+	}
+	c.due.push(dueUser{at, u})
+}
+
+// dueAt returns from which watermark on something happens to the user.
+func (c *Core) dueAt(u *user) int64 {
+	if n, _, at := c.firstSession(u.open); n > 0 {
+		return at
+	}
+	return c.forgetAt(u)
 }
 
 // Tags of Session's fields, the field number over the kind. UserState uses the same
@@ -573,7 +642,7 @@ func (c *Core) close(u *user, n int, by onerecv1.ClosedBy) {
 	c.closed = append(c.closed, c.handOut(b, key))
 
 	if len(c.engaged) > 0 {
-		u.history = c.policy.Trim(append(u.history, c.engaged...))
+		u.history = c.policy.Extend(u.history, c.engaged)
 		u.fresh += uint32(len(c.engaged))
 	}
 	u.closedThrough, u.closed = end, true
@@ -716,7 +785,7 @@ func (c *Core) TakeChanges() []Keyed {
 			for n := range u.slots {
 				changes = append(changes, Keyed{Key: additionKey(nil, n+1, u.id)})
 			}
-			if c.users[u.id] == nil { // else the user came back, as another value
+			if c.users.get([]byte(u.id)) == nil { // else the user came back, as another value
 				changes = append(changes, Keyed{Key: []byte(u.id)})
 			}
 		case u.epoch == 0, u.rewrite, u.added >= u.whole, u.additions == maxAdditions, int(u.fresh) > len(u.history):
@@ -801,7 +870,7 @@ func (c *Core) Restore(changelog []Keyed) error {
 			}
 		}
 	}
-	for _, u := range c.users {
+	for u := range c.users.all {
 		u.newest = u.history.Newest()
 		u.saved = uint32(len(u.buf))
 		c.enqueue(u)
@@ -811,9 +880,9 @@ func (c *Core) Restore(changelog []Keyed) error {
 
 // restore takes a user's whole state, or addition n to it.
 func (c *Core) restore(value []byte, id string, n uint8) error {
-	u := c.users[id]
+	u := c.users.get([]byte(id))
 	if n == 0 {
-		u = &user{id: id, queued: never, whole: uint32(len(value))}
+		u = &user{id: id, queued: never, last: never, whole: uint32(len(value))}
 	} else if u == nil {
 		return errors.New("the state that it adds to is not there")
 	}
@@ -885,7 +954,7 @@ func (c *Core) restore(value []byte, id string, n uint8) error {
 		}
 	}
 	u.history = c.policy.Trim(u.history)
-	c.users[id] = u
+	c.users.put(u)
 	return nil
 }
 
@@ -896,4 +965,4 @@ func (c *Core) RestorePartition(s *onerecv1.PartitionState) {
 }
 
 // OpenUsers returns how many users the core remembers.
-func (c *Core) OpenUsers() int { return len(c.users) }
+func (c *Core) OpenUsers() int { return c.users.n }

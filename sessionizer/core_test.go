@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -358,7 +357,7 @@ func TestOpenViewsAreBounded(t *testing.T) {
 		if add(t, core, v) == Accepted {
 			accepted++
 		}
-		if n := len(core.users["u"].open); n > cfg.MaxOpen {
+		if n := len(core.users.get([]byte("u")).open); n > cfg.MaxOpen {
 			t.Fatalf("%d views open", n)
 		}
 		if i == 20 && accepted != 21 {
@@ -411,9 +410,8 @@ func TestChangelogIsExact(t *testing.T) {
 // memory writes down all that a core knows of its users.
 func memory(c *Core) string {
 	var b strings.Builder
-	for _, id := range slices.Sorted(maps.Keys(c.users)) {
-		u := c.users[id]
-		fmt.Fprintf(&b, "%s closed through %d, newest %d, epoch %d, saved %d of %d, %d additions, %d slots, %d %d %v, history %x:", id, u.closedThrough, u.newest, u.epoch, u.saved, len(u.buf), u.additions, u.slots, u.whole, u.added, u.rewrite, []byte(u.history))
+	for _, u := range slices.SortedFunc(c.users.all, func(a, b *user) int { return cmp.Compare(a.id, b.id) }) {
+		fmt.Fprintf(&b, "%s closed through %d, newest %d, epoch %d, saved %d of %d, %d additions, %d slots, %d %d %v, history %x:", u.id, u.closedThrough, u.newest, u.epoch, u.saved, len(u.buf), u.additions, u.slots, u.whole, u.added, u.rewrite, []byte(u.history))
 		for _, o := range u.open {
 			v := u.view(o)
 			fmt.Fprintf(&b, " %s at %d, %d %d %b", v.EventID, o.ms, o.watch, o.itemSize, o.flags)
@@ -511,4 +509,82 @@ func FuzzRestore(f *testing.F) {
 		core.Advance(1 << 40)
 		core.TakeClosed()
 	})
+}
+
+// TestWhoIsDueFirst: whatever the heap's entries were made of, the limit costs the user who
+// is due first, and sessions close in the order in which they are due, ties by user.
+func TestWhoIsDueFirst(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := smallConfig()
+		cfg.MaxUsers = rapid.SampledFrom([]int{0, 2, 3}).Draw(t, "max users")
+		cfg.History.MaxAge = 3 * time.Hour // users are forgotten, and come back
+		core := New(cfg)
+		for _, v := range drawViews(t, cfg) {
+			evicted, limit := core.Evicted(), core.OpenUsers() == cfg.MaxUsers
+			var first *user
+			for u := range core.users.all {
+				if u.id != v.UserId && (first == nil || core.dueAt(u) < core.dueAt(first) || core.dueAt(u) == core.dueAt(first) && u.id < first.id) {
+					first = u
+				}
+			}
+			before := core.state.WatermarkMs
+			add(t, core, v)
+			if limit && core.Evicted() > evicted && before == core.state.WatermarkMs { // nobody closed or forgotten by time
+				newcomer := core.users.get([]byte(v.UserId))
+				if core.users.get([]byte(first.id)) != nil && newcomer != nil {
+					t.Fatalf("%s was due first, and another was evicted", first.id)
+				}
+			}
+			sessions := takeClosed(t, core)
+			if cfg.MaxUsers > 0 || core.state.WatermarkMs == before {
+				continue
+			}
+			for i, s := range sessions[min(1, len(sessions)):] {
+				prev := sessions[i]
+				if prev.UserId == s.UserId || s.ClosedBy != onerecv1.ClosedBy_CLOSED_BY_GAP || prev.ClosedBy != onerecv1.ClosedBy_CLOSED_BY_GAP {
+					continue
+				}
+				if i > 0 && sessions[i-1].UserId == prev.UserId { // all of a user's close with the first
+					continue
+				}
+				if s.EndMs < prev.EndMs || s.EndMs == prev.EndMs && s.UserId < prev.UserId {
+					t.Fatalf("%s's session until %d closed behind %s's until %d", s.UserId, s.EndMs, prev.UserId, prev.EndMs)
+				}
+			}
+		}
+	})
+}
+
+// TestHeapIsBounded: neither views, nor sessions, nor users who were evicted leave more
+// in the heap than a few entries a user.
+func TestHeapIsBounded(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		maxUsers int
+		most     int // entries a user
+	}{
+		{"the same users", 0, 2},
+		{"new users take the place of others", 80, maxDue},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := DefaultConfig()
+			cfg.MaxUsers = tt.maxUsers
+			core := New(cfg)
+			for i := range 20_000 {
+				v := &onerecv1.View{EventId: fmt.Sprint(i), UserId: fmt.Sprint(i % 90), ItemId: "i", EventTimeMs: int64(i) * minute, Like: true}
+				if tt.maxUsers > 0 && i%9 == 0 { // comes once and leaves no history; the others every 90 minutes
+					v.UserId, v.Like = fmt.Sprint("once", i), false
+				}
+				add(t, core, v)
+				takeClosed(t, core)
+				core.TakeChanges()
+				if n, most := len(core.due), tt.most*(core.OpenUsers()+1); n > most {
+					t.Fatalf("%d entries for %d users after %d views", n, core.OpenUsers(), i+1)
+				}
+			}
+			if core.state.Closed < 10_000 || tt.maxUsers > 0 && core.Evicted() < 100 {
+				t.Fatalf("%d users evicted, %d sessions closed: nothing was tried", core.Evicted(), core.state.Closed)
+			}
+		})
+	}
 }

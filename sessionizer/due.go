@@ -1,17 +1,21 @@
 package sessionizer
 
-// dueUser says when a user's next session may close, or when the user may be
-// forgotten: ms since epoch.
+import "slices"
+
+// dueUser says when to look at a user because the next session may close, or because the
+// user may be forgotten: ms since epoch.
 type dueUser struct {
 	at   int64
 	user *user
 }
 
-// stale reports whether the user has moved on since the entry was pushed.
-func (e dueUser) stale() bool { return e.user.gone || e.user.queued != e.at }
+// stale reports whether nobody needs the entry any more.
+func (e dueUser) stale() bool {
+	return e.user.gone || e.at != e.user.queued && e.at != e.user.last
+}
 
 // before orders by time; ties by id, so that the order in which sessions close does
-// not depend on the order of a map.
+// not depend on the order of a table.
 func (e dueUser) before(o dueUser) bool {
 	return e.at < o.at || e.at == o.at && e.user.id < o.user.id
 }
@@ -41,28 +45,39 @@ func (h *dueHeap) pop() dueUser {
 	top, n := s[0], len(s)-1
 	e := s[n]
 	s[n] = dueUser{} // let the user be collected
-	s = s[:n]
-	*h = s
-	if n == 0 {
-		return top
+	*h = s[:n]
+	if n > 0 {
+		h.sink(0, e)
 	}
-	i := 0
+	return top
+}
+
+// sink puts e where i is, or further down.
+func (h dueHeap) sink(i int, e dueUser) {
 	for {
 		least := 4*i + 1
-		if least >= n {
+		if least >= len(h) {
 			break
 		}
-		for child := least + 1; child < min(4*i+5, n); child++ {
-			if s[child].before(s[least]) {
+		for child := least + 1; child < min(4*i+5, len(h)); child++ {
+			if h[child].before(h[least]) {
 				least = child
 			}
 		}
-		if !s[least].before(e) {
+		if !h[least].before(e) {
 			break
 		}
-		s[i] = s[least]
+		h[i] = h[least]
 		i = least
 	}
-	s[i] = e
-	return top
+	h[i] = e
+}
+
+// clean drops what is stale.
+func (h *dueHeap) clean() {
+	s := slices.DeleteFunc(*h, dueUser.stale)
+	for i := len(s) / 4; i >= 0 && len(s) > 0; i-- {
+		s.sink(i, s[i])
+	}
+	*h = s
 }

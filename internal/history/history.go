@@ -175,20 +175,37 @@ func canonical(b []byte) bool {
 }
 
 // Trim forgets what the bounds exclude. It may move h within its memory.
-func (p Policy) Trim(h Items) Items {
-	oldest := h.Newest() - p.MaxAge.Milliseconds()
-	cut := 0
-	for n := h.Len(); cut < len(h); n-- {
-		_, ms, size := h[cut:].first()
+func (p Policy) Trim(h Items) Items { return p.Extend(h, nil) }
+
+// Extend appends items that are not older than those of h, and forgets what the bounds
+// exclude. It may move h within its memory, and makes room first, so that a history that
+// is full stays where it is.
+func (p Policy) Extend(h, newer Items) Items {
+	last := newer
+	if len(last) == 0 {
+		last = h
+	}
+	oldest := last.Newest() - p.MaxAge.Milliseconds()
+	n := h.Len() + newer.Len()
+	cut, n := p.excess(h, n, oldest)
+	rest, _ := p.excess(newer, n, oldest)
+	if cut > 0 {
+		h = append(h[:0], h[cut:]...)
+	}
+	return append(h, newer[rest:]...)
+}
+
+// excess returns how many bytes at the front of h are items that the bounds exclude; n
+// counts the items of h and those behind them, and what is left of it is returned.
+func (p Policy) excess(h Items, n int, oldest int64) (at, left int) {
+	for ; at < len(h); n-- {
+		_, ms, size := h[at:].first()
 		if n <= p.MaxItems && ms >= oldest {
 			break
 		}
-		cut += size
+		at += size
 	}
-	if cut == 0 {
-		return h
-	}
-	return append(h[:0], h[cut:]...)
+	return at, n
 }
 
 // Insert adds one view that may be out of order, as the recommender meets them;

@@ -58,23 +58,32 @@ func (p Policy) trimPlain(items []plain) []plain {
 	return items[max(0, len(items)-p.MaxItems):]
 }
 
-// TestPacked: the packed history equals the plain one after any appends and trims,
+// TestPacked: the packed history equals the plain one after any appends and cuts,
 // is the field history of a Session, and survives Parse.
 func TestPacked(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := Policy{MaxItems: rapid.IntRange(0, 8).Draw(t, "max"), MaxAge: time.Hour}
-		var h Items
+		var h, newer Items
 		var want []plain
 		clock := rapid.Int64Range(-1000, 1<<41).Draw(t, "start")
 		for range rapid.IntRange(0, 20).Draw(t, "n") {
 			item := rapid.StringN(0, 200, 300).Draw(t, "item")
 			clock += rapid.Int64Range(0, 40*60_000).Draw(t, "step") / int64(rapid.SampledFrom([]int{1, 60_000_000}).Draw(t, "speed"))
-			h = h.Append([]byte(item), clock)
+			newer = newer.Append([]byte(item), clock)
 			want = append(want, plain{item, clock})
-			if rapid.Bool().Draw(t, "trim") {
-				h, want = p.Trim(h), p.trimPlain(want)
+			switch rapid.IntRange(0, 2).Draw(t, "what") {
+			case 0:
+				h, newer = append(h, newer...), newer[:0]
+			case 1:
+				room := cap(h)
+				fits := h.Len() == p.MaxItems && newer.Len() == 1 && len(h) > 0 && len(newer) <= h.next()
+				h, newer, want = p.Extend(h, newer), newer[:0], p.trimPlain(want)
+				if fits && cap(h) != room {
+					t.Fatalf("a full history has moved to get an item no longer than its oldest")
+				}
 			}
 		}
+		h = append(h, newer...)
 		if got := unpack(h); !slices.Equal(got, want) || h.Len() != len(want) {
 			t.Fatalf("packed %v, plain %v", got, want)
 		}
