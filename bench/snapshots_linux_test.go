@@ -85,8 +85,9 @@ func (p *arrowPeer) ask(format string, args ...any) (seconds float64, answer int
 }
 
 // BenchmarkSnapshotsPeers writes and reads 100,000 sessions, nested views and zstd, on one core, ours and pyarrow by
-// turns: ours from rows in memory, pyarrow from an Arrow table in memory; whole files, and the columns that training
-// needs. It prints medians and the ratio. ONEREC_PYTHON names a Python with pyarrow.
+// turns: ours from rows in memory, pyarrow from an Arrow table in memory, as it writes by itself and with the page
+// index, checksums and bloom filters that our files have; read are whole files, and the columns that training needs.
+// It prints medians and ratios. ONEREC_PYTHON names a Python with pyarrow.
 func BenchmarkSnapshotsPeers(b *testing.B) {
 	python := os.Getenv("ONEREC_PYTHON")
 	if python == "" {
@@ -162,28 +163,33 @@ func BenchmarkSnapshotsPeers(b *testing.B) {
 	for _, bench := range []struct {
 		name   string
 		ours   func()
-		theirs string
+		theirs map[string]string // commands by a word for each
 	}{
-		{"write", write, "write " + theirs},
-		{"read all", read, "read " + ours},
-		{"read for training", few, "read " + ours + " " + columns},
+		{"write", write, map[string]string{"pyarrow": "write " + theirs, "pyarrow-with-indexes": "write+ " + theirs}},
+		{"read all", read, map[string]string{"pyarrow": "read " + ours}},
+		{"read for training", few, map[string]string{"pyarrow": "read " + ours + " " + columns}},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			for b.Loop() {
-				var a, c []float64
+				var a []float64
+				c := make(map[string][]float64)
 				for range rounds {
 					runtime.GC()
 					start := time.Now()
 					bench.ours()
 					a = append(a, time.Since(start).Seconds())
-					seconds, _ := p.ask("%s", bench.theirs)
-					c = append(c, seconds)
+					for name, command := range bench.theirs {
+						seconds, _ := p.ask("%s", command)
+						c[name] = append(c[name], seconds)
+					}
 				}
 				slices.Sort(a)
-				slices.Sort(c)
 				b.ReportMetric(n/a[rounds/2], "sessions/s")
-				b.ReportMetric(n/c[rounds/2], "pyarrow-sessions/s")
-				b.ReportMetric(c[rounds/2]/a[rounds/2], "times-pyarrow")
+				for name, seconds := range c {
+					slices.Sort(seconds)
+					b.ReportMetric(n/seconds[rounds/2], name+"-sessions/s")
+					b.ReportMetric(seconds[rounds/2]/a[rounds/2], "times-"+name)
+				}
 			}
 		})
 	}

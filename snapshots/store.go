@@ -136,7 +136,7 @@ func (l layout) order() parquet.SortingOption {
 // options returns those of a table's files.
 func (l layout) options() []parquet.WriterOption {
 	out := []parquet.WriterOption{
-		parquet.Compression(&parquet.Zstd), parquet.CreatedBy("onerec", "2", ""),
+		parquet.Compression(pages), parquet.CreatedBy("onerec", "2", ""),
 		parquet.DataPageStatistics(false), // the column index has them
 	}
 	out = append(out, parquet.SortingWriterConfig(l.order()))
