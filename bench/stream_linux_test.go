@@ -327,6 +327,7 @@ func grow(b *testing.B, users int) {
 		b.Fatal("no session was open")
 	}
 	core.TakeChanges()
+	core.Recycle()
 	b.ReportMetric((heap()-before)/float64(users), "B/user-without-session")
 	runtime.KeepAlive(core)
 	runtime.KeepAlive(ids)

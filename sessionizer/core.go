@@ -89,6 +89,7 @@ type Core struct {
 	dirty []*user // users changed since the last TakeChanges, each once
 
 	closed  []Keyed
+	taken   int // entries of closed that were handed out
 	evicted int64
 
 	in      schemas.RawView // the view at hand
@@ -703,10 +704,18 @@ func (c *Core) handOut(b []byte, key int) Keyed {
 // the caller says that nobody reads it any more. It does nothing while closed sessions
 // wait to be taken.
 func (c *Core) Recycle() {
-	if n := len(c.used) - 1; n >= 0 && len(c.closed) == 0 { // the last one is still written into
+	if len(c.closed) > 0 {
+		return
+	}
+	clear(c.closed[:c.taken]) // so that none of it is held for want of the next transaction
+	clear(c.changes)
+	c.taken = 0
+	if n := len(c.used) - 1; n >= 0 { // the last one is still written into
 		room := min(n, maxSlabs-len(c.free))
 		c.free = append(c.free, c.used[:room]...)
-		c.used = append(c.used[:0], c.used[n])
+		c.used[0] = c.used[n]
+		clear(c.used[1:])
+		c.used = c.used[:1]
 	}
 }
 
@@ -762,7 +771,7 @@ func appendSessionID(dst []byte, user string, eventID []byte, ms int64) []byte {
 // until [Core.Recycle].
 func (c *Core) TakeClosed() []Keyed {
 	closed := c.closed
-	c.closed = closed[:0]
+	c.closed, c.taken = closed[:0], max(c.taken, len(closed))
 	return closed
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -587,4 +588,33 @@ func TestHeapIsBounded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRecycleLetsGo: what was handed out is not held once it was taken back, but for some
+// slabs for the next transaction, however much it was.
+func TestRecycleLetsGo(t *testing.T) {
+	core := New(DefaultConfig())
+	for i := range 40_000 {
+		add(t, core, &onerecv1.View{EventId: fmt.Sprintf("%01000d", i), UserId: fmt.Sprint(i), ItemId: "i", EventTimeMs: minute})
+	}
+	core.TakeChanges()
+	core.Recycle()
+	heap := func() int {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	core.Advance(1000 * minute)
+	size := 0
+	for _, k := range core.TakeClosed() {
+		size += len(k.Value)
+	}
+	core.TakeChanges()
+	before := heap()
+	core.Recycle()
+	if less := before - heap(); size < 40_000_000 || less < size*3/4 {
+		t.Errorf("%d bytes are let go of sessions of %d", less, size)
+	}
+	runtime.KeepAlive(core)
 }
