@@ -535,14 +535,16 @@ func (c *Core) forgetAt(u *user) int64 {
 func (c *Core) enqueue(u *user) {
 	n, _, at := c.firstSession(u.open)
 	if n == 0 {
-		if at = min(c.forgetAt(u), u.last); u.last == at {
-			u.queued = min(u.queued, at)
-			return
-		}
-		u.last = at
+		at = min(c.forgetAt(u), u.last)
 	}
-	if at >= u.queued {
+	switch {
+	case at >= u.queued:
 		return
+	case n == 0 && at == u.last: // there is an entry
+		u.queued = at
+		return
+	case n == 0:
+		u.last = at
 	}
 	u.queued = at
 	if len(c.due) >= maxDue*(c.users.n+1) {
