@@ -404,15 +404,22 @@ func (c *Core) SetCeiling(ms int64) { c.ceiling = ms }
 
 // evict closes what the user who is due first has open, and forgets the user.
 func (c *Core) evict() {
-	u := c.nextDue(never)
-	if u == nil {
+	for {
+		u, at := c.nextDue(never)
+		if u == nil {
+			return
+		}
+		if c.dueAt(u) > at {
+			c.enqueue(u)
+			continue
+		}
+		for len(u.open) > 0 {
+			c.closeEarly(u)
+		}
+		c.forget(u)
+		c.evicted++
 		return
 	}
-	for len(u.open) > 0 {
-		c.closeEarly(u)
-	}
-	c.forget(u)
-	c.evicted++
 }
 
 // closeEarly closes a user's first session because of a limit.
@@ -454,7 +461,7 @@ func (c *Core) Advance(watermark int64) {
 		return
 	}
 	c.state.WatermarkMs = watermark
-	for u := c.nextDue(watermark); u != nil; u = c.nextDue(watermark) {
+	for u, _ := c.nextDue(watermark); u != nil; u, _ = c.nextDue(watermark) {
 		for {
 			n, by, at := c.firstSession(u.open)
 			if n == 0 || at > watermark {
@@ -470,9 +477,9 @@ func (c *Core) Advance(watermark int64) {
 	}
 }
 
-// nextDue takes the user out of the heap who is due first, if that is by the watermark;
-// else it returns nil.
-func (c *Core) nextDue(watermark int64) *user {
+// nextDue takes the user out of the heap whose entry is the first, if that is by the watermark,
+// and returns the entry's time, before which nothing happens to the user; else it returns nil.
+func (c *Core) nextDue(watermark int64) (u *user, at int64) {
 	for len(c.due) > 0 && c.due[0].at <= watermark {
 		e := c.due.pop()
 		u := e.user
@@ -483,12 +490,9 @@ func (c *Core) nextDue(watermark int64) *user {
 			continue // there is another entry
 		}
 		u.queued = never
-		if c.dueAt(u) <= e.at {
-			return u
-		}
-		c.enqueue(u)
+		return u, e.at
 	}
-	return nil
+	return nil, 0
 }
 
 // firstSession returns the length of the first session of open, what ends it,
