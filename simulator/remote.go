@@ -16,8 +16,9 @@ import (
 // http://127.0.0.1:8080. It is asked for the user alone, as an app would ask: what the user has watched
 // it knows from the views, some moments later, so what the session has had already is passed over here.
 // A header of authorization may be empty. While the recommender has nothing to show, as before the first
-// views, otherwise does.
-func (w *World) Remote(ctx context.Context, url, authorization string, otherwise Policy) Policy {
+// views, otherwise does. One that can't be reached or is too busy is asked again until it has not answered
+// for the time of patience; that, and an answer that asking again would not change, is an error.
+func (w *World) Remote(ctx context.Context, url, authorization string, patience time.Duration, otherwise Policy) Policy {
 	client := &http.Client{Timeout: 10 * time.Second}
 	url = strings.TrimSuffix(url, "/") + "/v1/recommendations"
 	return PolicyFunc(func(v Visit, n int) (List, error) {
@@ -26,7 +27,7 @@ func (w *World) Remote(ctx context.Context, url, authorization string, otherwise
 		if err != nil {
 			return List{}, err
 		}
-		answer, err := post(ctx, client, url, authorization, body)
+		answer, err := insist(ctx, patience, func() (remoteAnswer, bool, error) { return post(ctx, client, url, authorization, body) })
 		if err != nil {
 			return List{}, err
 		}
@@ -52,37 +53,61 @@ type remoteAnswer struct {
 	} `json:"items"`
 }
 
-// post asks, and asks again a few times when the recommender says that it is too busy.
-func post(ctx context.Context, client *http.Client, url, authorization string, body []byte) (a remoteAnswer, err error) {
-	const attempts, most = 5, 1 << 20
-	for attempt := 1; ; attempt++ {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
-		if err != nil {
-			return a, fmt.Errorf("the recommender's address: %w", err)
+// Pauses before a recommender that did not answer is asked again; each is twice as long as the one before.
+const (
+	firstPause = 100 * time.Millisecond
+	lastPause  = 2 * time.Second
+)
+
+// insist asks until there is an answer, an error that asking again would not mend, or no patience left.
+func insist(ctx context.Context, patience time.Duration, ask func() (a remoteAnswer, again bool, err error)) (remoteAnswer, error) {
+	begun := time.Now()
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		a, again, err := ask()
+		if err == nil || !again || ctx.Err() != nil {
+			return a, err
 		}
-		req.Header.Set("Content-Type", "application/json")
-		if authorization != "" {
-			req.Header.Set("Authorization", authorization)
+		if waited := time.Since(begun); waited+pause > patience {
+			return a, fmt.Errorf("for %v: %w", waited.Round(time.Millisecond), err)
 		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return a, fmt.Errorf("ask the recommender: %w", err)
+		select {
+		case <-ctx.Done():
+			return a, ctx.Err()
+		case <-time.After(pause):
 		}
-		data, err := io.ReadAll(io.LimitReader(resp.Body, most))
-		_ = resp.Body.Close()
-		busy := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable
-		switch {
-		case err != nil:
-			return a, fmt.Errorf("read the recommender's answer: %w", err)
-		case busy && attempt < attempts:
-			time.Sleep(time.Duration(attempt) * 100 * time.Millisecond)
-			continue
-		case resp.StatusCode != http.StatusOK:
-			return a, fmt.Errorf("the recommender at %s answers %s: %.200s", url, resp.Status, data)
-		}
-		if err := json.Unmarshal(data, &a); err != nil {
-			return a, fmt.Errorf("the recommender at %s: %w", url, err)
-		}
-		return a, nil
 	}
+}
+
+// post asks once. again says that the same request may have an answer later.
+func post(ctx context.Context, client *http.Client, url, authorization string, body []byte) (a remoteAnswer, again bool, err error) {
+	const most = 1 << 20
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return a, false, fmt.Errorf("the recommender's address: %w", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return a, true, fmt.Errorf("ask the recommender: %w", err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, most))
+	if err != nil {
+		return a, true, fmt.Errorf("read the recommender's answer: %w", err)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		again = true
+		fallthrough
+	default:
+		return a, again, fmt.Errorf("the recommender at %s answers %s: %.200s", url, resp.Status, data)
+	}
+	if err := json.Unmarshal(data, &a); err != nil {
+		return a, false, fmt.Errorf("the recommender at %s: %w", url, err)
+	}
+	return a, false, nil
 }

@@ -1,11 +1,15 @@
 package simulator
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"onerec/schemas/onerecv1"
 )
@@ -20,6 +24,7 @@ func TestRemote(t *testing.T) {
 		t.Fatal(err)
 	}
 	asked, empty := 0, true
+	busy := []int{http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		asked++
 		var q struct {
@@ -33,8 +38,11 @@ func TestRemote(t *testing.T) {
 		case r.Header.Get("Authorization") != "Bearer secret":
 			t.Errorf("authorization %q", r.Header.Get("Authorization"))
 		case asked%3 == 0:
-			rw.WriteHeader(http.StatusTooManyRequests)
-			return
+			if kind := asked / 3 % (len(busy) + 1); kind < len(busy) {
+				rw.WriteHeader(busy[kind])
+				return
+			}
+			panic(http.ErrAbortHandler) // the connection breaks
 		}
 		items := []map[string]string{{"item_id": "unheard of"}}
 		if !empty {
@@ -48,7 +56,7 @@ func TestRemote(t *testing.T) {
 	until := cfg.Start.AddDate(0, 0, 1)
 	views := 0
 	ranked := w.Clone()
-	if err := ranked.Run(ranked.Remote(t.Context(), server.URL, "Bearer secret", ranked.Random()), 3, until, func(e *onerecv1.ViewEvent) bool {
+	if err := ranked.Run(ranked.Remote(t.Context(), server.URL, "Bearer secret", time.Minute, ranked.Random()), 3, until, func(e *onerecv1.ViewEvent) bool {
 		if views++; e.RecommendationId != "" || e.CheckpointVersion != "" {
 			t.Errorf("a view of the other policy says %q, %q", e.RecommendationId, e.CheckpointVersion)
 		}
@@ -60,7 +68,7 @@ func TestRemote(t *testing.T) {
 	shown := make(map[string]bool)
 	session := ""
 	clone := w.Clone()
-	if err := clone.Run(clone.Remote(t.Context(), server.URL+"/", "Bearer secret", nil), 3, until, func(e *onerecv1.ViewEvent) bool {
+	if err := clone.Run(clone.Remote(t.Context(), server.URL+"/", "Bearer secret", time.Minute, nil), 3, until, func(e *onerecv1.ViewEvent) bool {
 		if views++; e.RecommendationId != "r" || e.CheckpointVersion != "c" {
 			t.Errorf("a view says %q, %q", e.RecommendationId, e.CheckpointVersion)
 		}
@@ -74,7 +82,53 @@ func TestRemote(t *testing.T) {
 		t.Fatalf("%d views, %v", views, err)
 	}
 	server.Config.Handler = http.NotFoundHandler()
-	if err := w.Run(w.Remote(t.Context(), server.URL, "", nil), 3, until, func(*onerecv1.ViewEvent) bool { return true }); err == nil || !strings.Contains(err.Error(), "404") {
+	if err := w.Run(w.Remote(t.Context(), server.URL, "", time.Minute, nil), 3, until, func(*onerecv1.ViewEvent) bool { return true }); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("a server that has no such path: %v", err)
+	}
+}
+
+// TestRemoteInsists: a recommender that can't be reached or is too busy is asked again, at growing pauses, until
+// patience ends; what asking again would not mend is not asked again, and whoever is told to stop does.
+func TestRemoteInsists(t *testing.T) {
+	away := errors.New("away")
+	for name, c := range map[string]struct {
+		answers  int // the first request that is answered; 0: none
+		again    bool
+		stop     time.Duration // after which the caller is told to stop; 0: never
+		stopWith int           // the request during which it is; 0: none
+
+		asked int
+		took  time.Duration
+		err   string
+	}{
+		"there at once":       {answers: 1, again: true, asked: 1},
+		"there again":         {answers: 8, again: true, asked: 8, took: 7100 * time.Millisecond}, // 0.1, 0.2, 0.4, 0.8, 1.6, 2, 2 s
+		"away for long":       {again: true, asked: 9, took: 9100 * time.Millisecond, err: "for 9.1s: away"},
+		"not to be had":       {asked: 1, err: "away"},
+		"stopped in a pause":  {again: true, stop: time.Second, asked: 4, took: time.Second, err: context.Canceled.Error()},
+		"stopped as it asked": {again: true, stopWith: 2, asked: 2, took: 100 * time.Millisecond, err: "away"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if c.stop > 0 {
+					time.AfterFunc(c.stop, cancel)
+				}
+				begun, asked := time.Now(), 0
+				_, err := insist(ctx, 10*time.Second, func() (remoteAnswer, bool, error) {
+					switch asked++; asked {
+					case c.answers:
+						return remoteAnswer{}, false, nil
+					case c.stopWith:
+						cancel()
+					}
+					return remoteAnswer{}, c.again, away
+				})
+				if asked != c.asked || time.Since(begun) != c.took || (err == nil) != (c.err == "") || err != nil && err.Error() != c.err {
+					t.Errorf("asked %d times in %v: %v; want %d in %v: %s", asked, time.Since(begun), err, c.asked, c.took, c.err)
+				}
+			})
+		})
 	}
 }

@@ -62,9 +62,13 @@ func keptDemo(t testing.TB) (dir, console, brokers, serves string) {
 	}
 	var wg sync.WaitGroup
 	kept := make(chan bool)
+	var said []string // last, which is where a failure is
 	wg.Go(func() {
 		for lines := bufio.NewScanner(pipe); lines.Scan(); {
 			line := lines.Text()
+			if said = append(said, line); len(said) > 20 {
+				said = said[1:]
+			}
 			if m := regexp.MustCompile(`^console: (http://\S+)`).FindStringSubmatch(line); m != nil {
 				console = m[1]
 			}
@@ -80,7 +84,7 @@ func keptDemo(t testing.TB) (dir, console, brokers, serves string) {
 		_ = cmd.Process.Signal(os.Interrupt)
 		wg.Wait()
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("the demo that was kept and interrupted: %v", err)
+			t.Errorf("the demo that was kept and interrupted: %v\n%s", err, strings.Join(said, "\n"))
 		}
 	})
 	select {

@@ -67,7 +67,7 @@ idle-timeout, bootstrap-sessions, publish-steps, publish-every, reward-every; an
 
 func (c *cli) replay() *cobra.Command {
 	var finish bool
-	r := app.Recommender{Days: 1, List: 5}
+	r := app.Recommender{Days: 1, List: 5, Patience: 30 * time.Second}
 	tokenFile, rate := "", 0.0
 	cmd := c.command(&cobra.Command{
 		Use: "replay [FILE]", Short: "Play a file of views into views.raw", GroupID: "tools", Args: cobra.MaximumNArgs(1),
@@ -114,6 +114,7 @@ and checkpoint_version.`,
 	f.StringVar(&tokenFile, "token-file", "", "file with the bearer token that the recommender asks for")
 	f.IntVar(&r.Days, "serve-days", r.Days, "days that the recommender serves, after the log's --sim-days")
 	f.IntVar(&r.List, "list", r.List, "items that the recommender is asked for at a time")
+	f.DurationVar(&r.Patience, "patience", r.Patience, "how long the recommender may be away or too busy, as while it starts over, before the replay ends with an error")
 	f.Float64Var(&rate, "rate", 0, "views a second; 0: as fast as the broker takes them")
 	f.BoolVar(&finish, "finish", false, "say that nothing older follows, so that the sessions of the input close; waits for ingest")
 	return cmd

@@ -221,7 +221,7 @@ func (a *App) writeEnvironment(dir string, b *background) error {
 
 // traffic lets the simulator's users go on after the demo's input, with what the recommender shows them.
 func (a *App) traffic(ctx context.Context, url string, rate float64) error {
-	in, err := a.served(ctx, Recommender{URL: url, Days: 100 * 365, List: a.Align.Length})
+	in, err := a.served(ctx, Recommender{URL: url, Days: 100 * 365, List: a.Align.Length, Patience: 5 * time.Minute})
 	if err != nil {
 		return err
 	}

@@ -82,7 +82,7 @@ func (a *App) served(ctx context.Context, r Recommender) (*input, error) {
 		if r.Token != "" {
 			authorization = "Bearer " + r.Token
 		}
-		policy := world.Remote(ctx, r.URL, authorization, world.Ranker())
+		policy := world.Remote(ctx, r.URL, authorization, r.Patience, world.Ranker())
 		until := c.Start.AddDate(0, 0, c.Days+r.Days)
 		replay.Encode(func(yield func(*onerecv1.ViewEvent) bool) {
 			if err := world.Run(policy, r.List, until, func(e *onerecv1.ViewEvent) bool { return ctx.Err() == nil && yield(e) }); ctx.Err() == nil {
@@ -95,10 +95,11 @@ func (a *App) served(ctx context.Context, r Recommender) (*input, error) {
 
 // Recommender is a running recommender that the simulator's users ask.
 type Recommender struct {
-	URL   string
-	Token string // bearer token, or empty
-	Days  int    // that it serves
-	List  int    // items that it is asked for at a time
+	URL      string
+	Token    string        // bearer token, or empty
+	Days     int           // that it serves
+	List     int           // items that it is asked for at a time
+	Patience time.Duration // how long it may give no answer before that is an error
 }
 
 // play produces an input to views.raw.
