@@ -173,10 +173,16 @@ func (r *Rotary) Turn(x []float32, pos int, back bool) {
 	}
 }
 
-var scratch = sync.Pool{New: func() any { return new([]float32) }}
+// Logits take far more than anything else does, so that they have a pool of their own: in a common one small
+// things would be found in their large buffers, and new ones be made for them.
+var scratch, logitsScratch = sync.Pool{New: newFloats}, sync.Pool{New: newFloats}
 
-func take(n int) *[]float32 {
-	p := scratch.Get().(*[]float32)
+func newFloats() any { return new([]float32) }
+
+func take(n int) *[]float32 { return takeFrom(&scratch, n) }
+
+func takeFrom(pool *sync.Pool, n int) *[]float32 {
+	p := pool.Get().(*[]float32)
 	if cap(*p) < n {
 		*p = make([]float32, n)
 	}
@@ -375,9 +381,9 @@ func LogProbsBackward(dh, dtable, dlogp, h []float32, at, target []int32, table 
 // eachChunk gathers rows of h and computes their logits, chunk by chunk.
 func eachChunk(h []float32, at []int32, table []float32, vocab, d int, fn func(i0 int, x, logits []float32, n int)) {
 	size := min(LogitRows, len(at))
-	bufX, bufL := take(size*d), take(size*vocab)
+	bufX, bufL := take(size*d), takeFrom(&logitsScratch, size*vocab)
 	defer scratch.Put(bufX)
-	defer scratch.Put(bufL)
+	defer logitsScratch.Put(bufL)
 	for i0 := 0; i0 < len(at); i0 += LogitRows {
 		n := min(LogitRows, len(at)-i0)
 		x, logits := (*bufX)[:n*d], (*bufL)[:n*vocab]
