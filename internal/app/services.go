@@ -112,13 +112,23 @@ func (a *App) RunIngest(ctx context.Context) error { return a.serve(ctx, a.inges
 
 // RunSessionize runs the sessionizer.
 func (a *App) RunSessionize(ctx context.Context) error {
-	if os.Getenv("GOGC") == "" {
-		// Its memory is mostly state that stays. Collecting at half the usual growth costs
-		// no speed that a benchmark shows and saves a quarter of the memory.
-		debug.SetGCPercent(50)
-	}
+	// Its memory is mostly state that stays. Collecting at half the usual growth costs
+	// no speed that a benchmark shows and saves a quarter of the memory.
+	collectAt(50)
 	return a.serve(ctx, a.sessionize)
 }
+
+// collectAt has garbage collected when memory has grown by so many percent of what is in use, unless the
+// environment says otherwise.
+func collectAt(percent int) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
+}
+
+// learning is the growth, in percent, at which services that train collect garbage: what they hold are few large
+// pieces without pointers, which take no time to look through (docs/decoder.md).
+const learning = 25
 
 // RunFilter runs the filters.
 func (a *App) RunFilter(ctx context.Context) error { return a.serve(ctx, a.filter) }
@@ -131,6 +141,7 @@ func (a *App) RunSnapshot(ctx context.Context, once bool) error {
 
 // RunTrain runs the trainer; with once it ends when what there is now is learned.
 func (a *App) RunTrain(ctx context.Context, once bool) error {
+	collectAt(learning)
 	return a.serve(ctx, func(ctx context.Context, h host) error {
 		_, err := a.train(ctx, h, once)
 		return err
@@ -140,6 +151,7 @@ func (a *App) RunTrain(ctx context.Context, once bool) error {
 // RunReward runs the rewarder; with once it ends after the rounds that the
 // settings ask for, and returns them.
 func (a *App) RunReward(ctx context.Context, once bool) (report *rewarder.Report, err error) {
+	collectAt(learning)
 	err = a.serve(ctx, func(ctx context.Context, h host) (err error) {
 		report, err = a.reward(ctx, h, once)
 		return err
