@@ -43,6 +43,44 @@ func BenchmarkGenerate(b *testing.B) {
 	}
 }
 
+// BenchmarkGenerateTogether writes lists of 10 items after 50 with the base preset, as many side by side as there are
+// processors, by searches of different widths.
+func BenchmarkGenerateTogether(b *testing.B) {
+	const items = 10_000
+	r := rand.New(rand.NewPCG(1, 1))
+	cb := randomCodebook(b, items, 3, 256, 1)
+	c, err := Preset("base", 3, 256, 50, 10)
+	if err != nil {
+		b.Fatal(err)
+	}
+	w, err := NewWeights(c, 1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	gen, err := NewGenerator(w, cb)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var history []Item
+	for range 50 {
+		history = append(history, cb.ID(r.Int32N(items)))
+	}
+	for _, beams := range []int{1, 4, 16, 32, 128} {
+		b.Run(fmt.Sprintf("%d beams", beams), func(b *testing.B) {
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if _, err := gen.Generate(Options{Length: 10, Width: beams, History: history}); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lists/s")
+			b.ReportMetric(float64(b.N*beams)/b.Elapsed().Seconds(), "beams/s")
+		})
+	}
+}
+
 // BenchmarkNext asks the base preset for the 10 items most likely to come next of 10,000, after 50 items of history,
 // by 128 beams and by Next with the same width, where the model is sure of little, as random weights are, and of more.
 func BenchmarkNext(b *testing.B) {

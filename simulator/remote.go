@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 )
 
 // Remote asks a running recommender what to show: url is where it listens, like
@@ -27,7 +29,7 @@ func (w *World) Remote(ctx context.Context, url, authorization string, patience 
 		if err != nil {
 			return List{}, err
 		}
-		answer, err := insist(ctx, patience, func() (remoteAnswer, bool, error) { return post(ctx, client, url, authorization, body) })
+		answer, err := insist(ctx, patience, func() (remoteAnswer, error) { return post(ctx, client, url, authorization, body) })
 		if err != nil {
 			return List{}, err
 		}
@@ -53,37 +55,24 @@ type remoteAnswer struct {
 	} `json:"items"`
 }
 
-// Pauses before a recommender that did not answer is asked again; each is twice as long as the one before.
-const (
-	firstPause = 100 * time.Millisecond
-	lastPause  = 2 * time.Second
-)
-
-// insist asks until there is an answer, an error that asking again would not mend, or no patience left.
-func insist(ctx context.Context, patience time.Duration, ask func() (a remoteAnswer, again bool, err error)) (remoteAnswer, error) {
+// insist asks, at pauses that double, until there is an answer, a permanent error, or no patience left.
+func insist(ctx context.Context, patience time.Duration, ask backoff.Operation[remoteAnswer]) (remoteAnswer, error) {
 	begun := time.Now()
-	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		a, again, err := ask()
-		if err == nil || !again || ctx.Err() != nil {
-			return a, err
-		}
-		if waited := time.Since(begun); waited+pause > patience {
-			return a, fmt.Errorf("for %v: %w", waited.Round(time.Millisecond), err)
-		}
-		select {
-		case <-ctx.Done():
-			return a, ctx.Err()
-		case <-time.After(pause):
-		}
+	a, err := backoff.Retry(ctx, ask,
+		backoff.WithBackOff(&backoff.ExponentialBackOff{InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 2 * time.Second}),
+		backoff.WithMaxElapsedTime(max(patience, 1))) // 0 would be for ever
+	if waited := time.Since(begun).Round(time.Millisecond); err != nil && waited > 0 {
+		err = fmt.Errorf("after %v: %w", waited, err)
 	}
+	return a, err
 }
 
-// post asks once. again says that the same request may have an answer later.
-func post(ctx context.Context, client *http.Client, url, authorization string, body []byte) (a remoteAnswer, again bool, err error) {
+// post asks once. An error that asking again would not mend is permanent.
+func post(ctx context.Context, client *http.Client, url, authorization string, body []byte) (a remoteAnswer, err error) {
 	const most = 1 << 20
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return a, false, fmt.Errorf("the recommender's address: %w", err)
+		return a, backoff.Permanent(fmt.Errorf("the recommender's address: %w", err))
 	}
 	req.Header.Set("Content-Type", "application/json")
 	if authorization != "" {
@@ -91,23 +80,23 @@ func post(ctx context.Context, client *http.Client, url, authorization string, b
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return a, true, fmt.Errorf("ask the recommender: %w", err)
+		return a, fmt.Errorf("ask the recommender: %w", err)
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, most))
 	if err != nil {
-		return a, true, fmt.Errorf("read the recommender's answer: %w", err)
+		return a, fmt.Errorf("read the recommender's answer: %w", err)
 	}
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		again = true
-		fallthrough
-	default:
-		return a, again, fmt.Errorf("the recommender at %s answers %s: %.200s", url, resp.Status, data)
+	if resp.StatusCode != http.StatusOK {
+		err := fmt.Errorf("the recommender at %s answers %s: %.200s", url, resp.Status, data)
+		switch resp.StatusCode {
+		case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			return a, err
+		}
+		return a, backoff.Permanent(err)
 	}
 	if err := json.Unmarshal(data, &a); err != nil {
-		return a, false, fmt.Errorf("the recommender at %s: %w", url, err)
+		return a, backoff.Permanent(fmt.Errorf("the recommender at %s: %w", url, err))
 	}
-	return a, false, nil
+	return a, nil
 }

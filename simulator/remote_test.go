@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"onerec/schemas/onerecv1"
 )
 
@@ -92,8 +94,9 @@ func TestRemote(t *testing.T) {
 func TestRemoteInsists(t *testing.T) {
 	away := errors.New("away")
 	for name, c := range map[string]struct {
-		answers  int // the first request that is answered; 0: none
-		again    bool
+		answers  int  // the first request that is answered; 0: none
+		never    bool // asking again would not mend it
+		patience time.Duration
 		stop     time.Duration // after which the caller is told to stop; 0: never
 		stopWith int           // the request during which it is; 0: none
 
@@ -101,12 +104,13 @@ func TestRemoteInsists(t *testing.T) {
 		took  time.Duration
 		err   string
 	}{
-		"there at once":       {answers: 1, again: true, asked: 1},
-		"there again":         {answers: 8, again: true, asked: 8, took: 7100 * time.Millisecond}, // 0.1, 0.2, 0.4, 0.8, 1.6, 2, 2 s
-		"away for long":       {again: true, asked: 9, took: 9100 * time.Millisecond, err: "for 9.1s: away"},
-		"not to be had":       {asked: 1, err: "away"},
-		"stopped in a pause":  {again: true, stop: time.Second, asked: 4, took: time.Second, err: context.Canceled.Error()},
-		"stopped as it asked": {again: true, stopWith: 2, asked: 2, took: 100 * time.Millisecond, err: "away"},
+		"there at once":       {answers: 1, patience: 10 * time.Second, asked: 1},
+		"there again":         {answers: 8, patience: 10 * time.Second, asked: 8, took: 7100 * time.Millisecond}, // 0.1, 0.2, 0.4, 0.8, 1.6, 2, 2 s
+		"away for long":       {patience: 10 * time.Second, asked: 9, took: 9100 * time.Millisecond, err: "after 9.1s: away"},
+		"no patience":         {asked: 1, err: "away"},
+		"not to be had":       {never: true, patience: 10 * time.Second, asked: 1, err: "away"},
+		"stopped in a pause":  {patience: 10 * time.Second, stop: time.Second, asked: 4, took: time.Second, err: "after 1s: context canceled"},
+		"stopped as it asked": {patience: 10 * time.Second, stopWith: 2, asked: 2, took: 100 * time.Millisecond, err: "after 100ms: context canceled"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -116,14 +120,17 @@ func TestRemoteInsists(t *testing.T) {
 					time.AfterFunc(c.stop, cancel)
 				}
 				begun, asked := time.Now(), 0
-				_, err := insist(ctx, 10*time.Second, func() (remoteAnswer, bool, error) {
+				_, err := insist(ctx, c.patience, func() (remoteAnswer, error) {
 					switch asked++; asked {
 					case c.answers:
-						return remoteAnswer{}, false, nil
+						return remoteAnswer{}, nil
 					case c.stopWith:
 						cancel()
 					}
-					return remoteAnswer{}, c.again, away
+					if c.never {
+						return remoteAnswer{}, backoff.Permanent(away)
+					}
+					return remoteAnswer{}, away
 				})
 				if asked != c.asked || time.Since(begun) != c.took || (err == nil) != (c.err == "") || err != nil && err.Error() != c.err {
 					t.Errorf("asked %d times in %v: %v; want %d in %v: %s", asked, time.Since(begun), err, c.asked, c.took, c.err)
