@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -15,50 +16,66 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
+
 	"onerec/snapshots"
 )
 
-// sessionsOf draws sessions of a busy hour, in the order of the files: 10 views each, a history of 31 items, of
-// 50,000 items of which few are watched by most.
-func sessionsOf(n int) []snapshots.Session {
+// sessionsOf draws records of sessions of a busy hour, in the order of the files: 10 views each, a history of 31 items, of
+// 50,000 items of which few are watched by most. In memory they lie in the order in which they came.
+func sessionsOf(b *testing.B, n int) []*kgo.Record {
+	type judged struct {
+		*onerecv1.Session
+		*kgo.Record
+	}
 	r := rand.New(rand.NewPCG(1, 2))
 	zipf := rand.NewZipf(r, 1.2, 8, 50_000)
-	hour := time.Date(2026, 1, 1, 5, 0, 0, 0, time.UTC)
-	out := make([]snapshots.Session, n)
-	for i := range out {
-		at := hour.Add(time.Duration(r.Int64N(3_600_000)) * time.Millisecond)
-		s := snapshots.Session{
-			SessionID: fmt.Sprintf("%.32x", sha256.Sum256(fmt.Append(nil, i))), UserID: fmt.Sprintf("u%07d", r.IntN(n/10+1)), Start: at,
-			ClosedBy: "gap", Good: i%3 == 0, RulesVersion: "default-1", Partition: int32(i % 8), Offset: int64(i / 8),
+	hour := time.Date(2026, 1, 1, 5, 0, 0, 0, time.UTC).UnixMilli()
+	all := make([]judged, n)
+	for i := range all {
+		at := hour + r.Int64N(3_600_000)
+		s := &onerecv1.Session{
+			SessionId: fmt.Sprintf("%.32x", sha256.Sum256(fmt.Append(nil, i))), UserId: fmt.Sprintf("u%07d", r.IntN(n/10+1)), StartMs: at,
+			ClosedBy: onerecv1.ClosedBy_CLOSED_BY_GAP,
 		}
-		if !s.Good {
-			s.FailedRules = []string{"min_engagement"}
+		verdict := &onerecv1.Verdict{Good: i%3 == 0, RulesVersion: "default-1"}
+		if !verdict.Good {
+			verdict.FailedRules = []string{"min_engagement"}
 		}
 		for range 1 + r.IntN(19) {
 			duration := 5_000 + r.Int64N(60_000)
-			v := snapshots.View{
-				EventID: fmt.Sprintf("e%x", r.Uint64()), ItemID: fmt.Sprintf("i%06d", zipf.Uint64()), Time: at, WatchMs: r.Int64N(duration * 6 / 5), DurationMs: duration,
-				Like: r.IntN(20) == 0, Surface: "feed", CheckpointVersion: "000007-9f3ac1d2", RecommendationID: fmt.Sprintf("%X", i*100+len(s.Views)/8),
+			v := &onerecv1.View{
+				EventId: fmt.Sprintf("e%x", r.Uint64()), ItemId: fmt.Sprintf("i%06d", zipf.Uint64()), EventTimeMs: at, WatchMs: r.Int64N(duration * 6 / 5), DurationMs: duration,
+				Like: r.IntN(20) == 0, Surface: "feed", CheckpointVersion: "000007-9f3ac1d2", RecommendationId: fmt.Sprintf("%X", i*100+len(s.Views)/8),
 			}
 			if v.Like {
 				s.Likes++
 			}
 			s.TotalWatchMs += v.WatchMs
 			s.Views = append(s.Views, v)
-			s.End = at
-			at = at.Add(time.Duration(v.WatchMs+r.Int64N(2_000)) * time.Millisecond)
+			s.EndMs = at
+			at += v.WatchMs + r.Int64N(2_000)
 		}
 		for range r.IntN(63) {
-			s.History = append(s.History, snapshots.HistoryItem{ItemID: fmt.Sprintf("i%06d", zipf.Uint64()), Time: s.Start.Add(-time.Duration(r.Int64N(30*24*3600)) * time.Second)})
+			s.History = append(s.History, &onerecv1.HistoryItem{ItemId: fmt.Sprintf("i%06d", zipf.Uint64()), EventTimeMs: s.StartMs - r.Int64N(30*24*3600)*1000})
 		}
-		out[i] = s
+		value, err := proto.Marshal(&onerecv1.JudgedSession{Session: s, Verdict: verdict})
+		if err != nil {
+			b.Fatal(err)
+		}
+		all[i] = judged{s, &kgo.Record{Topic: schemas.TopicJudgedSessions, Partition: int32(i % 8), Offset: int64(i / 8), Value: value}}
 	}
-	slices.SortFunc(out, func(a, b snapshots.Session) int {
-		if c := strings.Compare(a.UserID, b.UserID); c != 0 {
-			return c
-		}
-		return a.Start.Compare(b.Start)
+	slices.SortFunc(all, func(a, b judged) int {
+		return cmp.Or(strings.Compare(a.UserId, b.UserId), cmp.Compare(a.StartMs, b.StartMs), cmp.Compare(a.Partition, b.Partition), cmp.Compare(a.Offset, b.Offset))
 	})
+	out := make([]*kgo.Record, n)
+	for i, s := range all {
+		out[i] = s.Record
+	}
 	return out
 }
 
@@ -85,7 +102,7 @@ func (p *arrowPeer) ask(format string, args ...any) (seconds float64, answer int
 }
 
 // BenchmarkSnapshotsPeers writes and reads 100,000 sessions, nested views and zstd, on one core, ours and pyarrow by
-// turns: ours from rows in memory, pyarrow from an Arrow table in memory, as it writes by itself and with the page
+// turns: ours from the topic's records in memory, pyarrow from an Arrow table in memory, as it writes by itself and with the page
 // index, checksums and bloom filters that our files have; read are whole files, and the columns that training needs.
 // It prints medians and ratios. ONEREC_PYTHON names a Python with pyarrow.
 func BenchmarkSnapshotsPeers(b *testing.B) {
@@ -119,7 +136,7 @@ func BenchmarkSnapshotsPeers(b *testing.B) {
 	}()
 
 	const n, rounds = 100_000, 7
-	rows := sessionsOf(n)
+	records := sessionsOf(b, n)
 	dir := b.TempDir()
 	store, err := snapshots.Open(b.Context(), dir)
 	if err != nil {
@@ -135,7 +152,7 @@ func BenchmarkSnapshotsPeers(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := errors.Join(snapshots.WriteSessions(f, rows), f.Close()); err != nil {
+		if err := errors.Join(snapshots.WriteSessions(f, records), f.Close()); err != nil {
 			b.Fatal(err)
 		}
 	}

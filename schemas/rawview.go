@@ -1,6 +1,7 @@
 package schemas
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"unicode/utf8"
@@ -37,6 +38,7 @@ type RawView struct {
 	EventID, UserID, ItemID          []byte // share memory with what was scanned
 	EventTimeMs, WatchMs, DurationMs int64
 	Engagement
+	Surface, RecommendationID, CheckpointVersion []byte
 
 	value           []byte // what was scanned
 	userAt, userEnd int    // where its last user_id is, tag included
@@ -55,6 +57,7 @@ func Raw(v *onerecv1.View) *RawView {
 		EventID: []byte(v.EventId), UserID: []byte(v.UserId), ItemID: []byte(v.ItemId),
 		EventTimeMs: v.EventTimeMs, WatchMs: v.WatchMs, DurationMs: v.DurationMs,
 		Engagement: Engagement{Like: v.Like, Follow: v.Follow, Comment: v.Comment, Share: v.Share, Dislike: v.Dislike},
+		Surface:    []byte(v.Surface), RecommendationID: []byte(v.RecommendationId), CheckpointVersion: []byte(v.CheckpointVersion),
 	}
 }
 
@@ -83,7 +86,7 @@ func (v *RawView) Scan(b []byte) error {
 			if m < 0 {
 				return fmt.Errorf("decode view: field %d: %w", tag>>3, protowire.ParseError(m))
 			}
-			if !utf8.Valid(field) {
+			if !validUTF8(field) {
 				return fmt.Errorf("decode view: field %d: %w", tag>>3, errNotUTF8)
 			}
 			switch tag {
@@ -97,6 +100,12 @@ func (v *RawView) Scan(b []byte) error {
 				v.users++
 				v.userSize += n + m
 				v.userAt, v.userEnd = at, at+n+m
+			case tagSurface:
+				v.Surface = field
+			case tagRecommendationID:
+				v.RecommendationID = field
+			case tagCheckpointVersion:
+				v.CheckpointVersion = field
 			}
 			at += n + m
 		case tagEventTimeMs, tagWatchMs, tagDurationMs, tagLike, tagFollow, tagComment, tagShare, tagDislike:
@@ -171,6 +180,41 @@ func (v *RawView) ItemWithoutUser() int {
 	}
 }
 
+// RawHistoryItem is an encoded HistoryItem whose fields were found but not copied.
+type RawHistoryItem struct {
+	ItemID      []byte // shares memory with what was scanned
+	EventTimeMs int64
+}
+
+// Scan finds the fields of an encoded HistoryItem, as [RawView.Scan] does a View's.
+func (h *RawHistoryItem) Scan(b []byte) error {
+	*h = RawHistoryItem{}
+	for len(b) > 0 {
+		num, kind, n := consumeTag(b)
+		if n < 0 {
+			return fmt.Errorf("decode history item: %w", protowire.ParseError(n))
+		}
+		var m int
+		switch {
+		case num == 1 && kind == protowire.BytesType:
+			if h.ItemID, m = consumeBytes(b[n:]); m >= 0 && !validUTF8(h.ItemID) {
+				return fmt.Errorf("decode history item: field %d: %w", num, errNotUTF8)
+			}
+		case num == 2 && kind == protowire.VarintType:
+			var x uint64
+			x, m = consumeVarint(b[n:])
+			h.EventTimeMs = int64(x)
+		default: // a field of a later version, or of another kind
+			m = protowire.ConsumeFieldValue(num, kind, b[n:])
+		}
+		if m < 0 {
+			return fmt.Errorf("decode history item: field %d: %w", num, protowire.ParseError(m))
+		}
+		b = b[n+m:]
+	}
+	return nil
+}
+
 // EachField calls fn with every field of an encoded message, in their order, and
 // returns fn's first error, or what is wrong with the bytes. A value of
 // protowire.BytesType comes without its length.
@@ -180,13 +224,15 @@ func EachField(b []byte, fn func(num protowire.Number, kind protowire.Type, valu
 		if n < 0 {
 			return protowire.ParseError(n)
 		}
-		m := protowire.ConsumeFieldValue(num, kind, b[n:])
+		var value []byte
+		var m int
+		if kind == protowire.BytesType {
+			value, m = consumeBytes(b[n:])
+		} else if m = protowire.ConsumeFieldValue(num, kind, b[n:]); m >= 0 {
+			value = b[n : n+m]
+		}
 		if m < 0 {
 			return fmt.Errorf("field %d: %w", num, protowire.ParseError(m))
-		}
-		value := b[n : n+m]
-		if kind == protowire.BytesType {
-			value, _ = protowire.ConsumeBytes(value)
 		}
 		if err := fn(num, kind, value); err != nil {
 			return err
@@ -202,8 +248,11 @@ func Varint(value []byte) uint64 {
 	return x
 }
 
-// consumeTag is protowire.ConsumeTag, with the bounds of proto.Unmarshal.
+// consumeTag is protowire.ConsumeTag, with the bounds of proto.Unmarshal, and a short way for small numbers.
 func consumeTag(b []byte) (protowire.Number, protowire.Type, int) {
+	if len(b) > 0 && b[0] < 1<<7 && b[0] >= 1<<3 {
+		return protowire.Number(b[0] >> 3), protowire.Type(b[0] & 7), 1
+	}
 	num, kind, n := protowire.ConsumeTag(b)
 	if num > protowire.MaxValidNumber {
 		return 0, 0, -1
@@ -218,6 +267,25 @@ func consumeBytes(b []byte) ([]byte, int) {
 		return b[1:n:n], n
 	}
 	return protowire.ConsumeBytes(b)
+}
+
+// validUTF8 is utf8.Valid with a short way for short ASCII, as most ids are.
+func validUTF8(b []byte) bool {
+	const high = 0x8080808080808080
+	switch n := len(b); {
+	case n > 32:
+		return utf8.Valid(b)
+	case n >= 8:
+		or := binary.LittleEndian.Uint64(b[n-8:])
+		for i := 0; i < n-8; i += 8 {
+			or |= binary.LittleEndian.Uint64(b[i:])
+		}
+		return or&high == 0 || utf8.Valid(b)
+	case n >= 4:
+		return (binary.LittleEndian.Uint32(b)|binary.LittleEndian.Uint32(b[n-4:]))&uint32(high&0xffffffff) == 0 || utf8.Valid(b)
+	default:
+		return utf8.Valid(b)
+	}
 }
 
 // consumeVarint is protowire.ConsumeVarint with a short way for short numbers.

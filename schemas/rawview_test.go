@@ -53,8 +53,12 @@ func FuzzRawView(f *testing.F) {
 		if at := got.ItemWithoutUser(); at >= 0 && string(encoded[at:at+len(got.ItemID)]) != want.ItemId || at < 0 && got.users <= 1 && want.ItemId != "" {
 			t.Fatalf("item %q should be at %d of %q", want.ItemId, at, encoded)
 		}
-		got.EventID, got.UserID, got.ItemID = w.EventID, w.UserID, w.ItemID // nil or empty
-		got = RawView{EventID: got.EventID, UserID: got.UserID, ItemID: got.ItemID, EventTimeMs: got.EventTimeMs, WatchMs: got.WatchMs, DurationMs: got.DurationMs, Engagement: got.Engagement}
+		if string(got.Surface) != want.Surface || string(got.RecommendationID) != want.RecommendationId || string(got.CheckpointVersion) != want.CheckpointVersion {
+			t.Fatalf("found %q %q %q in %v", got.Surface, got.RecommendationID, got.CheckpointVersion, want)
+		}
+		got = RawView{ // w's are empty where got's are nil
+			EventID: w.EventID, UserID: w.UserID, ItemID: w.ItemID, Surface: w.Surface, RecommendationID: w.RecommendationID, CheckpointVersion: w.CheckpointVersion, EventTimeMs: got.EventTimeMs, WatchMs: got.WatchMs, DurationMs: got.DurationMs, Engagement: got.Engagement,
+		}
 		if !reflect.DeepEqual(&got, w) {
 			t.Fatalf("found %+v, want %+v", got, w)
 		}
@@ -65,6 +69,32 @@ func FuzzRawView(f *testing.F) {
 		// A user_id of the wrong kind is an unknown field and stays.
 		if !proto.Equal(rest, want) {
 			t.Fatalf("without its user %v, want %v", rest, want)
+		}
+	})
+}
+
+// FuzzRawHistoryItem: Scan accepts what the Protobuf library accepts, and finds what it finds.
+func FuzzRawHistoryItem(f *testing.F) {
+	for _, h := range []*onerecv1.HistoryItem{{}, {ItemId: "i00815", EventTimeMs: 1_500_000_000_000}, {ItemId: "ä", EventTimeMs: -1}} {
+		b, err := proto.Marshal(h)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(append(b, 0x0a, 1, 'j', 0x18, 0, 0x80, 1, 0, 0x10, 5)) // the last value counts; a later version's fields
+	}
+	for _, bad := range [][]byte{{0xff}, {0x0a, 5, 'a'}, {0x0a, 1, 0xff}, {0x0a, 9, 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 0xc0}, {0x10}, {0, 0}, {0x13}} {
+		f.Add(bad)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		want := new(onerecv1.HistoryItem)
+		wantErr := proto.Unmarshal(b, want)
+		var got RawHistoryItem
+		if err := got.Scan(b); (err == nil) != (wantErr == nil) {
+			t.Fatalf("Scan: %v, Unmarshal: %v", err, wantErr)
+		}
+		if wantErr == nil && (string(got.ItemID) != want.ItemId || got.EventTimeMs != want.EventTimeMs) {
+			t.Fatalf("found %+v, want %v", got, want)
 		}
 	})
 }

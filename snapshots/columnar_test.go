@@ -52,7 +52,7 @@ func TestColumnar(t *testing.T) {
 			}
 		}
 		var data bytes.Buffer
-		if err := WriteSessions(&data, rows); err != nil {
+		if err := writeRows(&data, rows); err != nil {
 			t.Fatal(err)
 		}
 		if a, b := bothReaders(t, data.Bytes()); len(a) != len(rows) || !reflect.DeepEqual(a, b) {
@@ -72,7 +72,7 @@ func TestColumnar(t *testing.T) {
 		many = append(many, s)
 	}
 	var data bytes.Buffer
-	if err := WriteSessions(&data, many); err != nil {
+	if err := writeRows(&data, many); err != nil {
 		t.Fatal(err)
 	}
 	if a, b := bothReaders(t, data.Bytes()); len(a) != len(many) || !reflect.DeepEqual(a, b) {
@@ -91,7 +91,7 @@ func TestColumnar(t *testing.T) {
 // map item by item, and one of two billion items takes it three quarters of a minute, which fuzzing calls hung.
 func FuzzColumnar(f *testing.F) {
 	var data bytes.Buffer
-	if err := WriteSessions(&data, []Session{sessionOf(1), sessionOf(2)}); err != nil {
+	if err := writeRows(&data, []Session{sessionOf(1), sessionOf(2)}); err != nil {
 		f.Fatal(err)
 	}
 	// The engine changes a few bytes of the input; where, it is told.

@@ -33,6 +33,11 @@ func TestEngines(t *testing.T) {
 	}
 	for name, make := range map[string]func(*testing.T, *Store, string){
 		"written": func(t *testing.T, s *Store, _ string) { fillStore(t, s) },
+		"of several pages": func(t *testing.T, s *Store, _ string) {
+			if err := newWriter(t, s).feed(t, 0, 40_000); err != nil {
+				t.Fatal(err)
+			}
+		},
 		"compacted": func(t *testing.T, s *Store, _ string) {
 			fillStore(t, s)
 			for _, m := range []Maintenance{{Size: 1 << 20, Now: time.Now().Add(time.Hour)}, {Size: 1 << 20, Now: time.Now().Add(2 * time.Hour)}} {

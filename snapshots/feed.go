@@ -3,15 +3,14 @@ package snapshots
 import (
 	"cmp"
 	"context"
-	"fmt"
+	"io"
+	"path"
 	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-	"google.golang.org/protobuf/proto"
 
 	"onerec/schemas"
-	"onerec/schemas/onerecv1"
 	"onerec/snapshots/delta"
 )
 
@@ -42,54 +41,42 @@ func byPlace(a, b held) int {
 	return cmp.Or(cmp.Compare(a.hour, b.hour), strings.Compare(a.user, b.user), cmp.Compare(a.start, b.start))
 }
 
-// newFeed returns a feed; rows returns, for each file, what makes its rows.
-func newFeed[T any](topic string, to *files[T], at func(*kgo.Record) (place, error), rows func() func(*kgo.Record) (T, error)) *feed {
-	return &feed{
-		topic: topic, table: to.table, place: at,
-		write: func(ctx context.Context, s *Store, name string, from span, records []held) (int64, error) {
-			row := rows()
-			return to.put(ctx, s, name, from, len(records), func(i int) (T, error) { return row(records[i].Record) })
-		},
-		create: func(s *delta.State, now time.Time) ([]delta.Action, error) { return create[T](s, to.table, now) },
-	}
-}
-
 // feeds returns what the service writes.
 func feeds(dead bool) []*feed {
-	out := []*feed{
-		newFeed(schemas.TopicJudgedSessions, sessionFiles, sessionPlace, func() func(*kgo.Record) (Session, error) {
-			j := new(onerecv1.JudgedSession)
-			return func(r *kgo.Record) (Session, error) {
-				if err := unmarshalJudged(r, j); err != nil {
-					return Session{}, err
-				}
-				return session(r, j), nil
-			}
-		}),
-	}
+	out := []*feed{{
+		topic: schemas.TopicJudgedSessions, table: sessionFiles.table, place: sessionPlace,
+		write: func(ctx context.Context, s *Store, name string, from span, records []held) (int64, error) {
+			return s.put(ctx, path.Join(sessionFiles.table, name), func(w io.Writer) error {
+				return writeSessions(w, from, len(records), func(i int) *kgo.Record { return records[i].Record })
+			})
+		},
+		create: func(s *delta.State, now time.Time) ([]delta.Action, error) {
+			return create[Session](s, sessionFiles.table, now)
+		},
+	}}
 	if !dead {
 		return out
 	}
-	return append(out, newFeed(schemas.TopicDeadLetters, deadLetterFiles, func(r *kgo.Record) (place, error) {
-		t := deadLetterTime(r).UnixMilli()
-		return place{hour: hourOf(t), start: t}, nil
-	}, func() func(*kgo.Record) (DeadLetter, error) {
-		return func(r *kgo.Record) (DeadLetter, error) { return deadLetter(r), nil }
-	}))
-}
-
-func unmarshalJudged(r *kgo.Record, j *onerecv1.JudgedSession) error {
-	if err := proto.Unmarshal(r.Value, j); err != nil || j.Session == nil {
-		return fmt.Errorf("topic %s partition %d offset %d is no JudgedSession (only filter may write there): %w", r.Topic, r.Partition, r.Offset, err)
-	}
-	return nil
+	return append(out, &feed{
+		topic: schemas.TopicDeadLetters, table: deadLetterFiles.table,
+		place: func(r *kgo.Record) (place, error) {
+			t := deadLetterTime(r).UnixMilli()
+			return place{hour: hourOf(t), start: t}, nil
+		},
+		write: func(ctx context.Context, s *Store, name string, from span, records []held) (int64, error) {
+			return deadLetterFiles.put(ctx, s, name, from, len(records), func(i int) (DeadLetter, error) { return deadLetter(records[i].Record), nil })
+		},
+		create: func(s *delta.State, now time.Time) ([]delta.Action, error) {
+			return create[DeadLetter](s, deadLetterFiles.table, now)
+		},
+	})
 }
 
 // sessionPlace reads only what it needs of a JudgedSession.
 func sessionPlace(r *kgo.Record) (place, error) {
 	var j schemas.RawJudged
 	if err := j.Scan(r.Value); err != nil {
-		return place{}, fmt.Errorf("topic %s partition %d offset %d is no JudgedSession (only filter may write there): %w", r.Topic, r.Partition, r.Offset, err)
+		return place{}, noJudged(r, err)
 	}
 	return place{hourOf(j.EndMs), string(j.UserID), j.StartMs}, nil
 }

@@ -3,13 +3,11 @@ package snapshots
 import (
 	"bytes"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"onerec/schemas"
-	"onerec/schemas/onerecv1"
 )
 
 // Session is a row of the table sessions. The tags doc, unit and example are what docs/snapshots.md says of each column. New columns
@@ -69,29 +67,6 @@ type DeadLetter struct {
 	Offset    int64     `parquet:"offset,delta" doc:"where it was" example:"120"`
 	Key       []byte    `parquet:"key" doc:"the record's key, byte for byte" example:"u00042"`
 	Value     []byte    `parquet:"value" doc:"the record's value, byte for byte; onerec dlq replay sends it again" example:"0a04..."`
-}
-
-func session(r *kgo.Record, j *onerecv1.JudgedSession) Session {
-	s := j.Session
-	out := Session{
-		SessionID: s.SessionId, UserID: s.UserId, Start: ms(s.StartMs), End: ms(s.EndMs), TotalWatchMs: s.TotalWatchMs,
-		Likes: s.Likes, Follows: s.Follows, Comments: s.Comments, Shares: s.Shares, Dislikes: s.Dislikes,
-		ClosedBy: strings.ToLower(strings.TrimPrefix(s.ClosedBy.String(), "CLOSED_BY_")),
-		Good:     j.Verdict.GetGood(), FailedRules: j.Verdict.GetFailedRules(), RulesVersion: j.Verdict.GetRulesVersion(),
-		Partition: r.Partition, Offset: r.Offset,
-		Views: make([]View, len(s.Views)), History: make([]HistoryItem, len(s.History)),
-	}
-	for i, v := range s.Views {
-		out.Views[i] = View{
-			EventID: v.EventId, ItemID: v.ItemId, Time: ms(v.EventTimeMs), WatchMs: v.WatchMs, DurationMs: v.DurationMs,
-			Like: v.Like, Follow: v.Follow, Comment: v.Comment, Share: v.Share, Dislike: v.Dislike,
-			Surface: v.Surface, RecommendationID: v.RecommendationId, CheckpointVersion: v.CheckpointVersion,
-		}
-	}
-	for i, h := range s.History {
-		out.History[i] = HistoryItem{h.ItemId, ms(h.EventTimeMs)}
-	}
-	return out
 }
 
 func ms(t int64) time.Time { return time.UnixMilli(t).UTC() }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/parquet-go/parquet-go"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"gocloud.dev/blob"
 
 	"onerec/internal/buckets"
@@ -171,14 +172,19 @@ var (
 	deadLetterFiles = &files[DeadLetter]{table: TableDeadLetters}
 )
 
+// options returns those of a file.
+func (f *files[T]) options(from span) []parquet.WriterOption {
+	return append(layouts[f.table].options(), parquet.SchemaOf(*new(T)),
+		parquet.KeyValueMetadata("onerec.topic", from.topic),
+		parquet.KeyValueMetadata("onerec.partition", strconv.Itoa(int(from.partition))),
+		parquet.KeyValueMetadata("onerec.from", strconv.FormatInt(from.from, 10)),
+		parquet.KeyValueMetadata("onerec.next", strconv.FormatInt(from.next, 10)))
+}
+
 // write writes n rows as a Parquet file to w. Rows are asked for in order, a few at a time.
 func (f *files[T]) write(w io.Writer, from span, n int, row func(i int) (T, error)) error {
 	// Not one writer again and again: parquet-go's Reset forgets the sorting columns.
-	pw := parquet.NewGenericWriter[T](w, layouts[f.table].options()...)
-	pw.SetKeyValueMetadata("onerec.topic", from.topic)
-	pw.SetKeyValueMetadata("onerec.partition", strconv.Itoa(int(from.partition)))
-	pw.SetKeyValueMetadata("onerec.from", strconv.FormatInt(from.from, 10))
-	pw.SetKeyValueMetadata("onerec.next", strconv.FormatInt(from.next, 10))
+	pw := parquet.NewGenericWriter[T](w, f.options(from)...)
 	batch := make([]T, 0, 64)
 	for i := range n {
 		v, err := row(i)
@@ -316,8 +322,8 @@ func missingColumns[T any](schema *parquet.Schema) string {
 
 func splitPath(path string) []string { return strings.Split(path, ".") }
 
-// WriteSessions writes a Parquet file of sessions as the service does. They must be in the order of users and
+// WriteSessions writes records of sessions.judged as a Parquet file, as the service does. They must be in the order of users and
 // starts.
-func WriteSessions(w io.Writer, rows []Session) error {
-	return sessionFiles.write(w, span{topic: schemas.TopicJudgedSessions}, len(rows), func(i int) (Session, error) { return rows[i], nil })
+func WriteSessions(w io.Writer, records []*kgo.Record) error {
+	return writeSessions(w, span{topic: schemas.TopicJudgedSessions}, len(records), func(i int) *kgo.Record { return records[i] })
 }

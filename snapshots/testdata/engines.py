@@ -36,7 +36,7 @@ def by_arrow(tables):
 answers = {
     "duckdb, our SQL": by_duckdb("sessions", asked["sql"]),
     "duckdb, the folders": by_duckdb(f"read_parquet('{asked['dir']}/*=*/**/*.parquet', union_by_name=true)"),
-    "pyarrow": by_arrow(pq.ParquetFile(f).read() for f in asked["files"]),
+    "pyarrow": by_arrow(pq.ParquetFile(f, page_checksum_verification=True).read() for f in asked["files"]),
 }
 if asked["log"]:
     answers["delta-rs"] = by_arrow([deltalake.DeltaTable(asked["dir"]).to_pyarrow_table()])
