@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"reflect"
 	"testing"
+	"unicode/utf8"
+
+	"pgregory.net/rapid"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -71,6 +74,28 @@ func FuzzRawView(f *testing.F) {
 			t.Fatalf("without its user %v, want %v", rest, want)
 		}
 	})
+}
+
+// TestValidUTF8: the short way says what the library says.
+func TestValidUTF8(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := []byte(rapid.StringOfN(rapid.RuneFrom([]rune("aä")), 0, 40, 40).Draw(t, "text"))
+		if len(b) > 0 && rapid.Bool().Draw(t, "damaged") {
+			b[rapid.IntRange(0, len(b)-1).Draw(t, "at")] = rapid.Byte().Draw(t, "byte")
+		}
+		if got, want := validUTF8(b), utf8.Valid(b); got != want {
+			t.Fatalf("%q: %t, not %t", b, got, want)
+		}
+	})
+	for n := range 40 { // one byte alone, everywhere
+		for i := range n {
+			b := bytes.Repeat([]byte("a"), n)
+			b[i] = 0xff
+			if validUTF8(b) {
+				t.Errorf("%q is valid", b)
+			}
+		}
+	}
 }
 
 // FuzzRawHistoryItem: Scan accepts what the Protobuf library accepts, and finds what it finds.

@@ -138,6 +138,8 @@ func FuzzSessionRows(f *testing.F) {
 	f.Add([]byte{0x0a, 0x0b, 0x10, 1, 0x0a, 1, 'a', 0x0a, 1, 'b', 0xf8, 1, 5})     // a field of another kind, one twice, one of a later version
 	f.Add([]byte{0x0a, 0x03, 0x0a, 1, 0xff})                                       // no UTF-8
 	f.Add([]byte{0x0a, 0x00, 0x12, 0x08, 0x12, 0x01, 'a', 0x12, 0x01, 0xff, 8, 1}) // here neither
+	f.Add([]byte{0x0a, 0x05, 0x1d, 5, 0, 0, 0})                                    // start_ms of another kind
+	f.Add([]byte{0x0a, 0x00, 0x08, 0x05, 0x10, 0x05})                              // session and verdict of another kind, too
 	f.Add([]byte{0x12, 0x02, 0x08, 0x01})                                          // no session
 	f.Fuzz(func(t *testing.T, value []byte) { sameRow(t, &kgo.Record{Value: value, Partition: 1, Offset: 2}) })
 }
