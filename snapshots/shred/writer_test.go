@@ -138,7 +138,7 @@ func TestAsParquetGo(t *testing.T) {
 
 // TestManyRows: pages as they are outside of tests, and more names than a small table has room for.
 func TestManyRows(t *testing.T) {
-	rows := make([]row, 100_000)
+	rows := make([]row, 40_000)
 	for i := range rows {
 		at := time.UnixMicro(int64(i) * 977).UTC()
 		rows[i] = row{ID: fmt.Sprint("id", i), Name: fmt.Sprint("name", i/7), At: at, N: int32(i), Good: i%3 == 0, Size: int64(i * i)}
