@@ -35,7 +35,7 @@ const (
 // copied. A stage that passes views on needs no more, and the bytes that it passes
 // on keep fields that a newer producer may have added.
 type RawView struct {
-	EventID, UserID, ItemID          []byte // share memory with what was scanned
+	EventID, UserID, ItemID          []byte // share memory with what was scanned, as all bytes here
 	EventTimeMs, WatchMs, DurationMs int64
 	Engagement
 	Surface, RecommendationID, CheckpointVersion []byte

@@ -4,7 +4,6 @@
 package history
 
 import (
-	"fmt"
 	"iter"
 	"slices"
 	"time"
@@ -141,23 +140,11 @@ func (h Items) Parse(b []byte) (Items, error) {
 	if canonical(b) {
 		return append(protowire.AppendVarint(append(h, tagField), uint64(len(b))), b...), nil
 	}
-	var item []byte
-	var ms int64
-	err := schemas.EachField(b, func(num protowire.Number, kind protowire.Type, value []byte) error {
-		switch {
-		case num == fieldItem && kind == protowire.BytesType:
-			if item = value; !utf8.Valid(item) {
-				return fmt.Errorf("item_id %q is not UTF-8", item)
-			}
-		case num == fieldTime && kind == protowire.VarintType:
-			ms = int64(schemas.Varint(value))
-		}
-		return nil
-	})
-	if err != nil {
-		return h, fmt.Errorf("decode history item: %w", err)
+	var item schemas.RawHistoryItem
+	if err := item.Scan(b); err != nil {
+		return h, err
 	}
-	return h.Append(item, ms), nil
+	return h.Append(item.ItemID, item.EventTimeMs), nil
 }
 
 // canonical reports whether b is what Append writes behind the length.
