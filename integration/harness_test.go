@@ -327,8 +327,7 @@ func (c *cluster) terminate(name string, d *testcontainers.DockerContainer) {
 	if c.t.Failed() {
 		if r, err := d.Logs(ctx); err == nil {
 			text, _ := io.ReadAll(r) // what there is
-			lines := strings.Split(string(text), "\n")
-			c.t.Logf("log of %s:\n%s", name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
+			c.t.Logf("log of %s:\n%s", name, lastLines(string(text), 40))
 			_ = r.Close()
 		}
 	}
@@ -508,11 +507,38 @@ func (s *service) ready() {
 	s.t.Helper()
 	eventually(s.t, s.name+" is ready", func() error {
 		code, body := get(s.t, s.http, "/readyz")
-		if code != http.StatusOK {
-			return fmt.Errorf("/readyz answers %d %s", code, body)
+		if code == http.StatusOK {
+			return nil
 		}
-		return nil
+		if s.over() {
+			text, err := s.output()
+			s.t.Fatalf("%s has ended: %s (%v)", s.name, lastLines(text, 10), err)
+		}
+		return fmt.Errorf("/readyz answers %d %s", code, body)
 	})
+}
+
+// over says whether the service has ended.
+func (s *service) over() bool {
+	s.t.Helper()
+	if s.DockerContainer == nil {
+		select {
+		case <-s.done:
+			return true
+		default:
+			return false
+		}
+	}
+	state, err := s.State(context.Background())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return !state.Running
+}
+
+func lastLines(text string, n int) string {
+	lines := strings.Split(text, "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 // kill ends the service at once, as kill -9 does.
@@ -572,16 +598,15 @@ func (s *service) logs(what string) error {
 // ended says whether the service has ended with an error that holds some words.
 func (s *service) ended(why string) error {
 	s.t.Helper()
-	if s.DockerContainer == nil {
-		select {
-		case <-s.done:
-		default:
-			return errors.New("it runs")
+	if !s.over() {
+		return errors.New("it runs")
+	}
+	if s.DockerContainer != nil {
+		if state, err := s.State(context.Background()); err != nil {
+			return err
+		} else if state.ExitCode == 0 {
+			return errors.New("it ended well")
 		}
-	} else if state, err := s.State(context.Background()); err != nil {
-		return err
-	} else if state.Running || state.ExitCode == 0 {
-		return fmt.Errorf("it runs, or ended well: %+v", state)
 	}
 	return s.logs(why)
 }

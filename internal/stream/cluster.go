@@ -8,9 +8,7 @@ import (
 	"slices"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -203,26 +201,4 @@ func ReadMerged[T any](ctx context.Context, c Cluster, topic string, spans map[i
 		}
 	})
 	return g.Wait()
-}
-
-// partitionCounts returns the number of partitions of every topic, as of now: the
-// admin client would answer from a cache, in which topics that were just created
-// are missing.
-func partitionCounts(ctx context.Context, cl *kgo.Client) (map[string]int32, error) {
-	req := kmsg.NewPtrMetadataRequest()
-	req.Topics = nil // all
-	resp, err := req.RequestWith(ctx, cl)
-	if err != nil {
-		return nil, fmt.Errorf("list topics: %w", err)
-	}
-	counts := make(map[string]int32, len(resp.Topics))
-	for _, t := range resp.Topics {
-		if err := kerr.ErrorForCode(t.ErrorCode); err != nil {
-			return nil, fmt.Errorf("list topics: %w", err)
-		}
-		if t.Topic != nil {
-			counts[*t.Topic] = int32(len(t.Partitions))
-		}
-	}
-	return counts, nil
 }

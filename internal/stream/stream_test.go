@@ -14,7 +14,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"onerec/internal/stream"
 	"onerec/schemas"
@@ -375,5 +377,66 @@ func TestMissingTopicsAreNamed(t *testing.T) {
 	}
 	if created, err := stream.CreateTopics(t.Context(), cl, 4, 1); err != nil || len(created) != 0 {
 		t.Fatalf("created %v again, %v", created, err)
+	}
+}
+
+// TestBrokersLearnLate: of three brokers two learn of new topics later than the first.
+// Whoever creates topics or checks them waits for those.
+func TestBrokersLearnLate(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	const late = 8
+	var left atomic.Int32 // answers of the other two without any topic
+	cluster.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		all := req.(*kmsg.MetadataRequest).Topics == nil
+		if !all || cluster.CurrentNode() == 0 || left.Add(-1) < 0 {
+			return nil, nil, false
+		}
+		return req.ResponseKind(), nil, true
+	})
+	cl := client(t, stream.Cluster{Brokers: cluster.ListenAddrs()})
+	if err := stream.CheckCoPartitioned(t.Context(), cl); !errors.Is(err, stream.ErrMissingTopics) {
+		t.Fatalf("without topics: error %v", err)
+	}
+	left.Store(late)
+	if _, err := stream.CreateTopics(t.Context(), cl, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	if n := left.Load(); n >= 0 {
+		t.Errorf("creating did not wait: %d answers of %d are left", n, late)
+	}
+	left.Store(late)
+	if err := stream.CheckCoPartitioned(t.Context(), cl); err != nil {
+		t.Fatal(err)
+	}
+	if n := left.Load(); n >= 0 {
+		t.Errorf("checking did not wait: %d answers of %d are left", n, late)
+	}
+}
+
+// TestCheckWithoutABroker: a broker that is gone does not hide what the others know.
+func TestCheckWithoutABroker(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	cl := client(t, stream.Cluster{Brokers: cluster.ListenAddrs()})
+	if _, err := stream.CreateTopics(t.Context(), cl, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	cluster.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		if req.(*kmsg.MetadataRequest).Topics == nil && cluster.CurrentNode() == 1 {
+			return nil, errors.New("gone"), true // the connection is closed
+		}
+		return nil, nil, false
+	})
+	if err := stream.CheckCoPartitioned(t.Context(), cl); err != nil {
+		t.Error(err)
 	}
 }
