@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -43,8 +44,8 @@ func BenchmarkGenerate(b *testing.B) {
 	}
 }
 
-// BenchmarkGenerateTogether writes lists of 10 items after 50 with the base preset, as many side by side as there are
-// processors, by searches of different widths.
+// BenchmarkGenerateTogether writes lists of 10 items after 50 with the base preset, by searches of different widths: one
+// a processor, and as many as should be side by side.
 func BenchmarkGenerateTogether(b *testing.B) {
 	const items = 10_000
 	r := rand.New(rand.NewPCG(1, 1))
@@ -66,18 +67,21 @@ func BenchmarkGenerateTogether(b *testing.B) {
 		history = append(history, cb.ID(r.Int32N(items)))
 	}
 	for _, beams := range []int{1, 4, 16, 32, 128} {
-		b.Run(fmt.Sprintf("%d beams", beams), func(b *testing.B) {
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					if _, err := gen.Generate(Options{Length: 10, Width: beams, History: history}); err != nil {
-						b.Error(err)
-						return
+		for _, side := range slices.Compact([]int{1, SideBySide(beams)}) {
+			b.Run(fmt.Sprintf("%d beams/%d", beams, side), func(b *testing.B) {
+				b.SetParallelism(side)
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						if _, err := gen.Generate(Options{Length: 10, Width: beams, History: history}); err != nil {
+							b.Error(err)
+							return
+						}
 					}
-				}
+				})
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lists/s")
+				b.ReportMetric(float64(b.N*beams)/b.Elapsed().Seconds(), "beams/s")
 			})
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lists/s")
-			b.ReportMetric(float64(b.N*beams)/b.Elapsed().Seconds(), "beams/s")
-		})
+		}
 	}
 }
 

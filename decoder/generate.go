@@ -26,6 +26,8 @@ type Generator struct {
 	embed  kernels.Packed
 	codes  []kernels.Packed // the part of embed that a level's codes have
 	layers []packedLayer
+
+	company company // of the searches that run now
 }
 
 type packedLayer struct{ qkv, out, up, down kernels.Packed }
@@ -51,6 +53,7 @@ func newGenerator(w *Weights, trie *semanticid.Trie, ids func(int32) Item) *Gene
 	c := w.Config
 	d, f := c.Dim, c.Hidden
 	g := &Generator{w: w, trie: trie, ids: ids, rotary: kernels.NewRotary(d/c.Heads, c.MaxLen), embed: kernels.NewPacked(true, c.Vocab(), d, w.embed(), d)}
+	g.company.run = g.run
 	for level := range c.Levels {
 		g.codes = append(g.codes, kernels.NewPacked(true, c.Codes, d, w.embed()[int(c.token(level, 0))*d:], d))
 	}
@@ -117,6 +120,10 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 		beams = make([]beam, o.Width) // all the same, until the first draw
 	}
 	st := newSuffix(c, past, o.Width, o.Length*c.stride())
+	if st.social = o.Width < few; st.social {
+		g.company.enter()
+		defer g.company.leave()
+	}
 	h := make([]float32, 0, o.Width*c.Dim)
 	for range beams {
 		h = append(h, hidden...)
@@ -441,7 +448,8 @@ func (g *Generator) finishLayer(l int, a *activations, n int) {
 // continue the same one share it, so that a beam is no more than a list of where its tokens are.
 type suffix struct {
 	past   *prefix
-	width  int // most entries of a step
+	social bool // its search is a member of the generator's company
+	width  int  // most entries of a step
 	beams  int
 	steps  int         // tokens so far
 	stride int         // most steps
@@ -476,68 +484,124 @@ func (s *suffix) resume(steps int, entries [][]int32) {
 	}
 }
 
+// pass is one token of every beam of a search, on its way through the model.
+type pass struct {
+	suffix *suffix
+	tokens []int32   // by beam
+	hidden []float32 // what comes out: beams x d
+	turn   chan []*pass
+}
+
 // step runs one token of every beam and returns the hidden states (beams x d).
 func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
-	c, n := g.w.Config, s.beams
+	p := &pass{suffix: s, tokens: make([]int32, s.beams)}
+	for i := range p.tokens {
+		p.tokens[i] = token(i)
+	}
+	if s.social {
+		g.company.step(p)
+	} else {
+		g.run([]*pass{p})
+	}
+	return p.hidden
+}
+
+// run takes passes of different searches through the model as one: products with the
+// weights are those of all rows at once, each row attends to its own search's past. What
+// comes out of a pass does not depend on the others.
+func (g *Generator) run(passes []*pass) {
+	c, n := g.w.Config, 0
+	for _, p := range passes {
+		n += len(p.tokens)
+	}
 	d, hd := c.Dim, c.Dim/c.Heads
 	a := newActivations(c, n)
 	defer a.release()
-	h, qkv := a.h, a.qkv
-	for i := range n {
-		copy(a.x[i*d:(i+1)*d], g.w.embed()[int(token(i))*d:])
+	parts, row := make([]part, 0, 2*len(passes)), 0
+	for _, p := range passes {
+		for i, t := range p.tokens {
+			copy(a.x[(row+i)*d:(row+i+1)*d], g.w.embed()[int(t)*d:])
+		}
+		first := p.suffix.write(len(p.tokens))
+		for from := 0; from < len(p.tokens); from += together {
+			parts = append(parts, part{p.suffix, row, first, from, min(len(p.tokens), from+together)})
+		}
+		row += len(p.tokens)
 	}
-	first := s.used[s.steps]
+	for l := range c.Layers {
+		kernels.RMSNorm(a.h, a.rstd, a.x, g.w.layer(l).normAttn, n, d)
+		g.layers[l].qkv.Mul(n, a.h, d, false, a.qkv, 3*d)
+		for _, p := range parts {
+			pos := p.past.n + p.steps
+			for i := p.from; i < p.to; i++ {
+				qkv := a.qkv[(p.row+i)*3*d:][:3*d]
+				g.rotary.Turn(qkv[:2*d], pos, false)
+				copy(p.kv[l][(p.steps*p.width+p.first+i)*2*d:][:2*d], qkv[d:])
+			}
+		}
+		kernels.Parallel(c.Heads*len(parts), func(i int) {
+			parts[i%len(parts)].attend(l, i/len(parts), hd, a.qkv, a.h)
+		})
+		g.finishLayer(l, a, n)
+	}
+	out := make([]float32, n*d)
+	kernels.RMSNorm(out, a.rstd, a.x, g.w.norm(), n, d)
+	for _, p := range passes {
+		p.suffix.steps++
+		p.hidden, out = out[:len(p.tokens)*d:len(p.tokens)*d], out[len(p.tokens)*d:]
+	}
+}
+
+// write makes room for the next token of n beams and returns the first entry.
+func (s *suffix) write(n int) (first int) {
+	first = s.used[s.steps]
 	s.used[s.steps] += n
 	for i := range n {
 		s.at[i*s.stride+s.steps] = int32(first + i)
 	}
-	pos := s.past.n + s.steps
+	return first
+}
+
+// together is how many beams are looked at as a group, heads one by one.
+const together = 32
+
+// part is a group of the beams of a pass.
+type part struct {
+	*suffix
+	row      int // of the pass's first beam, among those of all passes
+	first    int // entry of the pass's first beam
+	from, to int // beams
+}
+
+// attend computes the attention of one head of a layer for the part's beams, out of qkv into h.
+func (p part) attend(layer, head, hd int, qkv, h []float32) {
+	d := len(p.past.keys[layer]) * hd
+	off, n, width := head*hd, p.to-p.from, p.past.n+p.steps+1
 	scale := float32(1 / math.Sqrt(float64(hd)))
-	width := s.past.n + s.steps + 1
-	// Beams are looked at in groups, heads one by one.
-	const together = 32
-	groups := (n + together - 1) / together
-	for l := range c.Layers {
-		w := g.w.layer(l)
-		kernels.RMSNorm(h, a.rstd, a.x, w.normAttn, n, d)
-		g.layers[l].qkv.Mul(n, h, d, false, qkv, 3*d)
-		for i := range n {
-			g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], pos, false)
-			copy(s.kv[l][(s.steps*s.width+first+i)*2*d:][:2*d], qkv[i*3*d+d:])
-		}
-		kernels.Parallel(c.Heads*groups, func(part int) {
-			head, from := part/groups, part%groups*together
-			to := min(n, from+together)
-			off := head * hd
-			buf := activationPool.Get().(*[]float32)
-			defer activationPool.Put(buf)
-			if cap(*buf) < together*width {
-				*buf = make([]float32, together*width)
-			}
-			p := (*buf)[:(to-from)*width]
-			// The shared part is a matrix product, whatever the number of beams.
-			s.past.keys[l][head].Mul(to-from, qkv[from*3*d+off:], 3*d, false, p, width)
-			for i := from; i < to; i++ {
-				q, row := qkv[i*3*d+off:i*3*d+off+hd], p[(i-from)*width:(i-from+1)*width]
-				for t, slot := range s.at[i*s.stride : i*s.stride+s.steps+1] {
-					at := (t*s.width+int(slot))*2*d + off
-					row[s.past.n+t] = scale * kernels.Dot(q, s.kv[l][at:at+hd])
-				}
-				kernels.Softmax(row)
-			}
-			s.past.values[l][head].Mul(to-from, p, width, false, h[from*d+off:], d)
-			for i := from; i < to; i++ {
-				out := h[i*d+off : i*d+off+hd]
-				for t, slot := range s.at[i*s.stride : i*s.stride+s.steps+1] {
-					at := (t*s.width+int(slot))*2*d + d + off
-					kernels.AddScaled(out, s.kv[l][at:at+hd], p[(i-from)*width+s.past.n+t])
-				}
-			}
-		})
-		g.finishLayer(l, a, n)
+	qkv, h = qkv[(p.row+p.from)*3*d+off:], h[(p.row+p.from)*d+off:]
+	buf := activationPool.Get().(*[]float32)
+	defer activationPool.Put(buf)
+	if cap(*buf) < together*width {
+		*buf = make([]float32, together*width)
 	}
-	s.steps++
-	out := make([]float32, n*d)
-	kernels.RMSNorm(out, a.rstd, a.x, g.w.norm(), n, d)
-	return out
+	weights := (*buf)[:n*width]
+	// The shared past is a matrix product, whatever the number of beams.
+	p.past.keys[layer][head].Mul(n, qkv, 3*d, false, weights, width)
+	kv := p.kv[layer]
+	for i := range n {
+		q, row := qkv[i*3*d:i*3*d+hd], weights[i*width:(i+1)*width]
+		for t, slot := range p.at[(p.from+i)*p.stride:][:p.steps+1] {
+			at := (t*p.width+int(slot))*2*d + off
+			row[p.past.n+t] = scale * kernels.Dot(q, kv[at:at+hd])
+		}
+		kernels.Softmax(row)
+	}
+	p.past.values[layer][head].Mul(n, weights, width, false, h, d)
+	for i := range n {
+		out := h[i*d : i*d+hd]
+		for t, slot := range p.at[(p.from+i)*p.stride:][:p.steps+1] {
+			at := (t*p.width+int(slot))*2*d + d + off
+			kernels.AddScaled(out, kv[at:at+hd], weights[i*width+p.past.n+t])
+		}
+	}
 }

@@ -32,6 +32,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"onerec/decoder"
 	"onerec/internal/history"
 	"onerec/internal/stream"
 	"onerec/publisher"
@@ -71,7 +72,7 @@ type Service struct {
 // Open makes the service ready to be used; Run then keeps it up to date.
 func (s *Service) Open() {
 	s.users = newUsers(s.Policy, s.MaxUsers, s.MaxItems)
-	s.admission = newAdmission(runtime.GOMAXPROCS(0), cmp.Or(s.MaxWait, time.Second))
+	s.admission = newAdmission(runtime.GOMAXPROCS(0)*decoder.SideBySide(s.Beams), cmp.Or(s.MaxWait, time.Second))
 }
 
 // Run follows views and checkpoints until ctx ends.
