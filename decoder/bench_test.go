@@ -132,3 +132,64 @@ func BenchmarkNext(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkReturns asks the base preset for the 10 items most likely to come next, and for a list of 10 by 16
+// beams, for a user with 50 items of history, of whom 45 were there at the last search: with its past, and without.
+func BenchmarkReturns(b *testing.B) {
+	const items, returned = 10_000, 5
+	r := rand.New(rand.NewPCG(1, 1))
+	cb := randomCodebook(b, items, 3, 256, 1)
+	var history []Item
+	for range 50 {
+		history = append(history, cb.ID(r.Int32N(items)))
+	}
+	c, err := Preset("base", 3, 256, 50, 10)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, steepness := range []float32{1, 8} {
+		w, err := NewWeights(c, 1)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i := range w.embed() {
+			w.embed()[i] *= steepness
+		}
+		gen, err := NewGenerator(w, cb)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, mode := range []string{"next", "list"} {
+			search := func(o Options) error {
+				if mode == "next" {
+					o.Width = 128
+					_, err := gen.Next(o, 10)
+					return err
+				}
+				o.Width, o.Length = 16, 10
+				_, err := gen.Generate(o)
+				return err
+			}
+			for _, with := range []bool{false, true} {
+				b.Run(fmt.Sprintf("steepness %v/%s/past %v", steepness, mode, with), func(b *testing.B) {
+					var first Past
+					if err := search(Options{History: history[:len(history)-returned], Past: &first}); err != nil {
+						b.Fatal(err)
+					}
+					for b.Loop() {
+						var past *Past
+						if with {
+							past = &Past{of: first.of, tokens: slices.Clone(first.tokens)}
+							for _, kv := range first.kv {
+								past.kv = append(past.kv, slices.Clone(kv))
+							}
+						}
+						if err := search(Options{History: history, Past: past}); err != nil {
+							b.Fatal(err)
+						}
+					}
+				})
+			}
+		}
+	}
+}

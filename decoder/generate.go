@@ -86,6 +86,7 @@ type Options struct {
 	Session []Item         // items that the session begins with
 	Exclude map[int32]bool // items that must not be written
 	User    int32          // see Config.User; 0: nobody in particular
+	Past    *Past          // of the user's last search; nil: all of the history is read
 	Length  int            // items to write
 	Width   int            // lists: beams, or samples
 	// Temperature above 0 samples each code with p^(1/T) among those allowed;
@@ -177,7 +178,7 @@ func (g *Generator) begin(o Options) (past *prefix, hidden []float32, excluded [
 	if len(o.Session) > 0 && !c.Compact {
 		tokens = append(tokens, tokenSEP)
 	}
-	past, hidden = g.prefill(tokens)
+	past, hidden = g.prefill(tokens, o.Past)
 	return past, hidden, g.countExcluded(o.Exclude), nil
 }
 
@@ -350,29 +351,41 @@ type prefix struct {
 	keys, values [][]kernels.Panels
 }
 
-// prefill runs tokens through the model at once. It returns their cache and the
-// last one's hidden state. Of the last layer only the keys and values of all tokens are
-// needed, and the rest of the last token alone.
-func (g *Generator) prefill(tokens []int32) (*prefix, []float32) {
-	c, n := g.w.Config, len(tokens)
-	d, hd := c.Dim, c.Dim/c.Heads
-	buf := newActivations(c, n)
+// prefill runs tokens through the model at once, but for those that an earlier search's past has, if
+// there is one. It returns their cache and the last one's hidden state. Of the last layer only the keys
+// and values of all tokens are needed, and the rest of the last token alone.
+func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
+	c, n, from := g.w.Config, len(tokens), 0
+	if kept != nil {
+		from = kept.begin(g, tokens)
+	}
+	d, hd, m := c.Dim, c.Dim/c.Heads, n-from
+	buf := newActivations(c, m)
 	defer buf.release()
-	x, h, qkv := buf.x, buf.h, buf.qkv
-	for i, t := range tokens {
+	all := activationPool.Get().(*[]float32)
+	defer activationPool.Put(all)
+	if cap(*all) < n*3*d {
+		*all = make([]float32, n*3*d)
+	}
+	x, h, qkv := buf.x, buf.h, (*all)[:n*3*d] // x and h of the tokens from from on, qkv of all
+	for i, t := range tokens[from:] {
 		copy(x[i*d:(i+1)*d], g.w.embed()[int(t)*d:])
 	}
 	p := &prefix{n: n, keys: make([][]kernels.Panels, c.Layers), values: make([][]kernels.Panels, c.Layers)}
 	for l := range c.Layers {
 		w := g.w.layer(l)
-		kernels.RMSNorm(h, buf.rstd, x, w.normAttn, n, d)
-		g.layers[l].qkv.Mul(n, h, d, false, qkv, 3*d)
+		kernels.RMSNorm(h, buf.rstd, x, w.normAttn, m, d)
+		g.layers[l].qkv.Mul(m, h, d, false, qkv[from*3*d:], 3*d)
 		const together = 64
-		kernels.Parallel((n+together-1)/together, func(part int) {
-			for i := part * together; i < min(n, (part+1)*together); i++ {
+		kernels.Parallel((m+together-1)/together, func(part int) {
+			for i := from + part*together; i < min(n, from+(part+1)*together); i++ {
 				g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], i, false)
 			}
 		})
+		if kept != nil {
+			kept.fill(l, d, qkv)
+			kept.keep(l, d, qkv)
+		}
 		p.keys[l], p.values[l] = make([]kernels.Panels, c.Heads), make([]kernels.Panels, c.Heads)
 		kernels.Parallel(2*c.Heads, func(i int) {
 			if head := i / 2; i%2 == 0 {
@@ -382,13 +395,13 @@ func (g *Generator) prefill(tokens []int32) (*prefix, []float32) {
 			}
 		})
 		if l < c.Layers-1 {
-			kernels.Attention(h, qkv, []int{0, n}, d, c.Heads, true)
-			g.finishLayer(l, buf, n)
+			kernels.AttentionFrom(h, qkv, from, n, d, c.Heads)
+			g.finishLayer(l, buf, m)
 			continue
 		}
 		last := newActivations(c, 1)
 		defer last.release()
-		copy(last.x, x[(n-1)*d:n*d])
+		copy(last.x, x[(m-1)*d:m*d])
 		row := make([]float32, n)
 		for head := range c.Heads {
 			off := head * hd

@@ -161,7 +161,7 @@ func TestSamplingFrequencies(t *testing.T) {
 	// Exact: P(first) among allowed firsts, by the model's own log probabilities.
 	first := map[uint16]float64{}
 	var firstSum float64
-	_, hidden := gen.prefill([]int32{tokenBOS, c.token(0, history[0][0]), c.token(1, history[0][1]), tokenSEP, tokenSES})
+	_, hidden := gen.prefill([]int32{tokenBOS, c.token(0, history[0][0]), c.token(1, history[0][1]), tokenSEP, tokenSES}, nil)
 	for code := range byFirst {
 		e := w.embed()[int(c.token(0, code))*c.Dim:]
 		var dot float64

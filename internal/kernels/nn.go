@@ -248,19 +248,28 @@ func (h attention) weights(p []float32, q0, q1 int) {
 // position sees only itself and those before it. Scratch memory is linear in the longest
 // row for each goroutine.
 func Attention(out, qkv []float32, bounds []int, d, heads int, causal bool) {
-	head(qkv, bounds, d, heads, causal, func(h attention, at int) {
-		bufP, bufV := take(min(h.n, attentionRows)*h.n), take(panelFloats(h.hd, h.n))
-		defer scratch.Put(bufP)
-		defer scratch.Put(bufV)
-		p, values := *bufP, *bufV
-		panels(values, false, h.hd, h.n, h.qkv[2*d:], 3*d, 1)
-		for q0 := 0; q0 < h.n; q0 += attentionRows {
-			q1 := min(h.n, q0+attentionRows)
-			h.weights(p, q0, q1)
-			w := h.sees(q1)
-			mulValues(q1-q0, h.hd, w, p, values, h.n, out[at+q0*d:], d)
-		}
-	})
+	head(qkv, bounds, d, heads, causal, func(h attention, at int) { h.attend(out[at:], 0) })
+}
+
+// AttentionFrom is causal [Attention] of one row of n positions for those from a position on; out
+// has no others. What it computes of a position does not depend on from, to the last bit.
+func AttentionFrom(out, qkv []float32, from, n, d, heads int) {
+	head(qkv, []int{0, n}, d, heads, true, func(h attention, at int) { h.attend(out[at:], from) })
+}
+
+// attend computes the attention of the positions from a position on, into the rows of out.
+func (h attention) attend(out []float32, from int) {
+	bufP, bufV := take(min(h.n-from, attentionRows)*h.n), take(panelFloats(h.hd, h.n))
+	defer scratch.Put(bufP)
+	defer scratch.Put(bufV)
+	p, values := *bufP, *bufV
+	panels(values, false, h.hd, h.n, h.qkv[2*h.d:], 3*h.d, 1)
+	for q0 := from; q0 < h.n; q0 += attentionRows {
+		q1 := min(h.n, q0+attentionRows)
+		h.weights(p, q0, q1)
+		w := h.sees(q1)
+		mulValues(q1-q0, h.hd, w, p, values, h.n, out[(q0-from)*h.d:], h.d)
+	}
 }
 
 // mulValues computes C = P V for P m x k, where V was laid out in panels of all n rows.

@@ -1,0 +1,117 @@
+package decoder
+
+import (
+	"math/rand/v2"
+	"reflect"
+	"runtime"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// TestPastAsWithout: whatever a user does between searches, and whatever the searches are, with the past
+// of the one before they find the same as without, to the last bit, and read no more than they must.
+func TestPastAsWithout(t *testing.T) {
+	const items = 60
+	models := make(map[bool][2]*Generator) // of compact rows, or not
+	for _, compact := range []bool{false, true} {
+		c, err := Preset("tiny", 2, 16, 40, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c = c.WithRows(compact, 3)
+		first, err := NewGenerator(randomWeights(t, c, 1), testCodebook(t, items, c.Codes))
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := first.With(randomWeights(t, c, 2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		models[compact] = [2]*Generator{first, second}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		models := models[rapid.Bool().Draw(t, "compact")]
+		item := rapid.Custom(func(t *rapid.T) Item { return models[0].ids(rapid.Int32Range(0, items-1).Draw(t, "item")) })
+		var history []Item
+		var past Past
+		var by *Generator  // whose past it is
+		var before []int32 // the row
+		for range rapid.IntRange(2, 6).Draw(t, "searches") {
+			switch rapid.SampledFrom([]string{"watch", "watch", "watch", "nothing", "forget", "late"}).Draw(t, "between") {
+			case "watch":
+				history = append(slices.Clip(history), rapid.SliceOfN(item, 1, 20).Draw(t, "watched")...)
+			case "forget":
+				history = history[rapid.IntRange(0, min(10, len(history))).Draw(t, "forgotten"):]
+			case "late":
+				history = slices.Insert(slices.Clone(history), rapid.IntRange(0, len(history)).Draw(t, "at"), item.Draw(t, "late"))
+			}
+			gen := models[rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "model")]
+			next := rapid.Bool().Draw(t, "next")
+			o := Options{
+				History: history, User: rapid.SampledFrom([]int32{0, 0, 0, 1}).Draw(t, "user"),
+				Length: 1, Width: rapid.SampledFrom([]int{1, 3, 40}).Draw(t, "width"), Session: rapid.SliceOfN(item, 0, 2).Draw(t, "session"),
+			}
+			if !next {
+				o.Length, o.Temperature = rapid.IntRange(1, 3).Draw(t, "length"), rapid.SampledFrom([]float64{0, 1}).Draw(t, "temperature")
+			}
+			search := func(past *Past) (found any) {
+				o.Past, o.Rand = past, rand.New(rand.NewPCG(1, 2))
+				var err error
+				if next {
+					found, err = gen.Next(o, 5)
+				} else {
+					found, err = gen.Generate(o)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				return found
+			}
+			var alone Past
+			if want, got := search(&alone), search(&past); !reflect.DeepEqual(got, want) {
+				t.Fatalf("found %v, without a past %v", got, want)
+			}
+			if without := search(nil); !reflect.DeepEqual(without, search(&alone)) {
+				t.Fatalf("found %v after the same row", without)
+			}
+			want := 0
+			for gen == by && want < min(len(before), len(past.tokens)-1) && before[want] == past.tokens[want] {
+				want++
+			}
+			if all, kept := past.Tokens(); kept != want || all != len(alone.tokens) {
+				t.Fatalf("%d of %d tokens were kept, want %d of %d", kept, all, want, len(alone.tokens))
+			}
+			by, before = gen, slices.Clone(past.tokens)
+		}
+	})
+}
+
+// TestPastIsOfOneModel: a past takes no more than its row's keys and values, and does not hold on to its model.
+func TestPastIsOfOneModel(t *testing.T) {
+	c := testConfig()
+	var past Past
+	if past.Bytes() != 0 {
+		t.Errorf("an empty past takes %d bytes", past.Bytes())
+	}
+	func() {
+		gen, err := NewGenerator(randomWeights(t, c, 1), testCodebook(t, 9, c.Codes))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := gen.Next(Options{Width: 4, Past: &past, History: []Item{gen.ids(1), gen.ids(2)}}, 3); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	all, _ := past.Tokens()
+	if least := int64(all * c.Layers * 2 * c.Dim * 4); past.Bytes() < least || past.Bytes() > 2*least {
+		t.Errorf("a past of %d tokens takes %d bytes, its keys and values %d", all, past.Bytes(), least)
+	}
+	for range 3 {
+		runtime.GC()
+	}
+	if past.of.Value() != nil {
+		t.Error("the past keeps its model in memory")
+	}
+}
