@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"onerec/decoder"
 	"onerec/schemas"
@@ -44,7 +45,7 @@ type Answer struct {
 	// Source is "model", or "popular" if no model is loaded, and Why says why.
 	Source string `json:"source"`
 	Why    string `json:"why,omitempty"`
-	// HistoryItems is how many items of the history the model knew.
+	// HistoryItems is how many items of the history the model read: the newest of those that it knows.
 	HistoryItems int    `json:"history_items"`
 	Items        []Item `json:"items"`
 }
@@ -84,9 +85,9 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 	if err := q.check(); err != nil {
 		return nil, err
 	}
-	items := q.History
+	items, before := q.History, 0
 	if items == nil {
-		items = s.History(q.UserID)
+		items, before = s.known(q.UserID)
 	}
 	a := &Answer{RecommendationID: rand.Text(), Surface: q.Surface, Items: []Item{}}
 	m, err := s.choose(q.UserID, q.Channel)
@@ -105,29 +106,72 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 		return a, nil
 	}
 	a.Source, a.CheckpointVersion, a.Channel = "model", m.ref.Version, m.ref.Channel
-	o := decoder.Options{User: m.gen.Config().User(q.UserID), Exclude: make(map[int32]bool), Width: s.Beams}
-	for _, item := range items {
-		if i, ok := m.cb.Index(item); ok {
-			o.History = append(o.History, m.cb.ID(i))
-			if !q.IncludeSeen {
-				o.Exclude[i] = true
-			}
-		}
-	}
-	a.HistoryItems = len(o.History)
 	if q.Mode != "next" && q.N > m.longest {
 		return nil, badRequest("n is %d, the model writes lists of at most %d items; use mode next", q.N, m.longest)
 	}
+	o := m.ask(q, items, before, s.Beams, q.History == nil && s.HistoryCache > 0)
+	a.HistoryItems = len(o.History)
 	done, err := s.admission.admit(ctx)
 	if err != nil {
 		return nil, err
 	}
+	o.Past = s.pasts.take(q.UserID)
 	a.Items, err = m.search(o, q)
 	done()
 	if err != nil {
 		return nil, fmt.Errorf("recommend with %s: %w", m.ref.Version, err)
 	}
+	if o.Past != nil {
+		s.Metrics.read(o.Past)
+		s.pasts.put(q.UserID, o.Past)
+		s.Metrics.setPasts(s.pasts.size())
+	}
 	return a, nil
+}
+
+// length is how many items the model is to write one after the other.
+func (q Request) length() int {
+	if q.Mode == "next" {
+		return 1
+	}
+	return q.N
+}
+
+// ask returns what the model is asked for: to go on from the newest items of a history that it knows, as many as there is
+// room for; fewer if that keeps the first ones steady. There were some before them.
+func (m *model) ask(q Request, items []string, before, beams int, keep bool) decoder.Options {
+	o := decoder.Options{User: m.gen.Config().User(q.UserID), Exclude: make(map[int32]bool), Width: beams, Length: q.length()}
+	var places []int // of the history's items, among all that the user ever had
+	for at, item := range items {
+		if i, ok := m.cb.Index(item); ok {
+			o.History, places = append(o.History, m.cb.ID(i)), append(places, before+at)
+			if !q.IncludeSeen {
+				o.Exclude[i] = true
+			}
+		}
+	}
+	room := m.longest - o.Length
+	skip := max(0, len(places)-room)
+	if keep {
+		skip = steady(places, before, room, min(len(items), m.longest)/4)
+	}
+	o.History = o.History[skip:]
+	return o
+}
+
+// steady returns how many of a history's oldest items to leave out, so that a model with room for a number of
+// items has to read little of it again. A history that is full, or a row of the model's, loses its oldest item with
+// each new one, and no two would begin with the same. So it begins at every step-th of all items that the user ever
+// had: with less than a step fewer than there is room for, and with the same item for as long. Places are those of
+// the items among all, before of which are forgotten.
+func steady(places []int, before, room, step int) int {
+	first := before
+	if over := len(places) - room; over > 0 {
+		first = places[over-1] + 1
+	}
+	step = max(step, 1)
+	at, _ := slices.BinarySearch(places, (first+step-1)/step*step)
+	return at
 }
 
 // search asks the model for what a request wants.
@@ -144,7 +188,6 @@ func (m *model) search(o decoder.Options, q Request) ([]Item, error) {
 		}
 		return items, err
 	}
-	o.Length = q.N
 	lists, err := m.gen.Generate(o)
 	if err != nil || len(lists) == 0 {
 		return items, err
@@ -209,7 +252,8 @@ func (s *Service) User(id string) *UserInfo {
 	if m != nil {
 		out.CheckpointVersion = m.ref.Version
 	}
-	for item, ms := range s.users.history(id).All() {
+	items, _ := s.users.history(id)
+	for item, ms := range items.All() {
 		h := HistoryItem{ItemID: string(item), EventTimeMs: ms}
 		if m != nil {
 			if i, ok := m.cb.Index(h.ItemID); ok {

@@ -51,8 +51,10 @@ type Service struct {
 	CanaryPercent float64
 	Policy        history.Policy
 	Beams         int // width of the beam search
-	// MaxUsers and MaxItems bound what is remembered.
+	// MaxUsers and MaxItems bound what is remembered, HistoryCache (bytes) what models made of the
+	// histories of those who asked last; 0: every request reads all of its user's.
 	MaxUsers, MaxItems int
+	HistoryCache       int64
 	// MaxWait is how long a request may have to wait for others before its own search begins; one
 	// that would have to wait longer is turned away. Timeout is for all of a request.
 	MaxWait, Timeout time.Duration
@@ -64,6 +66,7 @@ type Service struct {
 	OnReady     func() // histories are caught up, and a model is loaded if one was announced
 
 	users          *users
+	pasts          *pasts
 	loaded, canary atomic.Pointer[model]
 	caughtUp       atomic.Bool
 	admission      *admission
@@ -72,6 +75,7 @@ type Service struct {
 // Open makes the service ready to be used; Run then keeps it up to date.
 func (s *Service) Open() {
 	s.users = newUsers(s.Policy, s.MaxUsers, s.MaxItems)
+	s.pasts = newPasts(s.HistoryCache)
 	s.admission = newAdmission(runtime.GOMAXPROCS(0)*decoder.SideBySide(s.Beams), cmp.Or(s.MaxWait, time.Second))
 }
 
@@ -164,11 +168,17 @@ func (s *Service) followViews(ctx context.Context) error {
 // History returns the items that the service knows a user to have engaged with,
 // oldest first.
 func (s *Service) History(user string) []string {
-	var out []string
-	for item := range s.users.history(user).All() {
-		out = append(out, string(item))
+	items, _ := s.known(user)
+	return items
+}
+
+// known returns a user's items, oldest first, and how many there were before them.
+func (s *Service) known(user string) (items []string, before int) {
+	of, before := s.users.history(user)
+	for item := range of.All() {
+		items = append(items, string(item))
 	}
-	return out
+	return items, before
 }
 
 // Metrics are the recommender's Prometheus metrics. A nil *Metrics counts
@@ -180,6 +190,8 @@ type Metrics struct {
 	created  *prometheus.GaugeVec
 	waited   *prometheus.GaugeVec
 	users    prometheus.Gauge
+	tokens   *prometheus.CounterVec
+	pasts    prometheus.Gauge
 }
 
 // NewMetrics registers the metrics.
@@ -191,8 +203,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		created:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_serve_checkpoint_created_seconds", Help: "When the checkpoint that is served was made, seconds since the epoch, by channel."}, []string{"channel"}),
 		waited:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_serve_session_to_serving_seconds", Help: "From a good session's record to a serving model that has learned from it, for the sessions that are new to the model, by channel and quantile."}, []string{"channel", "quantile"}),
 		users:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_serve_users", Help: "Users whose history is in memory."}),
+		tokens:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_serve_history_tokens_total", Help: "Tokens of users' histories: read by the model for a request, or kept from the user's last one."}, []string{"source"}),
+		pasts:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_serve_history_cache_bytes", Help: "Memory for what models made of the histories of the users who asked last."}),
 	}
-	reg.MustRegister(m.requests, m.latency, m.swaps, m.created, m.waited, m.users)
+	reg.MustRegister(m.requests, m.latency, m.swaps, m.created, m.waited, m.users, m.tokens, m.pasts)
 	return m
 }
 
@@ -225,5 +239,20 @@ func (m *Metrics) serving(of *model) {
 func (m *Metrics) setUsers(n int) {
 	if m != nil {
 		m.users.Set(float64(n))
+	}
+}
+
+// read counts what a search had to read.
+func (m *Metrics) read(past *decoder.Past) {
+	if m != nil {
+		all, kept := past.Tokens()
+		m.tokens.WithLabelValues("read").Add(float64(all - kept))
+		m.tokens.WithLabelValues("kept").Add(float64(kept))
+	}
+}
+
+func (m *Metrics) setPasts(bytes int64) {
+	if m != nil {
+		m.pasts.Set(float64(bytes))
 	}
 }

@@ -147,7 +147,7 @@ func startWith(t *testing.T, change func(*Service)) *world {
 }
 
 func service() *Service {
-	return &Service{Model: "m", Channel: publisher.ChannelReleased, Policy: history.DefaultPolicy(), Beams: 8, MaxUsers: 100, MaxItems: 100, Log: slog.New(slog.DiscardHandler), OnReady: func() {}}
+	return &Service{Model: "m", Channel: publisher.ChannelReleased, Policy: history.DefaultPolicy(), Beams: 8, MaxUsers: 100, MaxItems: 100, HistoryCache: 1 << 20, Log: slog.New(slog.DiscardHandler), OnReady: func() {}}
 }
 
 func (w *world) publish(t *testing.T, channel string, seed uint64) string {
@@ -311,7 +311,8 @@ func TestUsersAreBounded(t *testing.T) {
 	if u.len() != 10 || len(u.counts) != 5 {
 		t.Errorf("%d users and %d items", u.len(), len(u.counts))
 	}
-	if u.history("faithful") == nil || u.history("u5") != nil {
+	faithful, _ := u.history("faithful")
+	if first, _ := u.history("u5"); faithful == nil || first != nil {
 		t.Error("who was there last should be remembered, who was there first forgotten")
 	}
 }

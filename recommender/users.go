@@ -25,8 +25,9 @@ type users struct {
 }
 
 type entry struct {
-	id    string
-	items history.Items
+	id        string
+	items     history.Items
+	forgotten int // items that were in the history and are not any more
 }
 
 func newUsers(policy history.Policy, maxUsers, maxItems int) *users {
@@ -53,10 +54,12 @@ func (u *users) add(v *schemas.RawView) {
 	}
 	u.recent.MoveToFront(e)
 	entry := e.Value.(*entry)
+	before := entry.items.Len()
 	items, changed := u.policy.Insert(entry.items, v)
 	if !changed {
 		return
 	}
+	entry.forgotten += before + 1 - items.Len()
 	entry.items = items
 	if _, known := u.counts[string(v.ItemID)]; known || len(u.counts) < u.items {
 		u.counts[string(v.ItemID)]++
@@ -64,15 +67,16 @@ func (u *users) add(v *schemas.RawView) {
 	}
 }
 
-// history returns a user's engaged items, oldest first.
-func (u *users) history(id string) history.Items {
+// history returns a user's engaged items, oldest first, and how many there were before them.
+func (u *users) history(id string) (items history.Items, before int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	e, ok := u.byID[id]
 	if !ok {
-		return nil
+		return nil, 0
 	}
-	return slices.Clone(e.Value.(*entry).items)
+	entry := e.Value.(*entry)
+	return slices.Clone(entry.items), entry.forgotten
 }
 
 // popular returns the n most popular items that are not excluded.

@@ -497,6 +497,6 @@ func (a *App) recommender(store *publisher.Store) *recommender.Service {
 	return &recommender.Service{
 		CanaryPercent: a.CanaryPercent, MaxWait: a.MaxWait, Timeout: a.RequestTimeout, MaxModelAge: a.MaxModelAge,
 		Cluster: a.cluster(), Store: store, Model: a.Model, Channel: a.Channel, Policy: a.History,
-		Beams: a.Beams, MaxUsers: a.MaxUsers, MaxItems: a.MaxItems,
+		Beams: a.Beams, MaxUsers: a.MaxUsers, MaxItems: a.MaxItems, HistoryCache: int64(a.HistoryCache) << 20,
 	}
 }
