@@ -156,7 +156,8 @@ elif which == "serve":
         for step in range(length_items * levels):
             lo = 3 + step % levels * codes
             lp = F.log_softmax(F.linear(last, model.embed), -1)[..., lo:lo + codes]
-            score, pick = (score[..., None] + lp).reshape(1, -1).topk(beams, -1)
+            total = (score[..., None] + lp).reshape(1, -1)
+            score, pick = total.topk(min(beams, total.shape[-1]), -1)
             parent, code = (pick // codes)[0], pick % codes
             if fresh is not None:
                 fresh = [(k[parent], v[parent]) for k, v in fresh]
@@ -165,9 +166,9 @@ elif which == "serve":
             h, fresh = model((lo + code).reshape(-1, 1), past, at, fresh)
             at += 1
             if step % levels == levels - 1:  # the separator that ends an item
-                h, fresh = model(torch.full((beams, 1), 1), past, at, fresh)
+                h, fresh = model(torch.full((pick.shape[-1], 1), 1), past, at, fresh)
                 at += 1
-            last = h.view(1, beams, dim)
+            last = h.view(1, -1, dim)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
