@@ -168,3 +168,31 @@ func (b *Batch) AddTokens(c Config, tokens []int32, weights []float32) error {
 	b.bounds = append(b.bounds, len(b.tokens))
 	return nil
 }
+
+// halves returns the rows of b in two parts of about as many tokens, in order; the second is empty if there is
+// one row. They share what they can with b.
+func (b *Batch) halves() (first, second *Batch) {
+	row := 1
+	for row < b.Rows() && b.bounds[row]+b.bounds[row+1] < len(b.tokens) {
+		row++
+	}
+	const other = 1 << 56 // seed of the second's dropout
+	return b.part(0, row, 0), b.part(row, b.Rows(), other)
+}
+
+// part returns rows lo to hi.
+func (b *Batch) part(lo, hi int, seed uint64) *Batch {
+	from, to := b.bounds[lo], b.bounds[hi]
+	p := &Batch{tokens: b.tokens[from:to], pos: b.pos[from:to], bounds: []int{0}, dropout: b.dropout}
+	p.dropout.Seed += seed
+	for row := lo; row < hi; row++ {
+		p.bounds = append(p.bounds, b.bounds[row+1]-from)
+		first, end := b.predictions(row)
+		p.firstTarget = append(p.firstTarget, len(p.at))
+		for i := first; i < end; i++ {
+			p.at = append(p.at, b.at[i]-int32(from))
+		}
+		p.target, p.weight = append(p.target, b.target[first:end]...), append(p.weight, b.weight[first:end]...)
+	}
+	return p
+}

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"onerec/internal/ops"
 )
 
 // BenchmarkGenerate writes lists of 10 and of 1 item after 50 items of history, with the small preset.
@@ -190,6 +192,43 @@ func BenchmarkReturns(b *testing.B) {
 					}
 				})
 			}
+		}
+	}
+}
+
+// BenchmarkLanes makes training steps of 16 rows of 128 tokens in one lane, and in two.
+func BenchmarkLanes(b *testing.B) {
+	for _, name := range []string{"tiny", "small", "base"} {
+		c, err := Preset(name, 3, 340, 21, 10)
+		if err != nil {
+			b.Fatal(err)
+		}
+		r := rand.New(rand.NewPCG(1, 2))
+		batch := NewBatch(1)
+		for range 16 {
+			if err := batch.Add(c, randomRow(r, c, 21, 10)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		batch.Close()
+		for lanes := 1; lanes <= 2; lanes++ {
+			b.Run(fmt.Sprintf("%s/%d", name, lanes), func(b *testing.B) {
+				w, err := NewWeights(c, 1)
+				if err != nil {
+					b.Fatal(err)
+				}
+				g, err := newGraph(w, batch.Tokens(), lanes, true, nil, 0)
+				if err != nil {
+					b.Fatal(err)
+				}
+				solver := ops.NewSolver(1e-3, 0.01)
+				for b.Loop() {
+					if _, err := g.Step(batch, nil, Dropout{}, solver); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(b.N*batch.Tokens())/b.Elapsed().Seconds(), "tokens/s")
+			})
 		}
 	}
 }

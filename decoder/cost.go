@@ -22,9 +22,8 @@ type Memory struct {
 // Total is the sum.
 func (m Memory) Total() int64 { return m.Weights + m.Optimizer + m.Activations + m.Scratch }
 
-// Memory returns what training takes with batches of at most so many tokens.
-func (c Config) Memory(tokens int) Memory {
-	var weights int64
+// count is the number of weights.
+func (c Config) count() (weights int64) {
 	for _, t := range c.layout() {
 		n := int64(1)
 		for _, d := range t.Shape {
@@ -32,13 +31,43 @@ func (c Config) Memory(tokens int) Memory {
 		}
 		weights += n
 	}
+	return weights
+}
+
+// Memory returns what training takes with batches of at most so many tokens.
+func (c Config) Memory(tokens int) Memory {
+	weights := c.count()
+	lanes := c.lanes(tokens)
+	n, in := int64(lanes), c.laneTokens(tokens, lanes)
+	return Memory{Weights: 2 * 4 * weights, Optimizer: (2 + n) * 4 * weights, Activations: n * 4 * c.activations(in), Scratch: n * c.scratch(in)}
+}
+
+// activations is how many floats a lane keeps of so many tokens.
+func (c Config) activations(tokens int) int64 {
 	d, f, vocab := int64(c.Dim), int64(c.Hidden), int64(c.Vocab())
 	// Of a layer stays, for its gradient: both sums, the turned queries, keys and values, what
 	// attention gives, and what goes into SwiGLU; the rest is computed again. The gradients of one
 	// layer are there at a time. The embedding has two gradients, as output and, when all
 	// that is gone, as input.
-	activations := max(int64(tokens)*(int64(c.Layers)*(6*d+2*f)+d+3*f), vocab*d)
-	return Memory{Weights: 2 * 4 * weights, Optimizer: 3 * 4 * weights, Activations: 4 * activations, Scratch: c.scratch(tokens)}
+	return max(int64(tokens)*(int64(c.Layers)*(6*d+2*f)+d+3*f), vocab*d)
+}
+
+// lanes is in how many parts a batch of so many tokens goes through the model: two, unless their own
+// gradients would take more than a quarter of what activations take, or rows are so long that there are few.
+func (c Config) lanes(tokens int) int {
+	const most, rows = 4, 4
+	if most*c.count() > c.activations(tokens) || rows*c.MaxLen > tokens {
+		return 1
+	}
+	return 2
+}
+
+// laneTokens is how many tokens a lane has at most: half, and half of a row.
+func (c Config) laneTokens(tokens, lanes int) int {
+	if lanes == 1 {
+		return tokens
+	}
+	return (tokens + c.MaxLen + 1) / 2
 }
 
 // scratch is what the kernels take: logits, and matrices laid out for products.

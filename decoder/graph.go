@@ -11,13 +11,23 @@ import (
 	"onerec/internal/ops"
 )
 
-// Graph is the decoder as a gorgonia expression graph over shared weights. Its
+// Graph is the decoder as gorgonia expression graphs over shared weights. Their
 // tensors hold a batch of at most Capacity tokens. It is not safe for concurrent
 // use.
+//
+// A batch goes through the model in lanes, half of its rows each, whose gradients are added
+// up: see [kernels.Lanes]. How many there are follows from the model and the capacity, so that results
+// do not depend on the machine.
 type Graph struct {
 	weights  *Weights
 	capacity int
+	batch    *Batch
+	lanes    []*lane
+	model    []gorgonia.ValueGrad // with the gradients of all lanes, after a run
+}
 
+// lane is the expression graph for some rows of a batch.
+type lane struct {
 	batch   *Batch
 	g       *gorgonia.ExprGraph
 	machine *ops.Machine
@@ -50,13 +60,13 @@ type dpoInputs struct {
 //
 // and its gradient for batches of at most capacity tokens.
 func NewGraph(w *Weights, capacity int) (*Graph, error) {
-	return newGraph(w, capacity, true, nil, 0)
+	return newGraph(w, capacity, w.Config.lanes(capacity), true, nil, 0)
 }
 
 // NewScorer is NewGraph without gradients: it scores, at a third of the work, and
 // can't step.
 func NewScorer(w *Weights, capacity int) (*Graph, error) {
-	return newGraph(w, capacity, false, nil, 0)
+	return newGraph(w, capacity, 1, false, nil, 0)
 }
 
 // NewPreferenceGraph builds the loss of a round of iterative preference alignment
@@ -69,80 +79,94 @@ func NewPreferenceGraph(w *Weights, capacity, pairs int, preference Preference, 
 	if err := preference.check(); err != nil {
 		return nil, err
 	}
-	return newGraph(w, capacity, true, &dpoInputs{pairs: pairs, preference: preference}, lambda)
+	const lanes = 1 // a pair's rows must be in the same
+	return newGraph(w, capacity, lanes, true, &dpoInputs{pairs: pairs, preference: preference}, lambda)
 }
 
-func newGraph(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float32) (_ *Graph, err error) {
+func newGraph(w *Weights, capacity, lanes int, train bool, dpo *dpoInputs, lambda float32) (*Graph, error) {
+	g := &Graph{weights: w, capacity: capacity, batch: NewBatch(0)}
+	for range lanes {
+		ln, err := newLane(w, w.Config.laneTokens(capacity, lanes), train, dpo, lambda)
+		if err != nil {
+			return nil, err
+		}
+		g.lanes = append(g.lanes, ln)
+	}
+	g.model = g.lanes[0].model
+	return g, nil
+}
+
+func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float32) (_ *lane, err error) {
 	defer func() { // gorgonia.Must panics on a graph that does not type-check
 		if p := recover(); p != nil {
 			err = fmt.Errorf("build the decoder's graph: %v", p)
 		}
 	}()
 	c := w.Config
-	gr := &Graph{weights: w, capacity: capacity, batch: NewBatch(0), g: gorgonia.NewGraph(), dpo: dpo}
+	ln := &lane{batch: NewBatch(0), g: gorgonia.NewGraph(), dpo: dpo}
 	for _, t := range w.params {
 		v := tensor.New(tensor.WithShape(t.Shape...), tensor.WithBacking(t.Data))
-		n := gorgonia.NewTensor(gr.g, tensor.Float32, len(t.Shape), gorgonia.WithShape(t.Shape...), gorgonia.WithName(t.Name), gorgonia.WithValue(v))
-		gr.params = append(gr.params, n)
+		n := gorgonia.NewTensor(ln.g, tensor.Float32, len(t.Shape), gorgonia.WithShape(t.Shape...), gorgonia.WithName(t.Name), gorgonia.WithValue(v))
+		ln.params = append(ln.params, n)
 	}
 	rotary := kernels.NewRotary(c.Dim/c.Heads, c.MaxLen)
-	residual := func() (float32, uint64) { return gr.batch.dropout.Residual, gr.batch.dropout.Seed }
-	embedding := func() (float32, uint64) { return gr.batch.dropout.Embedding, gr.batch.dropout.Seed }
-	pos := func(i int) int { return int(gr.batch.pos[i]) }
+	residual := func() (float32, uint64) { return ln.batch.dropout.Residual, ln.batch.dropout.Seed }
+	embedding := func() (float32, uint64) { return ln.batch.dropout.Embedding, ln.batch.dropout.Seed }
+	pos := func(i int) int { return int(ln.batch.pos[i]) }
 
-	x := ops.Embed(gr.params[0], func() []int32 { return gr.batch.tokens }, capacity)
-	x = ops.Dropout(gr, x, 2*c.Layers, embedding)
+	x := ops.Embed(ln.params[0], func() []int32 { return ln.batch.tokens }, capacity)
+	x = ops.Dropout(ln, x, 2*c.Layers, embedding)
 	for l := range c.Layers {
-		p := gr.params[1+6*l:]
-		h := ops.Linear(gr, ops.RMSNorm(gr, x, p[0]), p[1])
-		h = ops.Linear(gr, ops.Attention(gr, h, c.Heads, true, rotary, pos), p[2])
-		x = ops.AddDropout(gr, x, h, 2*l, residual)
-		h = ops.SwiGLU(gr, ops.Linear(gr, ops.RMSNorm(gr, x, p[3]), p[4]))
-		x = ops.AddDropout(gr, x, ops.Linear(gr, h, p[5]), 2*l+1, residual)
+		p := ln.params[1+6*l:]
+		h := ops.Linear(ln, ops.RMSNorm(ln, x, p[0]), p[1])
+		h = ops.Linear(ln, ops.Attention(ln, h, c.Heads, true, rotary, pos), p[2])
+		x = ops.AddDropout(ln, x, h, 2*l, residual)
+		h = ops.SwiGLU(ln, ops.Linear(ln, ops.RMSNorm(ln, x, p[3]), p[4]))
+		x = ops.AddDropout(ln, x, ops.Linear(ln, h, p[5]), 2*l+1, residual)
 	}
-	x = ops.RMSNorm(gr, x, gr.params[len(gr.params)-1])
-	gr.logp = ops.LogProbs(x, gr.params[0], func() (at, target []int32) { return gr.batch.at, gr.batch.target }, capacity)
+	x = ops.RMSNorm(ln, x, ln.params[len(ln.params)-1])
+	ln.logp = ops.LogProbs(x, ln.params[0], func() (at, target []int32) { return ln.batch.at, ln.batch.target }, capacity)
 
-	gr.weight = tensor.New(tensor.WithShape(capacity), tensor.Of(tensor.Float32))
-	weight := gorgonia.NodeFromAny(gr.g, gr.weight, gorgonia.WithName("weight"))
-	gr.ntp = gorgonia.Must(gorgonia.Neg(gorgonia.Must(gorgonia.Mul(weight, gr.logp))))
-	gr.cost = gr.ntp
-	outputs := gorgonia.Nodes{gr.logp, gr.ntp}
+	ln.weight = tensor.New(tensor.WithShape(capacity), tensor.Of(tensor.Float32))
+	weight := gorgonia.NodeFromAny(ln.g, ln.weight, gorgonia.WithName("weight"))
+	ln.ntp = gorgonia.Must(gorgonia.Neg(gorgonia.Must(gorgonia.Mul(weight, ln.logp))))
+	ln.cost = ln.ntp
+	outputs := gorgonia.Nodes{ln.logp, ln.ntp}
 	if dpo != nil {
 		dpo.signs = tensor.New(tensor.WithShape(dpo.pairs, capacity), tensor.Of(tensor.Float32))
 		dpo.ref = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
 		dpo.share = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
 		dpo.reward = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
 		input := func(name string, v *tensor.Dense) *gorgonia.Node {
-			return gorgonia.NodeFromAny(gr.g, v, gorgonia.WithName(name))
+			return gorgonia.NodeFromAny(ln.g, v, gorgonia.WithName(name))
 		}
-		dpo.margin = gorgonia.Must(gorgonia.Sub(gorgonia.Must(gorgonia.Mul(input("signs", dpo.signs), gr.logp)), input("ref", dpo.ref)))
+		dpo.margin = gorgonia.Must(gorgonia.Sub(gorgonia.Must(gorgonia.Mul(input("signs", dpo.signs), ln.logp)), input("ref", dpo.ref)))
 		each := dpo.preference.of(dpo.margin, input("reward", dpo.reward), func() []int { return dpo.groups })
 		dpo.loss = gorgonia.Must(gorgonia.Mul(input("share", dpo.share), each))
-		gr.cost = gorgonia.Must(gorgonia.Add(gr.ntp, gorgonia.Must(gorgonia.Mul(dpo.loss, gorgonia.NewConstant(lambda)))))
+		ln.cost = gorgonia.Must(gorgonia.Add(ln.ntp, gorgonia.Must(gorgonia.Mul(dpo.loss, gorgonia.NewConstant(lambda)))))
 		outputs = append(outputs, dpo.margin, dpo.loss)
 	}
-	outputs = append(outputs, gr.cost)
+	outputs = append(outputs, ln.cost)
 	var gradients gorgonia.Nodes
 	if train {
-		if gradients, err = gorgonia.Grad(gr.cost, gr.params...); err != nil {
+		if gradients, err = gorgonia.Grad(ln.cost, ln.params...); err != nil {
 			return nil, fmt.Errorf("differentiate the decoder's graph: %w", err)
 		}
 	}
-	if gr.machine, err = ops.NewMachine(gr.g, append(outputs, gradients...)...); err != nil {
+	if ln.machine, err = ops.NewMachine(ln.g, append(outputs, gradients...)...); err != nil {
 		return nil, fmt.Errorf("build the decoder's graph: %w", err)
 	}
 	if train {
-		gr.model = gr.machine.Model(gr.params, gradients)
+		ln.model = ln.machine.Model(ln.params, gradients)
 	}
-	return gr, nil
+	return ln, nil
 }
 
 // Len implements ops.Rows.
-func (g *Graph) Len() int { return len(g.batch.tokens) }
+func (ln *lane) Len() int { return len(ln.batch.tokens) }
 
 // Bounds implements ops.Rows.
-func (g *Graph) Bounds() []int { return g.batch.bounds }
+func (ln *lane) Bounds() []int { return ln.batch.bounds }
 
 // Pair is a winner and a loser of one user among the rows of a batch. Under S-DPO neighbours with
 // one winner are one comparison.
@@ -175,32 +199,74 @@ func (g *Graph) Run(b *Batch, pairs []Pair, dropout Dropout) (Losses, error) {
 	if len(b.tokens) == 0 || len(b.tokens) > g.capacity {
 		return Losses{}, fmt.Errorf("a batch of %d tokens, allowed is 1 to %d", len(b.tokens), g.capacity)
 	}
-	g.batch = b
-	b.dropout = dropout
-	w := g.weight.Data().([]float32)
-	clear(w)
-	copy(w, b.weight)
-	if g.dpo != nil {
-		if err := g.dpo.set(b, pairs, g.capacity); err != nil {
-			return Losses{}, err
-		}
+	g.batch, b.dropout = b, dropout
+	g.lanes[0].batch = b
+	if len(g.lanes) == 2 {
+		g.lanes[0].batch, g.lanes[1].batch = b.halves()
 	}
-	if err := g.machine.Run(); err != nil {
+	losses, errs := make([]Losses, len(g.lanes)), make([]error, len(g.lanes))
+	kernels.Lanes(len(g.lanes), func(i int) { losses[i], errs[i] = g.lanes[i].run(pairs) })
+	if err := errors.Join(errs...); err != nil {
 		return Losses{}, fmt.Errorf("run the decoder's graph: %w", err)
 	}
-	l := Losses{Total: scalar(g.machine.Value(g.cost)), NTP: scalar(g.machine.Value(g.ntp))}
-	if g.dpo != nil {
-		l.DPO = scalar(g.machine.Value(g.dpo.loss))
-		for _, m := range g.machine.Value(g.dpo.margin).Data().([]float32)[:len(pairs)] {
-			if m > 0 {
-				l.Wins += 1 / float64(len(pairs))
-			}
+	l := losses[0]
+	for i, ln := range g.lanes[1:] {
+		l.Total, l.NTP = l.Total+losses[1+i].Total, l.NTP+losses[1+i].NTP
+		if err := ln.addGradients(g.model); err != nil {
+			return Losses{}, err
 		}
 	}
 	if l.Total != l.Total || l.Total-l.Total != 0 {
 		return l, ErrNotFinite
 	}
 	return l, nil
+}
+
+// run computes the losses of the lane's rows and, in the graph, their gradients.
+func (ln *lane) run(pairs []Pair) (Losses, error) {
+	if ln.batch.Rows() == 0 {
+		return Losses{}, nil
+	}
+	w := ln.weight.Data().([]float32)
+	clear(w)
+	copy(w, ln.batch.weight)
+	if ln.dpo != nil {
+		if err := ln.dpo.set(ln.batch, pairs, len(w)); err != nil {
+			return Losses{}, err
+		}
+	}
+	if err := ln.machine.Run(); err != nil {
+		return Losses{}, err
+	}
+	l := Losses{Total: scalar(ln.machine.Value(ln.cost)), NTP: scalar(ln.machine.Value(ln.ntp))}
+	if ln.dpo != nil {
+		l.DPO = scalar(ln.machine.Value(ln.dpo.loss))
+		for _, m := range ln.machine.Value(ln.dpo.margin).Data().([]float32)[:len(pairs)] {
+			if m > 0 {
+				l.Wins += 1 / float64(len(pairs))
+			}
+		}
+	}
+	return l, nil
+}
+
+// addGradients adds those of the lane's rows to the sum.
+func (ln *lane) addGradients(sum []gorgonia.ValueGrad) error {
+	if ln.batch.Rows() == 0 {
+		return nil
+	}
+	for i, of := range ln.model {
+		to, err := sum[i].Grad()
+		if err != nil {
+			return err
+		}
+		from, err := of.Grad()
+		if err != nil {
+			return err
+		}
+		kernels.Add(to.Data().([]float32), from.Data().([]float32))
+	}
+	return nil
 }
 
 // Step runs a batch and updates the weights. After an error the weights are as
@@ -219,12 +285,22 @@ func (g *Graph) Step(b *Batch, pairs []Pair, dropout Dropout, solver gorgonia.So
 // LogProbs returns, after a Run, the log probability of each row's predictions,
 // summed.
 func (g *Graph) LogProbs() []float32 {
-	logp := g.machine.Value(g.logp).Data().([]float32)
+	logp := g.logProbs()
 	out := make([]float32, g.batch.Rows())
 	for r := range out {
 		from, to := g.batch.predictions(r)
 		for _, v := range logp[from:to] {
 			out[r] += v
+		}
+	}
+	return out
+}
+
+// logProbs returns those of the predictions.
+func (g *Graph) logProbs() (out []float32) {
+	for _, ln := range g.lanes {
+		if n := len(ln.batch.at); n > 0 {
+			out = append(out, ln.machine.Value(ln.logp).Data().([]float32)[:n]...)
 		}
 	}
 	return out

@@ -98,7 +98,7 @@ func pythonOpens(t *testing.T, python string, c Config) {
 		if _, err := g.Run(b, nil, Dropout{}); err != nil {
 			t.Fatal(err)
 		}
-		ours := g.machine.Value(g.logp).Data().([]float32)[:b.Predictions(0)]
+		ours := g.logProbs()[:b.Predictions(0)]
 		var theirs []float64
 		if !lines.Scan() || json.Unmarshal(lines.Bytes(), &theirs) != nil || len(theirs) != len(ours) {
 			t.Fatalf("row %d: %s, want %d numbers", i, lines.Bytes(), len(ours))

@@ -64,7 +64,7 @@ func init() {
 // processors, and returns when all have. The calls must not share what they
 // write.
 func Parallel(n int, fn func(i int)) {
-	workers := min(n, runtime.GOMAXPROCS(0))
+	workers := min(n, runtime.GOMAXPROCS(0)/int(max(1, lanes.Load())))
 	if workers <= 1 {
 		for i := range n {
 			fn(i)
@@ -96,4 +96,27 @@ func Parallel(n int, fn func(i int)) {
 		}
 		runtime.Gosched()
 	}
+}
+
+// lanes is how many lanes run.
+var lanes atomic.Int64
+
+// Lanes calls fn(0) to fn(n-1) side by side, for long work that calls Parallel itself: each has its
+// share of the processors, and none waits for another before it is done, as the processors that share
+// the pieces of one kernel do after each. While one lane multiplies matrices, another may well do something else.
+func Lanes(n int, fn func(i int)) {
+	if runtime.GOMAXPROCS(0) == 1 || n == 1 {
+		for i := range n {
+			fn(i)
+		}
+		return
+	}
+	lanes.Add(int64(n))
+	defer lanes.Add(-int64(n))
+	var wg sync.WaitGroup
+	for i := 1; i < n; i++ {
+		wg.Go(func() { fn(i) })
+	}
+	fn(0)
+	wg.Wait()
 }

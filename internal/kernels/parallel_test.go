@@ -1,6 +1,7 @@
 package kernels
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -38,4 +39,35 @@ func TestParallel(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestLanes: each lane runs once, at the same time as the others if there are processors, and what it splits is done.
+func TestLanes(t *testing.T) {
+	for _, processors := range []int{1, 2, 5} {
+		func() {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(processors))
+			for _, n := range []int{1, 2, 3} {
+				ran := make([]atomic.Int32, n)
+				var parts atomic.Int32
+				var begun sync.WaitGroup
+				begun.Add(n)
+				Lanes(n, func(i int) {
+					ran[i].Add(1)
+					begun.Done()
+					if processors > 1 {
+						begun.Wait() // for ever, if they came one after the other
+					}
+					Parallel(10, func(int) { parts.Add(1) })
+				})
+				for i := range ran {
+					if ran[i].Load() != 1 {
+						t.Errorf("lane %d of %d ran %d times", i, n, ran[i].Load())
+					}
+				}
+				if int(parts.Load()) != 10*n || lanes.Load() != 0 {
+					t.Errorf("%d lanes did %d parts, and %d are said to run", n, parts.Load(), lanes.Load())
+				}
+			}
+		}()
+	}
 }
