@@ -25,7 +25,7 @@ func TestMemory(t *testing.T) {
 		}
 		compare := func(what string, got float64, want int64) {
 			t.Helper()
-			if got < 0.9*float64(want) || got > 1.1*float64(want) {
+			if got < 0.93*float64(want) || got > 1.07*float64(want) {
 				t.Errorf("%s, %+v: %.1f MiB are kept, %.1f are said", what, c, got/(1<<20), float64(want)/(1<<20))
 			}
 			t.Logf("%s: %.1f MiB are kept, %.1f are said", what, got/(1<<20), float64(want)/(1<<20))

@@ -146,5 +146,16 @@ func TestLanesFit(t *testing.T) {
 		if n := c.laneTokens(capacity, 2); first.Tokens() > n || second.Tokens() > n || first.Tokens()+second.Tokens() != b.Tokens() {
 			t.Fatalf("%d of %d and %d tokens, %d fit", first.Tokens(), b.Tokens(), second.Tokens(), n)
 		}
+		for row := range b.Rows() {
+			half, of := first, row
+			if row >= first.Rows() {
+				half, of = second, row-first.Rows()
+			}
+			from, to := half.predictions(of)
+			wantFrom, wantTo := b.predictions(row)
+			if !slices.Equal(half.target[from:to], b.target[wantFrom:wantTo]) {
+				t.Fatalf("row %d of %d predicts %v, want %v", row, b.Rows(), half.target[from:to], b.target[wantFrom:wantTo])
+			}
+		}
 	})
 }

@@ -41,7 +41,8 @@ func TestParallel(t *testing.T) {
 	wg.Wait()
 }
 
-// TestLanes: each lane runs once, at the same time as the others if there are processors, and what it splits is done.
+// TestLanes: each lane runs once, at the same time as the others if there are processors, and what it splits is done,
+// by itself if each has one.
 func TestLanes(t *testing.T) {
 	for _, processors := range []int{1, 2, 5} {
 		func() {
@@ -57,7 +58,16 @@ func TestLanes(t *testing.T) {
 					if processors > 1 {
 						begun.Wait() // for ever, if they came one after the other
 					}
-					Parallel(10, func(int) { parts.Add(1) })
+					var atOnce, most atomic.Int32
+					Parallel(10, func(int) {
+						parts.Add(1)
+						most.Store(max(most.Load(), atOnce.Add(1)))
+						time.Sleep(100 * time.Microsecond) // others could come
+						atOnce.Add(-1)
+					})
+					if processors <= n && most.Load() > 1 {
+						t.Errorf("%d processors for %d lanes, and a lane has %d", processors, n, most.Load())
+					}
 				})
 				for i := range ran {
 					if ran[i].Load() != 1 {
