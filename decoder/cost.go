@@ -53,9 +53,9 @@ func (c Config) activations(tokens int) int64 {
 }
 
 // lanes is in how many parts a batch of so many tokens goes through the model: two, unless their own
-// gradients would take more than a quarter of what activations take, or rows are so long that there are few.
+// gradients would take more than half of what activations take, or rows are so long that there are few.
 func (c Config) lanes(tokens int) int {
-	const most, rows = 4, 4
+	const most, rows = 2, 4
 	if most*c.count() > c.activations(tokens) || rows*c.MaxLen > tokens {
 		return 1
 	}
