@@ -258,13 +258,7 @@ func (w *Weights) Follow(trained *Weights, decay float64, steps int) {
 }
 
 // Count is the number of parameters.
-func (w *Weights) Count() int {
-	n := 0
-	for _, t := range w.params {
-		n += len(t.Data)
-	}
-	return n
-}
+func (w *Weights) Count() int { return int(w.Config.count()) }
 
 func (w *Weights) embed() []float32 { return w.params[0].Data }
 func (w *Weights) norm() []float32  { return w.params[len(w.params)-1].Data }
