@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"onerec/internal/ops"
+	"onerec/semanticid"
 )
 
 // BenchmarkGenerate writes lists of 10 and of 1 item after 50 items of history, with the small preset.
@@ -102,17 +103,7 @@ func BenchmarkNext(b *testing.B) {
 		b.Fatal(err)
 	}
 	for _, steepness := range []float32{1, 4, 8} {
-		w, err := NewWeights(c, 1)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for i := range w.embed() {
-			w.embed()[i] *= steepness
-		}
-		gen, err := NewGenerator(w, cb)
-		if err != nil {
-			b.Fatal(err)
-		}
+		gen := steep(b, c, cb, steepness)
 		best, err := gen.Next(o, 10)
 		if err != nil {
 			b.Fatal(err)
@@ -135,6 +126,23 @@ func BenchmarkNext(b *testing.B) {
 	}
 }
 
+// steep returns a generator of random weights; the steeper, the surer it is of what comes next.
+func steep(b *testing.B, c Config, cb *semanticid.Codebook, steepness float32) *Generator {
+	b.Helper()
+	w, err := NewWeights(c, 1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range w.embed() {
+		w.embed()[i] *= steepness
+	}
+	gen, err := NewGenerator(w, cb)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return gen
+}
+
 // BenchmarkReturns asks the base preset for the 10 items most likely to come next, and for a list of 10 by 16
 // beams, for a user with 50 items of history, of whom 45 were there at the last search: with its past, and without.
 func BenchmarkReturns(b *testing.B) {
@@ -150,17 +158,7 @@ func BenchmarkReturns(b *testing.B) {
 		b.Fatal(err)
 	}
 	for _, steepness := range []float32{1, 8} {
-		w, err := NewWeights(c, 1)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for i := range w.embed() {
-			w.embed()[i] *= steepness
-		}
-		gen, err := NewGenerator(w, cb)
-		if err != nil {
-			b.Fatal(err)
-		}
+		gen := steep(b, c, cb, steepness)
 		for _, mode := range []string{"next", "list"} {
 			search := func(o Options) error {
 				if mode == "next" {
