@@ -167,6 +167,7 @@ func TestDecoderChild(t *testing.T) {
 	units := 0.0
 	r := rand.New(rand.NewPCG(1, 2))
 	kind, arg, _ := strings.Cut(what, " ")
+	kind, narrow := strings.CutSuffix(kind, "16")
 	switch kind {
 	case "step":
 		for _, s := range decoderShapes() {
@@ -216,6 +217,9 @@ func TestDecoderChild(t *testing.T) {
 		gen, err := decoder.NewGenerator(w, cb)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if narrow {
+			gen = gen.In(decoder.Int16)
 		}
 		asked := make([]decoder.Options, batch)
 		for i := range asked {

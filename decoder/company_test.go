@@ -93,6 +93,12 @@ func TestCompanyWaitsForMembersOnly(t *testing.T) {
 // TestSideBySideAsAlone: searches that run at the same time write what each writes alone,
 // to the last bit.
 func TestSideBySideAsAlone(t *testing.T) {
+	for _, n := range []Numbers{Float32, Int16} {
+		t.Run(n.String(), func(t *testing.T) { sideBySideAsAlone(t, n) })
+	}
+}
+
+func sideBySideAsAlone(t *testing.T, numbers Numbers) {
 	const items = 300
 	cb := testCodebook(t, items, 20)
 	c, err := Preset("tiny", cb.Levels(), cb.Codes(), 20, 5)
@@ -107,6 +113,7 @@ func TestSideBySideAsAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	gen = gen.In(numbers)
 	type outcome struct {
 		lists []List
 		next  []Next

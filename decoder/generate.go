@@ -23,45 +23,51 @@ type Generator struct {
 	rotary *kernels.Rotary
 
 	// The weights, laid out once for the products that every step makes.
-	embed  kernels.Packed
-	codes  []kernels.Packed // the part of embed that a level's codes have
-	layers []packedLayer
+	numbers Numbers
+	embed   kernels.Right
+	codes   []kernels.Right // the part of embed that a level's codes have
+	layers  []packedLayer
 
 	company company // of the searches that run now
 }
 
-type packedLayer struct{ qkv, out, up, down kernels.Packed }
+type packedLayer struct{ qkv, out, up, down kernels.Right }
 
 // NewGenerator returns a generator for the items that the codebook holds now.
 func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
 	if err := w.Config.speaks(cb.Levels(), cb.Codes()); err != nil {
 		return nil, err
 	}
-	return newGenerator(w, semanticid.NewTrie(cb), cb.ID), nil
+	return newGenerator(w, semanticid.NewTrie(cb), cb.ID, Float32), nil
 }
 
-// With returns a generator of other weights for the same items. The two share the trie, which
-// for many items takes longer to build than all else.
+// With returns a generator of other weights for the same items, in the same numbers. The two share the
+// trie, which for many items takes longer to build than all else.
 func (g *Generator) With(w *Weights) (*Generator, error) {
 	if err := w.Config.speaks(g.w.Config.Levels, g.w.Config.Codes); err != nil {
 		return nil, err
 	}
-	return newGenerator(w, g.trie, g.ids), nil
+	return newGenerator(w, g.trie, g.ids, g.numbers), nil
 }
 
-func newGenerator(w *Weights, trie *semanticid.Trie, ids func(int32) Item) *Generator {
+// In returns a generator of the same model that computes in other numbers; the two share the trie.
+func (g *Generator) In(numbers Numbers) *Generator {
+	return newGenerator(g.w, g.trie, g.ids, numbers)
+}
+
+func newGenerator(w *Weights, trie *semanticid.Trie, ids func(int32) Item, numbers Numbers) *Generator {
 	c := w.Config
 	d, f := c.Dim, c.Hidden
-	g := &Generator{w: w, trie: trie, ids: ids, rotary: kernels.NewRotary(d/c.Heads, c.MaxLen), embed: kernels.NewPacked(true, c.Vocab(), d, w.embed(), d)}
+	g := &Generator{w: w, trie: trie, ids: ids, numbers: numbers, rotary: kernels.NewRotary(d/c.Heads, c.MaxLen), embed: numbers.weights(c.Vocab(), d, w.embed())}
 	g.company.run = g.run
 	for level := range c.Levels {
-		g.codes = append(g.codes, kernels.NewPacked(true, c.Codes, d, w.embed()[int(c.token(level, 0))*d:], d))
+		g.codes = append(g.codes, numbers.weights(c.Codes, d, w.embed()[int(c.token(level, 0))*d:]))
 	}
 	for l := range c.Layers {
 		of := w.layer(l)
 		g.layers = append(g.layers, packedLayer{
-			qkv: kernels.NewPacked(true, 3*d, d, of.qkv, d), out: kernels.NewPacked(true, d, d, of.out, d),
-			up: kernels.NewPacked(true, 2*f, d, of.up, d), down: kernels.NewPacked(true, d, f, of.down, f),
+			qkv: numbers.weights(3*d, d, of.qkv), out: numbers.weights(d, d, of.out),
+			up: numbers.weights(2*f, d, of.up), down: numbers.weights(d, f, of.down),
 		})
 	}
 	return g
@@ -120,6 +126,7 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 	if o.Temperature > 0 {
 		beams = make([]beam, o.Width) // all the same, until the first draw
 	}
+	defer past.release()
 	st := newSuffix(c, past, o.Width, o.Length*c.stride())
 	if st.social = o.Width < few; st.social {
 		g.company.enter()
@@ -348,7 +355,17 @@ func (g *Generator) children(level int, node int32) (lo, hi int32) {
 // of all beams.
 type prefix struct {
 	n            int
-	keys, values [][]kernels.Panels
+	keys, values [][]kernels.Leading
+}
+
+// release lets other searches have the memory.
+func (p *prefix) release() {
+	for l := range p.keys {
+		for head := range p.keys[l] {
+			p.keys[l][head].Release()
+			p.values[l][head].Release()
+		}
+	}
 }
 
 // prefill runs tokens through the model at once, but for those that an earlier search's past has, if
@@ -371,7 +388,7 @@ func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 	for i, t := range tokens[from:] {
 		copy(x[i*d:(i+1)*d], g.w.embed()[int(t)*d:])
 	}
-	p := &prefix{n: n, keys: make([][]kernels.Panels, c.Layers), values: make([][]kernels.Panels, c.Layers)}
+	p := &prefix{n: n, keys: make([][]kernels.Leading, c.Layers), values: make([][]kernels.Leading, c.Layers)}
 	for l := range c.Layers {
 		w := g.w.layer(l)
 		kernels.RMSNorm(h, buf.rstd, x, w.normAttn, m, d)
@@ -386,16 +403,16 @@ func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 			kept.fill(l, d, qkv)
 			kept.keep(l, d, qkv)
 		}
-		p.keys[l], p.values[l] = make([]kernels.Panels, c.Heads), make([]kernels.Panels, c.Heads)
+		p.keys[l], p.values[l] = make([]kernels.Leading, c.Heads), make([]kernels.Leading, c.Heads)
 		kernels.Parallel(2*c.Heads, func(i int) {
 			if head := i / 2; i%2 == 0 {
-				p.keys[l][head] = kernels.NewPanels(true, n, hd, qkv[d+head*hd:], 3*d, float32(1/math.Sqrt(float64(hd))))
+				p.keys[l][head] = g.numbers.keys(n, hd, qkv[d+head*hd:], 3*d)
 			} else {
-				p.values[l][head] = kernels.NewPanels(false, hd, n, qkv[2*d+head*hd:], 3*d, 1)
+				p.values[l][head] = g.numbers.values(n, hd, qkv[2*d+head*hd:], 3*d)
 			}
 		})
 		if l < c.Layers-1 {
-			kernels.AttentionFrom(h, qkv, from, n, d, c.Heads)
+			kernels.AttentionFrom(h, qkv, p.keys[l], p.values[l], from, n, d)
 			g.finishLayer(l, buf, m)
 			continue
 		}

@@ -36,6 +36,7 @@ func (g *Generator) Next(o Options, n int) ([]Next, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer past.release()
 	g.company.enter()
 	defer g.company.leave()
 	last := g.w.Config.Levels - 1

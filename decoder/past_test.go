@@ -14,7 +14,11 @@ import (
 // of the one before they find the same as without, to the last bit, and read no more than they must.
 func TestPastAsWithout(t *testing.T) {
 	const items = 60
-	models := make(map[bool][2]*Generator) // of compact rows, or not
+	type kind struct {
+		compact bool
+		numbers Numbers
+	}
+	models := make(map[kind][2]*Generator)
 	for _, compact := range []bool{false, true} {
 		c, err := Preset("tiny", 2, 16, 40, 5)
 		if err != nil {
@@ -29,10 +33,12 @@ func TestPastAsWithout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		models[compact] = [2]*Generator{first, second}
+		for _, n := range []Numbers{Float32, Int16} {
+			models[kind{compact, n}] = [2]*Generator{first.In(n), second.In(n)}
+		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		models := models[rapid.Bool().Draw(t, "compact")]
+		models := models[kind{rapid.Bool().Draw(t, "compact"), rapid.SampledFrom([]Numbers{Float32, Int16}).Draw(t, "numbers")}]
 		item := rapid.Custom(func(t *rapid.T) Item { return models[0].ids(rapid.Int32Range(0, items-1).Draw(t, "item")) })
 		var history []Item
 		var past Past

@@ -190,22 +190,52 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 	}
 }
 
-// Panels is a matrix op(B), k x n, laid out for products with many others from the left.
+// Right is a matrix B, k x n, the right side of many products and laid out for them once.
+type Right interface {
+	// Mul computes C = A B for A m x k, and adds it to C if add is set.
+	Mul(m int, a []float32, lda int, add bool, c []float32, ldc int)
+}
+
+// Leading is a [Right] of which products can take a part.
+type Leading interface {
+	Right
+	// MulLeading is Mul with the first k rows and n columns of B, as if there were no others.
+	MulLeading(m, n, k int, a []float32, lda int, add bool, c []float32, ldc int)
+	// Release lets others have its memory; it must not be used any more.
+	Release()
+}
+
+// Panels is a matrix op(B), k x n, laid out for products on the caller's goroutine.
 type Panels struct {
 	n, k int
 	data []float32
+	from *[]float32 // the pool
 }
 
 // NewPanels lays op(B) times alpha out; op transposes if trans is set.
 func NewPanels(trans bool, n, k int, b []float32, ldb int, alpha float32) Panels {
-	p := Panels{n, k, make([]float32, panelFloats(n, k))}
-	panels(p.data, trans, n, k, b, ldb, alpha)
-	return p
+	data := take(panelFloats(n, k))
+	panels(*data, trans, n, k, b, ldb, alpha)
+	return Panels{n, k, *data, data}
 }
 
-// Mul computes C = A op(B) for A m x k, and adds it to C if add is set.
+// Release lets others have its memory; see [Leading].
+func (p Panels) Release() { scratch.Put(p.from) }
+
+// Mul computes C = A op(B); see [Right].
 func (p Panels) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
-	mulPanels(m, p.n, p.k, a, lda, p.data, add, c, ldc)
+	p.MulLeading(m, p.n, p.k, a, lda, add, c, ldc)
+}
+
+// MulLeading is Mul with a part of op(B); see [Leading].
+func (p Panels) MulLeading(m, n, k int, a []float32, lda int, add bool, c []float32, ldc int) {
+	if k == p.k {
+		mulPanels(m, n, k, a, lda, p.data, add, c, ldc)
+		return
+	}
+	for j := 0; j < n; j += nr {
+		mulPanels(m, min(nr, n-j), k, a, lda, p.data[j*p.k:], add, c[j:], ldc)
+	}
 }
 
 // Packed is a matrix op(B), k x n, laid out once for large products on all processors, as [Gemm] lays
@@ -224,8 +254,8 @@ func NewPacked(trans bool, n, k int, b []float32, ldb int) Packed {
 	return p
 }
 
-// Mul computes C = A op(B) for A m x k, and adds it to C if add is set. Processors share the rows
-// out, or the columns when the rows are few.
+// Mul computes C = A op(B); see [Right]. Processors share the rows out, or the columns when the rows
+// are few.
 func (p Packed) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
 	parallel := Parallel
 	if 2*m*p.n*p.k < serialFlops {

@@ -38,6 +38,9 @@ func scale8(n int, x *float32, s float32)
 func max8(n int, x *float32, top float32) float32
 
 //go:noescape
+func maxAbs8(n int, x *float32) float32
+
+//go:noescape
 func expSum8(n int, x *float32, top float32) float32
 
 //go:noescape
@@ -64,7 +67,25 @@ func turn8(n int, a, b, cos, sin *float32, sign float32)
 //go:noescape
 func adamw8(n int, w, grad, m, v *float32, scale, b1, c1, b2, c2, shrink, lr, eps, fix float32)
 
+//go:noescape
+func gemmInt16AVX2(tiles, pairs int, a *int16, lda int, b *uint32, ra, rb, c *float32, ldc int, add bool)
+
+//go:noescape
+func gemmInt16VNNI(tiles, pairs int, a *int16, lda int, b *uint32, ra, rb, c *float32, ldc int, add bool)
+
+//go:noescape
+func weigh16(n int, x, gain *float32) (sum, top float32)
+
+//go:noescape
+func round16(n int, dst *int16, x *float32, s float32)
+
+//go:noescape
+func roundGain16(n int, dst *int16, x, gain *float32, s float32)
+
 var useAVX2 = cpu.X86.HasAVX2 && cpu.X86.HasFMA
+
+// useVNNI says that the processor multiplies pairs of 16-bit integers and adds them up in one instruction.
+var useVNNI = useAVX2 && cpu.X86.HasAVX512VNNI && cpu.X86.HasAVX512VL
 
 // The assembly checks no bounds: each wrapper reads the last float that it reaches of
 // every slice, which panics before anything is out of bounds.
@@ -85,6 +106,52 @@ func gemm6x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool
 		return
 	}
 	gemm6x16RowsGo(k, a, lda, b, c, ldc, add)
+}
+
+func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []float32, ldc int, add bool) {
+	if !useAVX2 || tiles == 0 || pairs == 0 {
+		gemmInt16Go(tiles, pairs, a, lda, b, ra, rb, c, ldc, add)
+		return
+	}
+	rows := mr * tiles
+	_, _, _, _, _ = a[(rows-1)*lda+2*pairs-1], b[nr*pairs-1], ra[rows-1], rb[nr-1], c[(rows-1)*ldc+nr-1]
+	if useVNNI {
+		gemmInt16VNNI(tiles, pairs, &a[0], lda, &b[0], &ra[0], &rb[0], &c[0], ldc, add)
+		return
+	}
+	gemmInt16AVX2(tiles, pairs, &a[0], lda, &b[0], &ra[0], &rb[0], &c[0], ldc, add)
+}
+
+// weighBlocks returns the sum and the greatest of the first of x times gain, and how many it took.
+func weighBlocks(x, gain []float32) (sum, top float32, n int) {
+	n = len(x) &^ 15
+	if n == 0 || !useAVX2 {
+		return 0, 0, 0
+	}
+	_ = gain[n-1]
+	sum, top = weigh16(n, &x[0], &gain[0])
+	return sum, top, n
+}
+
+// round16Blocks and roundGain16Blocks return how many floats they took.
+func round16Blocks(dst []int16, x []float32, s float32) int {
+	n := len(x) &^ 15
+	if n == 0 || !useAVX2 {
+		return 0
+	}
+	_ = dst[n-1]
+	round16(n, &dst[0], &x[0], s)
+	return n
+}
+
+func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int {
+	n := len(x) &^ 15
+	if n == 0 || !useAVX2 {
+		return 0
+	}
+	_, _ = dst[n-1], gain[n-1]
+	roundGain16(n, &dst[0], &x[0], &gain[0], s)
+	return n
 }
 
 // dotBlocks returns the inner product of the first floats of x and y, and how many it
@@ -182,6 +249,14 @@ func maxBlocks(x []float32, top float32) (float32, int) {
 	n := blocks(x)
 	if n > 0 {
 		top = max8(n, &x[0], top)
+	}
+	return top, n
+}
+
+func maxAbsBlocks(x []float32) (top float32, n int) {
+	n = blocks(x)
+	if n > 0 {
+		top = maxAbs8(n, &x[0])
 	}
 	return top, n
 }

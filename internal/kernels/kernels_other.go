@@ -8,6 +8,14 @@ func gemm6x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool
 	gemm6x16RowsGo(k, a, lda, b, c, ldc, add)
 }
 
+func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []float32, ldc int, add bool) {
+	gemmInt16Go(tiles, pairs, a, lda, b, ra, rb, c, ldc, add)
+}
+
+func weighBlocks(x, gain []float32) (sum, top float32, n int)         { return 0, 0, 0 }
+func round16Blocks(dst []int16, x []float32, s float32) int           { return 0 }
+func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int { return 0 }
+
 func dotBlocks(x, y []float32) (sum float32, n int) { return 0, 0 }
 
 func dots8(out, a []float32, lda int, x []float32) (n int) { return 0 }
@@ -23,6 +31,7 @@ func addBlocks(y, x []float32) int                                        { retu
 func axpyBlocks(y, x []float32, s float32) int                            { return 0 }
 func scaleBlocks(x []float32, s float32) int                              { return 0 }
 func maxBlocks(x []float32, top float32) (float32, int)                   { return top, 0 }
+func maxAbsBlocks(x []float32) (float32, int)                             { return 0, 0 }
 func expSumBlocks(x []float32, top float32) (float32, int)                { return 0, 0 }
 func swigluBlocks(y, a, b []float32) int                                  { return 0 }
 func swigluBackBlocks(da, db, dy, a, b []float32) int                     { return 0 }

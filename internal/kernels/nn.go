@@ -232,9 +232,15 @@ func (h attention) sees(q1 int) int {
 func (h attention) weights(p []float32, q0, q1 int) {
 	w := h.sees(q1)
 	mulPanels(q1-q0, w, h.hd, h.qkv[q0*3*h.d:], 3*h.d, h.keys, false, p, w)
+	softmaxRows(p, q0, q1, w, h.causal)
+}
+
+// softmaxRows replaces the rows of p, w wide, by their softmax; they are of the positions q0 to q1, which see
+// themselves and those before them if causal is set.
+func softmaxRows(p []float32, q0, q1, w int, causal bool) {
 	for i := q0; i < q1; i++ {
 		row := p[(i-q0)*w : (i-q0+1)*w]
-		if h.causal {
+		if causal {
 			clear(row[i+1:])
 			row = row[:i+1]
 		}
@@ -248,27 +254,39 @@ func (h attention) weights(p []float32, q0, q1 int) {
 // position sees only itself and those before it. Scratch memory is linear in the longest
 // row for each goroutine.
 func Attention(out, qkv []float32, bounds []int, d, heads int, causal bool) {
-	head(qkv, bounds, d, heads, causal, func(h attention, at int) { h.attend(out[at:], 0) })
+	head(qkv, bounds, d, heads, causal, func(h attention, at int) { h.attend(out[at:]) })
 }
 
-// AttentionFrom is causal [Attention] of one row of n positions for those from a position on; out
-// has no others. What it computes of a position does not depend on from, to the last bit.
-func AttentionFrom(out, qkv []float32, from, n, d, heads int) {
-	head(qkv, []int{0, n}, d, heads, true, func(h attention, at int) { h.attend(out[at:], from) })
+// AttentionFrom is causal [Attention] of one row of n positions, for those from a position on; out has no others.
+// keys and values are laid out for products, by head: headDim x n and scaled, and n x headDim. What it computes
+// of a position does not depend on from, to the last bit.
+func AttentionFrom(out, qkv []float32, keys, values []Leading, from, n, d int) {
+	hd := d / len(keys)
+	Parallel(len(keys), func(head int) {
+		off := head * hd
+		p := take(min(n-from, attentionRows) * n)
+		defer scratch.Put(p)
+		for q0 := from; q0 < n; q0 += attentionRows {
+			q1 := min(n, q0+attentionRows)
+			keys[head].MulLeading(q1-q0, q1, hd, qkv[q0*3*d+off:], 3*d, false, *p, q1)
+			softmaxRows(*p, q0, q1, q1, true)
+			values[head].MulLeading(q1-q0, hd, q1, *p, q1, false, out[(q0-from)*d+off:], d)
+		}
+	})
 }
 
-// attend computes the attention of the positions from a position on, into the rows of out.
-func (h attention) attend(out []float32, from int) {
-	bufP, bufV := take(min(h.n-from, attentionRows)*h.n), take(panelFloats(h.hd, h.n))
+// attend computes the attention of all positions.
+func (h attention) attend(out []float32) {
+	bufP, bufV := take(min(h.n, attentionRows)*h.n), take(panelFloats(h.hd, h.n))
 	defer scratch.Put(bufP)
 	defer scratch.Put(bufV)
 	p, values := *bufP, *bufV
 	panels(values, false, h.hd, h.n, h.qkv[2*h.d:], 3*h.d, 1)
-	for q0 := from; q0 < h.n; q0 += attentionRows {
+	for q0 := 0; q0 < h.n; q0 += attentionRows {
 		q1 := min(h.n, q0+attentionRows)
 		h.weights(p, q0, q1)
 		w := h.sees(q1)
-		mulValues(q1-q0, h.hd, w, p, values, h.n, out[(q0-from)*h.d:], h.d)
+		mulValues(q1-q0, h.hd, w, p, values, h.n, out[q0*h.d:], h.d)
 	}
 }
 

@@ -234,7 +234,13 @@ func TestAttention(t *testing.T) {
 		if last := bounds[len(bounds)-2]; causal && last < n { // from anywhere on, the same to the last bit
 			from := rapid.IntRange(0, n-last-1).Draw(t, "from")
 			part := random(r, (n-last-from)*d)
-			AttentionFrom(part, qkv[last*3*d:], from, n-last, d, heads)
+			row := qkv[last*3*d:]
+			var keys, values []Leading
+			for head := range heads {
+				keys = append(keys, NewPanels(true, n-last, hd, row[d+head*hd:], 3*d, float32(1/math.Sqrt(float64(hd)))))
+				values = append(values, NewPanels(false, hd, n-last, row[2*d+head*hd:], 3*d, 1))
+			}
+			AttentionFrom(part, row, keys, values, from, n-last, d)
 			if whole := out[(last+from)*d:]; !slices.Equal(part, whole) {
 				t.Fatalf("from %d of %d on: %v, want %v", from, n-last, part, whole)
 			}

@@ -173,6 +173,15 @@ func vectors() {
 	vector("max8", "max8 returns the greatest float, at least top.", []string{"top"}, []string{"x"}, func(load func(string) reg.VecVirtual) { b = load("top") }, func(at map[string]Mem) {
 		VMAXPS(at["x"], b, b)
 	}, func() { horizontal(b, true)() })
+	vector("maxAbs8", "maxAbs8 returns the greatest absolute value.", nil, []string{"x"}, func(func(string) reg.VecVirtual) {
+		a, b = YMM(), YMM()
+		VMOVUPS(constant(expSign), a)
+		VXORPS(b, b, b)
+	}, func(at map[string]Mem) {
+		v := YMM()
+		VANDNPS(at["x"], a, v)
+		VMAXPS(v, b, b)
+	}, func() { horizontal(b, true)() })
 	vector("expSum8", "expSum8 replaces x by e^(x-top) and returns the sum.", []string{"top"}, []string{"x"}, func(load func(string) reg.VecVirtual) {
 		a, c = load("top"), YMM()
 		VXORPS(c, c, c)

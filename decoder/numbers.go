@@ -1,0 +1,61 @@
+package decoder
+
+import (
+	"fmt"
+	"math"
+
+	"onerec/internal/kernels"
+)
+
+// Numbers are those in which a [Generator] makes its products: with the weights, and of attention.
+// All else it does in float32, and log probabilities are summed in float64.
+type Numbers int
+
+const (
+	// Float32 is what the model was trained in.
+	Float32 Numbers = iota
+	// Int16 takes half the memory and, by instruction, makes twice the products. Both sides of a product are
+	// rounded to 16 bits with a factor for each row. That costs less than rounding the weights alone to TF32
+	// (TestInt16LosesLittle). A search still finds the same in whatever company it runs and whatever of
+	// the past is kept, to the last bit. Training and log probabilities for DPO stay in float32.
+	Int16
+)
+
+var numbersNames = []string{"float32", "int16"}
+
+func (n Numbers) String() string { return numbersNames[n] }
+
+// ParseNumbers returns those of a name, float32 or int16.
+func ParseNumbers(name string) (Numbers, error) {
+	for i, of := range numbersNames {
+		if of == name {
+			return Numbers(i), nil
+		}
+	}
+	return 0, fmt.Errorf("numbers are float32 or int16, not %q", name)
+}
+
+// weights lays a linear layer's weights (n x k) out.
+func (n Numbers) weights(out, in int, w []float32) kernels.Right {
+	if n == Int16 {
+		return kernels.NewPacked16(out, in, w, in)
+	}
+	return kernels.NewPacked(true, out, in, w, in)
+}
+
+// keys lays one head's keys (tokens x hd, rows ld apart) out.
+func (n Numbers) keys(tokens, hd int, k []float32, ld int) kernels.Leading {
+	scale := float32(1 / math.Sqrt(float64(hd)))
+	if n == Int16 {
+		return kernels.NewPanels16(tokens, hd, k, ld, scale)
+	}
+	return kernels.NewPanels(true, tokens, hd, k, ld, scale)
+}
+
+// values lays one head's values (tokens x hd, rows ld apart) out.
+func (n Numbers) values(tokens, hd int, v []float32, ld int) kernels.Leading {
+	if n == Int16 {
+		return kernels.NewValues16(hd, tokens, v, ld)
+	}
+	return kernels.NewPanels(false, hd, tokens, v, ld, 1)
+}

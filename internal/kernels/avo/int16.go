@@ -1,0 +1,221 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/build"
+	"github.com/mmcloughlin/avo/ir"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// products of 16-bit integers.
+func int16s() {
+	gemmInt16("gemmInt16AVX2", "gemmInt16AVX2 computes tiles of C, each 6 rows below the one before and 16 columns wide, C = diag(ra) A B diag(rb), or adds to them with add, for integers A, with rows lda apart, and B, a panel of pairs of rows by 16 columns.", func(a, b, acc reg.VecVirtual) {
+		t := YMM()
+		VPMADDWD(a, b, t)
+		VPADDD(t, acc, acc)
+	})
+	gemmInt16("gemmInt16VNNI", "gemmInt16VNNI is gemmInt16AVX2 with the instruction that multiplies, adds pairs and accumulates.", func(a, b, acc reg.VecVirtual) {
+		// avo does not know it.
+		Instruction(&ir.Instruction{Opcode: "VPDPWSSD", Operands: []Op{a, b, acc}, Inputs: []Op{a, b, acc}, Outputs: []Op{acc}})
+	})
+	round16(false)
+	round16(true)
+	weigh16()
+}
+
+func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
+	TEXT(name, NOSPLIT, "func(tiles, pairs int, a *int16, lda int, b *uint32, ra, rb, c *float32, ldc int, add bool)")
+	Doc(doc)
+	tiles := Load(Param("tiles"), GP64())
+	first := Load(Param("a"), GP64())
+	lda := Load(Param("lda"), GP64())
+	ra := Load(Param("ra"), GP64())
+	c := Load(Param("c"), GP64())
+	ldc := Load(Param("ldc"), GP64())
+	SHLQ(Imm(1), lda)
+	SHLQ(Imm(2), ldc)
+	pairs, a, a3, b := GP64(), GP64(), GP64(), GP64()
+
+	Label("tile")
+	Load(Param("pairs"), pairs)
+	Load(Param("b"), b)
+	MOVQ(first, a)
+	LEAQ(Mem{Base: a, Index: lda, Scale: 2}, a3)
+	ADDQ(lda, a3)
+	LEAQ(Mem{Base: a3, Index: lda, Scale: 2}, first)
+	ADDQ(lda, first)
+	at := func(row, step int) Mem {
+		m := Mem{Base: a, Disp: 4 * step}
+		if row >= 3 {
+			m.Base = a3
+		}
+		if row%3 > 0 {
+			m.Index, m.Scale = lda, uint8(row%3)
+		}
+		return m
+	}
+	var acc [6][2]reg.VecVirtual
+	for i := range acc {
+		for j := range acc[i] {
+			acc[i][j] = YMM()
+			VPXOR(acc[i][j], acc[i][j], acc[i][j])
+		}
+	}
+	b0, b1, ai := YMM(), YMM(), YMM()
+	step := func(n int) {
+		for s := range n {
+			VMOVDQU(Mem{Base: b, Disp: 64 * s}, b0)
+			VMOVDQU(Mem{Base: b, Disp: 64*s + 32}, b1)
+			for i := range acc {
+				VPBROADCASTD(at(i, s), ai)
+				dot(ai, b0, acc[i][0])
+				dot(ai, b1, acc[i][1])
+			}
+		}
+		ADDQ(Imm(uint64(4*n)), a)
+		ADDQ(Imm(uint64(4*n)), a3)
+		ADDQ(U32(64*n), b)
+	}
+	Label("quad")
+	CMPQ(pairs, Imm(4))
+	JLT(LabelRef("single"))
+	step(4)
+	SUBQ(Imm(4), pairs)
+	JMP(LabelRef("quad"))
+	Label("single")
+	TESTQ(pairs, pairs)
+	JZ(LabelRef("store"))
+	step(1)
+	DECQ(pairs)
+	JMP(LabelRef("single"))
+
+	Label("store")
+	rb, add := Load(Param("rb"), GP64()), Load(Param("add"), GP8())
+	VMOVUPS(Mem{Base: rb}, b0)
+	VMOVUPS(Mem{Base: rb, Disp: 32}, b1)
+	store := func(sum bool) {
+		for i := range acc {
+			VBROADCASTSS(Mem{Base: ra, Disp: 4 * i}, ai)
+			for j, by := range []reg.VecVirtual{b0, b1} {
+				m := Mem{Base: c, Disp: 32 * j}
+				VCVTDQ2PS(acc[i][j], acc[i][j])
+				VMULPS(by, acc[i][j], acc[i][j])
+				VMULPS(ai, acc[i][j], acc[i][j])
+				if sum {
+					VADDPS(m, acc[i][j], acc[i][j])
+				}
+				VMOVUPS(acc[i][j], m)
+			}
+			ADDQ(ldc, c)
+		}
+	}
+	TESTB(add, add)
+	JZ(LabelRef("over"))
+	store(true)
+	JMP(LabelRef("next"))
+	Label("over")
+	store(false)
+	Label("next")
+	ADDQ(Imm(24), ra)
+	DECQ(tiles)
+	JNZ(LabelRef("tile"))
+	VZEROUPPER()
+	RET()
+}
+
+// weigh16 takes the sum and the greatest of x times gain.
+func weigh16() {
+	TEXT("weigh16", NOSPLIT, "func(n int, x, gain *float32) (sum, top float32)")
+	Doc("weigh16 returns the sum and the greatest of x times gain, for n floats, a multiple of 16, that are not negative.")
+	n := Load(Param("n"), GP64())
+	x := Load(Param("x"), GP64())
+	gain := Load(Param("gain"), GP64())
+	var sums, tops [2]reg.VecVirtual
+	for i := range sums {
+		sums[i], tops[i] = YMM(), YMM()
+		VXORPS(sums[i], sums[i], sums[i])
+		VXORPS(tops[i], tops[i], tops[i])
+	}
+	Label("weigh")
+	TESTQ(n, n)
+	JZ(LabelRef("weighed"))
+	for i := range sums {
+		v := YMM()
+		VMOVUPS(Mem{Base: x, Disp: 32 * i}, v)
+		VMULPS(Mem{Base: gain, Disp: 32 * i}, v, v)
+		VADDPS(v, sums[i], sums[i])
+		VMAXPS(v, tops[i], tops[i])
+	}
+	ADDQ(U32(64), x)
+	ADDQ(U32(64), gain)
+	SUBQ(Imm(16), n)
+	JMP(LabelRef("weigh"))
+	Label("weighed")
+	VADDPS(sums[1], sums[0], sums[0])
+	VMAXPS(tops[1], tops[0], tops[0])
+	high := XMM()
+	low := sums[0].AsX()
+	VEXTRACTF128(Imm(1), sums[0], high)
+	VADDPS(high, low, low)
+	VHADDPS(low, low, low)
+	VHADDPS(low, low, low)
+	Store(low, ReturnIndex(0))
+	low = tops[0].AsX()
+	VEXTRACTF128(Imm(1), tops[0], high)
+	VMAXPS(high, low, low)
+	VPERMILPS(Imm(0x4e), low, high)
+	VMAXPS(high, low, low)
+	VPERMILPS(Imm(0xb1), low, high)
+	VMAXPS(high, low, low)
+	Store(low, ReturnIndex(1))
+	VZEROUPPER()
+	RET()
+}
+
+// round16 rounds floats times a factor, and times a gain of each with gains.
+func round16(gains bool) {
+	name, signature, doc := "round16", "func(n int, dst *int16, x *float32, s float32)", "round16 rounds n floats, a multiple of 16, times s to integers; those beyond 16 bits become the greatest or least."
+	if gains {
+		name, signature, doc = "roundGain16", "func(n int, dst *int16, x, gain *float32, s float32)", "roundGain16 is round16 of x times gain."
+	}
+	TEXT(name, NOSPLIT, signature)
+	Doc(doc)
+	n := Load(Param("n"), GP64())
+	dst := Load(Param("dst"), GP64())
+	x := Load(Param("x"), GP64())
+	bases := []reg.GPVirtual{x.(reg.GPVirtual)}
+	var gain reg.GPVirtual
+	if gains {
+		gain = Load(Param("gain"), GP64()).(reg.GPVirtual)
+		bases = append(bases, gain)
+	}
+	low, s := XMM(), YMM()
+	Load(Param("s"), low)
+	VBROADCASTSS(low, s)
+	v := []reg.VecVirtual{YMM(), YMM()}
+	Label("sixteen")
+	TESTQ(n, n)
+	JZ(LabelRef("done"))
+	for i := range v {
+		if gains {
+			VMOVUPS(Mem{Base: gain, Disp: 32 * i}, v[i])
+			VMULPS(Mem{Base: x, Disp: 32 * i}, v[i], v[i])
+			VMULPS(s, v[i], v[i])
+		} else {
+			VMULPS(Mem{Base: x, Disp: 32 * i}, s, v[i])
+		}
+		VCVTPS2DQ(v[i], v[i])
+	}
+	VPACKSSDW(v[1], v[0], v[0])
+	VPERMQ(Imm(0xd8), v[0], v[0])
+	VMOVDQU(v[0], Mem{Base: dst})
+	for _, b := range bases {
+		ADDQ(U32(64), b)
+	}
+	ADDQ(Imm(32), dst)
+	SUBQ(Imm(16), n)
+	JMP(LabelRef("sixteen"))
+	Label("done")
+	VZEROUPPER()
+	RET()
+}

@@ -1,0 +1,335 @@
+package kernels
+
+import (
+	"math"
+	"runtime"
+	"sync"
+)
+
+// Products of 16-bit integers: half the bytes of float32 and, by instruction, twice the products. Each row of
+// the left and each column of the right is rounded with a factor of its own, and sums of integers are exact:
+// they come out the same in any order.
+//
+// The factors make each row's and column's length (Euclidean norm) that of the greatest integer. So no sum can
+// overflow, whatever the numbers are: by Cauchy and Schwarz no product of two, nor a part of its sum, is
+// beyond most^2 = 2^30.
+const most = 1<<15 - 1
+
+// tiny is the length below which a row counts as zero.
+const tiny = 1e-15
+
+// fit returns the factor that makes x as long as an integer row may be, and its inverse.
+func fit(x []float32) (to, back float32) {
+	length := float32(math.Sqrt(float64(Dot(x, x))))
+	if length < tiny {
+		return 0, 0
+	}
+	return most / length, length / most
+}
+
+// round writes x times s, rounded to even, to dst.
+func round(dst []int16, x []float32, s float32) {
+	for i := round16Blocks(dst, x, s); i < len(x); i++ {
+		dst[i] = toInt16(x[i] * s)
+	}
+}
+
+// roundGain is round of x times gain.
+func roundGain(dst []int16, x, gain []float32, s float32) {
+	for i := roundGain16Blocks(dst, x, gain, s); i < len(x); i++ {
+		dst[i] = toInt16(float32(x[i]*gain[i]) * s)
+	}
+}
+
+// weigh returns the sum and the greatest of x times gain, which are not negative.
+func weigh(x, gain []float32) (sum, top float32) {
+	sum, top, i := weighBlocks(x, gain)
+	for ; i < len(x); i++ {
+		v := x[i] * gain[i]
+		sum, top = sum+v, max(top, v)
+	}
+	return sum, top
+}
+
+func toInt16(x float32) int16 {
+	return int16(max(math.MinInt16, min(math.MaxInt16, math.RoundToEven(float64(x)))))
+}
+
+func maxAbs(x []float32) float32 {
+	top, i := maxAbsBlocks(x)
+	for _, v := range x[i:] {
+		top = max(top, v, -v)
+	}
+	return top
+}
+
+// rows16 is a left side: integers, m x k with rows ld apart, and what each row is to be multiplied by.
+type rows16 struct {
+	q  []int16
+	ld int
+	by []float32
+}
+
+var rows16Pool = sync.Pool{New: func() any { return new(rows16) }}
+
+// takeRows16 returns room for m rows of k integers, and for whole tiles.
+func takeRows16(m, k int) *rows16 {
+	r := rows16Pool.Get().(*rows16)
+	m, r.ld = (m+mr-1)/mr*mr, (k+1)/2*2
+	if cap(r.q) < m*r.ld {
+		r.q = make([]int16, m*r.ld)
+	}
+	r.q, r.by = r.q[:m*r.ld], grow(r.by, m)
+	return r
+}
+
+// fill rounds the rows of A, m x k.
+func (r *rows16) fill(m, k int, a []float32, lda int) {
+	for i := range m {
+		x, q := a[i*lda:i*lda+k], r.q[i*r.ld:(i+1)*r.ld]
+		s, back := fit(x)
+		round(q, x, s)
+		if k < r.ld {
+			q[k] = 0
+		}
+		r.by[i] = back
+	}
+}
+
+// columns16 is a right side, k x n: panels of 16 columns, pairs of rows after pairs, and what each column is to
+// be multiplied by.
+type columns16 struct {
+	n, k int
+	data []uint32 // two rows' integers, the first in the low half
+	by   []float32
+}
+
+var columns16Pool = sync.Pool{New: func() any { return new(columns16) }}
+
+// takeColumns16 returns room for k x n integers and factors, which hold anything.
+func takeColumns16(n, k, factors int) *columns16 {
+	c := columns16Pool.Get().(*columns16)
+	c.n, c.k, c.by = n, k, grow(c.by, factors)
+	if size := panelFloats(n, (k+1)/2); cap(c.data) < size {
+		c.data = make([]uint32, size)
+	} else {
+		c.data = c.data[:size]
+	}
+	return c
+}
+
+// Release lets others have its memory; see [Leading].
+func (c *columns16) Release() { columns16Pool.Put(c) }
+
+// put sets column j.
+func (c *columns16) put(j int, q []int16, by float32) {
+	at := c.data[j/nr*nr*((c.k+1)/2)+j%nr:]
+	for p := 0; p < c.k; p += 2 {
+		v := uint32(uint16(q[p]))
+		if p+1 < c.k {
+			v |= uint32(uint16(q[p+1])) << 16
+		}
+		at[p/2*nr] = v
+	}
+	c.by[j] = by
+}
+
+// newTransposed16 lays out the transpose of B, n x k, times alpha.
+func newTransposed16(n, k int, b []float32, ldb int, alpha float32) *columns16 {
+	c, q := takeColumns16(n, k, panelFloats(n, 1)), make([]int16, k)
+	for j := range n {
+		x := b[j*ldb : j*ldb+k]
+		s, back := fit(x)
+		round(q, x, s)
+		c.put(j, q, back*alpha)
+	}
+	return c
+}
+
+// mul16 computes the first m rows of C = A B, or adds to them, for the first n columns of panels b, each of which
+// is stride pairs of rows long, of which the first are taken. by are the factors of columns; rows' are of a.
+func mul16(m, n, pairs int, q []int16, ld int, rowsBy []float32, b []uint32, stride int, by []float32, add bool, c []float32, ldc int) {
+	var tile [mr * nr]float32
+	for j := 0; j < n; j += nr {
+		panel, w, whole := b[j*stride:][:pairs*nr], min(nr, n-j), 0
+		if w == nr && m >= mr {
+			whole = m / mr
+			gemmInt16(whole, pairs, q, ld, panel, rowsBy, by[j:], c[j:], ldc, add)
+		}
+		for i := whole * mr; i < m; i += mr {
+			h := min(mr, m-i)
+			gemmInt16(1, pairs, q[i*ld:], ld, panel, rowsBy[i:], by[j:], tile[:], nr, false)
+			for r := range h {
+				dst, src := c[(i+r)*ldc+j:(i+r)*ldc+j+w], tile[r*nr:r*nr+w]
+				if !add {
+					copy(dst, src)
+					continue
+				}
+				for x := range dst {
+					dst[x] += src[x]
+				}
+			}
+		}
+	}
+}
+
+// gemmInt16Go is the portable micro-kernel; see gemmInt16AVX2.
+func gemmInt16Go(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []float32, ldc int, add bool) {
+	for i := range tiles * mr {
+		var acc [nr]int32
+		row := a[i*lda : i*lda+2*pairs]
+		for p := range pairs {
+			low, high := int32(row[2*p]), int32(row[2*p+1])
+			for j, v := range b[p*nr : p*nr+nr] {
+				acc[j] += low*int32(int16(v)) + high*int32(int16(v>>16))
+			}
+		}
+		out := c[i*ldc : i*ldc+nr]
+		for j, v := range acc {
+			x := float32(float32(float32(v)*rb[j]) * ra[i])
+			if add {
+				x += out[j]
+			}
+			out[j] = x
+		}
+	}
+}
+
+// Packed16 is [Packed] in 16-bit integers.
+type Packed16 struct{ *columns16 }
+
+// NewPacked16 lays the transpose of B, n x k, out.
+func NewPacked16(n, k int, b []float32, ldb int) Packed16 {
+	return Packed16{newTransposed16(n, k, b, ldb, 1)}
+}
+
+// Mul computes C = A B; see [Right]. Processors share the rows out, or the columns when the rows are few.
+func (p Packed16) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
+	parallel := Parallel
+	if 2*m*p.n*p.k < serialFlops {
+		parallel = serially
+	}
+	pairs := (p.k + 1) / 2
+	procs := runtime.GOMAXPROCS(0)
+	if blocks := ((m+mc-1)/mc + procs - 1) / procs * procs; m >= 2*mr*blocks {
+		rowsOf := (m/blocks + mr) / mr * mr
+		parallel((m+rowsOf-1)/rowsOf, func(i int) {
+			from, to := i*rowsOf, min(m, (i+1)*rowsOf)
+			r := takeRows16(to-from, p.k)
+			defer rows16Pool.Put(r)
+			r.fill(to-from, p.k, a[from*lda:], lda)
+			mul16(to-from, p.n, pairs, r.q, r.ld, r.by, p.data, pairs, p.by, add, c[from*ldc:], ldc)
+		})
+		return
+	}
+	r := takeRows16(m, p.k)
+	defer rows16Pool.Put(r)
+	r.fill(m, p.k, a, lda)
+	all := (p.n + nr - 1) / nr
+	together := max(1, all/(4*procs))
+	parallel((all+together-1)/together, func(i int) {
+		from := i * together * nr
+		mul16(m, min(together*nr, p.n-from), pairs, r.q, r.ld, r.by, p.data[from*pairs:], pairs, p.by[from:], add, c[from:], ldc)
+	})
+}
+
+// Panels16 is [Panels] of a transposed matrix in 16-bit integers.
+type Panels16 struct{ *columns16 }
+
+// NewPanels16 lays the transpose of B, n x k, times alpha out.
+func NewPanels16(n, k int, b []float32, ldb int, alpha float32) Panels16 {
+	return Panels16{newTransposed16(n, k, b, ldb, alpha)}
+}
+
+// Mul computes C = A B; see [Right].
+func (p Panels16) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
+	p.MulLeading(m, p.n, p.k, a, lda, add, c, ldc)
+}
+
+// MulLeading is Mul with a part of B; see [Leading].
+func (p Panels16) MulLeading(m, n, k int, a []float32, lda int, add bool, c []float32, ldc int) {
+	r := takeRows16(m, k)
+	defer rows16Pool.Put(r)
+	r.fill(m, k, a, lda)
+	mul16(m, n, (k+1)/2, r.q, r.ld, r.by, p.data, (p.k+1)/2, p.by, add, c, ldc)
+}
+
+// Values16 is the right side, k x n, of products with weights, which are not negative: 16-bit integers with a
+// factor for each row, so that what is known of a row does not change with those that come later. The
+// weights take the factors in before they are rounded, a block of rows at a time.
+type Values16 struct{ *columns16 }
+
+const (
+	valueBlock = 256       // rows
+	mostValue  = 1<<13 - 1 // of the integers
+	// mostWeights is what the weights of a block may add up to. Rounding adds half of valueBlock at most, so that no
+	// sum of products is beyond 2^31.
+	mostWeights = 1<<18 - valueBlock
+	// least is what weights and values must come to, for them not to count as zero.
+	least = 1e-25
+)
+
+// NewValues16 lays B, k x n, out.
+func NewValues16(n, k int, b []float32, ldb int) Values16 {
+	pairs := (k + 1) / 2
+	v := Values16{takeColumns16(n, k, k)} // the factors are rows'
+	q := make([]int16, 2*n)
+	for p := range pairs {
+		clear(q)
+		for i := 2 * p; i < min(k, 2*p+2); i++ {
+			x := b[i*ldb : i*ldb+n]
+			v.by[i] = 0
+			if top := maxAbs(x); !(top < tiny) {
+				round(q[i%2*n:][:n], x, mostValue/top)
+				v.by[i] = top / mostValue
+			}
+		}
+		for j := range n {
+			v.data[(j/nr*pairs+p)*nr+j%nr] = uint32(uint16(q[j])) | uint32(uint16(q[n+j]))<<16
+		}
+	}
+	return v
+}
+
+// ones are the factors of values' columns.
+var ones = func() (x [nr]float32) {
+	for i := range x {
+		x[i] = 1
+	}
+	return x
+}()
+
+// Mul computes C = A B for an A that is not negative; see [Right].
+func (v Values16) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
+	v.MulLeading(m, v.n, v.k, a, lda, add, c, ldc)
+}
+
+// MulLeading is Mul with a part of B; see [Leading].
+func (v Values16) MulLeading(m, n, k int, a []float32, lda int, add bool, c []float32, ldc int) {
+	stride := (v.k + 1) / 2
+	for from := 0; from < k; from += valueBlock {
+		depth := min(valueBlock, k-from)
+		r := takeRows16(m, depth)
+		gains := v.by[from : from+depth]
+		for i := range m {
+			x, q := a[i*lda+from:i*lda+from+depth], r.q[i*r.ld:(i+1)*r.ld]
+			for len(x) > 0 && x[len(x)-1] == 0 { // what a position does not see has no part in how sums are rounded
+				x = x[:len(x)-1]
+			}
+			clear(q[len(x):])
+			sum, top := weigh(x, gains)
+			if sum < least {
+				clear(q)
+				r.by[i] = 0
+				continue
+			}
+			r.by[i] = max(sum/mostWeights, top/most)
+			roundGain(q, x, gains, 1/r.by[i])
+		}
+		pairs := (depth + 1) / 2
+		for j := 0; j < n; j += nr {
+			mul16(m, min(nr, n-j), pairs, r.q, r.ld, r.by, v.data[(j*stride)+from/2*nr:], stride, ones[:], add || from > 0, c[j:], ldc)
+		}
+		rows16Pool.Put(r)
+	}
+}

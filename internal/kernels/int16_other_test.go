@@ -1,0 +1,7 @@
+//go:build !amd64 || purego
+
+package kernels
+
+type int16Kernel = func(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []float32, ldc int, add bool)
+
+func int16Kernels() map[string]int16Kernel { return nil }
