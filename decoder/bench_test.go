@@ -11,7 +11,8 @@ import (
 	"onerec/semanticid"
 )
 
-// BenchmarkGenerate writes lists of 10 and of 1 item after 50 items of history, with the small preset.
+// BenchmarkGenerate writes lists of 10 and of 1 item after 50 items of history, with the presets small and base, in
+// float32 and in 16-bit integers.
 func BenchmarkGenerate(b *testing.B) {
 	const items = 5000
 	r := rand.New(rand.NewPCG(1, 1))
@@ -31,17 +32,20 @@ func BenchmarkGenerate(b *testing.B) {
 		}
 		for _, beams := range []int{1, 16, 128} {
 			for _, length := range []int{1, 10} {
-				b.Run(fmt.Sprintf("%s/%d beams/%d items", preset, beams, length), func(b *testing.B) {
-					o := Options{Length: length, Width: beams}
-					for range 50 {
-						o.History = append(o.History, cb.ID(int32(r.IntN(items))))
-					}
-					for b.Loop() {
-						if _, err := gen.Generate(o); err != nil {
-							b.Fatal(err)
+				o := Options{Length: length, Width: beams}
+				for range 50 {
+					o.History = append(o.History, cb.ID(int32(r.IntN(items))))
+				}
+				for _, numbers := range []Numbers{Float32, Int16} {
+					gen := gen.In(numbers)
+					b.Run(fmt.Sprintf("%s/%d beams/%d items/%v", preset, beams, length, numbers), func(b *testing.B) {
+						for b.Loop() {
+							if _, err := gen.Generate(o); err != nil {
+								b.Fatal(err)
+							}
 						}
-					}
-				})
+					})
+				}
 			}
 		}
 	}

@@ -52,6 +52,9 @@ func (g *Generator) With(w *Weights) (*Generator, error) {
 
 // In returns a generator of the same model that computes in other numbers; the two share the trie.
 func (g *Generator) In(numbers Numbers) *Generator {
+	if numbers == g.numbers {
+		return g
+	}
 	return newGenerator(g.w, g.trie, g.ids, numbers)
 }
 
@@ -617,21 +620,15 @@ func (p part) attend(layer, head, hd int, qkv, h []float32) {
 	weights := (*buf)[:n*width]
 	// The shared past is a matrix product, whatever the number of beams.
 	p.past.keys[layer][head].Mul(n, qkv, 3*d, false, weights, width)
-	kv := p.kv[layer]
+	kv, row := p.kv[layer][off:], 2*d
+	own := func(i int) []int32 { return p.at[(p.from+i)*p.stride:][:p.steps+1] } // the beam's own tokens, of which there is one in each block of kv
 	for i := range n {
-		q, row := qkv[i*3*d:i*3*d+hd], weights[i*width:(i+1)*width]
-		for t, slot := range p.at[(p.from+i)*p.stride:][:p.steps+1] {
-			at := (t*p.width+int(slot))*2*d + off
-			row[p.past.n+t] = scale * kernels.Dot(q, kv[at:at+hd])
-		}
-		kernels.Softmax(row)
+		w := weights[i*width : (i+1)*width]
+		kernels.DotsAt(w[p.past.n:], qkv[i*3*d:i*3*d+hd], kv, p.width*row, row, own(i), scale)
+		kernels.Softmax(w)
 	}
 	p.past.values[layer][head].Mul(n, weights, width, false, h, d)
 	for i := range n {
-		out := h[i*d : i*d+hd]
-		for t, slot := range p.at[(p.from+i)*p.stride:][:p.steps+1] {
-			at := (t*p.width+int(slot))*2*d + d + off
-			kernels.AddScaled(out, kv[at:at+hd], weights[i*width+p.past.n+t])
-		}
+		kernels.AddAt(h[i*d:i*d+hd], kv[d:], p.width*row, row, own(i), weights[i*width+p.past.n:])
 	}
 }

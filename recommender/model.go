@@ -85,7 +85,7 @@ func (s *Service) load(ctx context.Context, ref *onerecv1.CheckpointRef) (*model
 		return nil, err
 	}
 	m := &model{ref: ref, manifest: manifest}
-	if err := m.decode(files, s.loaded.Load(), s.canary.Load()); err != nil {
+	if err := m.decode(files, s.Numbers, s.loaded.Load(), s.canary.Load()); err != nil {
 		return nil, err
 	}
 	// Find out before any user does if it can't answer. A narrow search reads the same weights as a
@@ -99,7 +99,7 @@ func (s *Service) load(ctx context.Context, ref *onerecv1.CheckpointRef) (*model
 
 // decode makes a model of a checkpoint's files. Most checkpoints have the items of the one before:
 // then their index and their trie are taken from a model that has them already.
-func (m *model) decode(files map[string][]byte, loaded ...*model) error {
+func (m *model) decode(files map[string][]byte, numbers decoder.Numbers, loaded ...*model) error {
 	for _, of := range loaded {
 		if of == nil || !m.manifest.Shares(of.manifest, decoder.FileCodebook) || !m.manifest.Shares(of.manifest, decoder.FileItems) {
 			continue
@@ -117,8 +117,11 @@ func (m *model) decode(files map[string][]byte, loaded ...*model) error {
 		return err
 	}
 	m.cb, m.longest = cb, w.Config.MaxItems()
-	m.gen, err = decoder.NewGenerator(w, cb)
-	return err
+	if m.gen, err = decoder.NewGenerator(w, cb); err != nil {
+		return err
+	}
+	m.gen = m.gen.In(numbers)
+	return nil
 }
 
 // choose returns the model that serves a user, and nil if there is none. A channel that is asked

@@ -110,7 +110,7 @@ func TestReturningUsers(t *testing.T) {
 func TestPastsAreBounded(t *testing.T) {
 	files, manifest := checkpoint(t, 20, 1)
 	m := &model{manifest: manifest}
-	if err := m.decode(files); err != nil {
+	if err := m.decode(files, decoder.Float32); err != nil {
 		t.Fatal(err)
 	}
 	rapid.Check(t, func(t *rapid.T) {

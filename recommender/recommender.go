@@ -50,7 +50,8 @@ type Service struct {
 	// channel, while there is something.
 	CanaryPercent float64
 	Policy        history.Policy
-	Beams         int // width of the beam search
+	Beams         int             // width of the beam search
+	Numbers       decoder.Numbers // that searches compute in
 	// MaxUsers and MaxItems bound what is remembered, HistoryCache (bytes) what models made of the
 	// histories of those who asked last; 0: every request reads all of its user's.
 	MaxUsers, MaxItems int

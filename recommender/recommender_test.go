@@ -72,7 +72,7 @@ func TestModelsShareItems(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := &model{manifest: manifest}
-		if err := m.decode(files, loaded...); err != nil {
+		if err := m.decode(files, decoder.Int16, loaded...); err != nil {
 			t.Fatal(err)
 		}
 		return m

@@ -36,7 +36,7 @@ semantic IDs.
 Training ends after --epochs, or when --patience validations brought nothing
 better; the weights of the best validation are tested, once. With --dir a run that
 was stopped goes on from its last validation, and one that has ended is measured
-again, with as many --beams as are wanted now.`,
+again, with the --beams and --numbers that are wanted now.`,
 		Example: "  onerec eval --sequences sequences.txt.gz --attributes attributes.json.gz --dir beauty --curve beauty.png",
 	}, nil, func(cmd *cobra.Command, _ *app.App, _ []string) error {
 		in, stop, err := open(sequences)
@@ -118,6 +118,7 @@ again, with as many --beams as are wanted now.`,
 	f.Float64Var(&cfg.LeaveOut, "leave-out", cfg.LeaveOut, "share of a row's items that are left out, others in each epoch")
 	f.Float64Var(&cfg.Exchange, "exchange", cfg.Exchange, "share of neighbours in a row that are exchanged, others in each epoch")
 	f.IntVar(&cfg.Beams, "beams", cfg.Beams, "width of the beam search that ranks the items")
+	f.StringVar(&cfg.Numbers, "numbers", "float32", "what the search computes in: float32 or int16")
 	f.IntVar(&cfg.Every, "validate-every", cfg.Every, "epochs between validations")
 	f.IntVar(&cfg.Validation, "validation-users", cfg.Validation, "users of a validation, a sample; 0: all")
 	f.IntVar(&cfg.Patience, "patience", cfg.Patience, "validations without a better one that end training; 0: never")

@@ -22,6 +22,7 @@ import (
 	"github.com/twmb/franz-go/plugin/kprom"
 	"golang.org/x/sync/errgroup"
 
+	"onerec/decoder"
 	"onerec/filters"
 	"onerec/ingest"
 	"onerec/internal/access"
@@ -477,7 +478,10 @@ func (a *App) reward(ctx context.Context, h host, once bool) (report *rewarder.R
 // runs.
 func (a *App) recommend(ctx context.Context, h host, l net.Listener, use func(*recommender.Service)) error {
 	return a.withStore(ctx, func(store *publisher.Store) error {
-		s := a.recommender(store)
+		s, err := a.recommender(store)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
 		s.Log, s.Metrics = a.Log.With("service", "serve"), recommender.NewMetrics(h.reg)
 		s.OnReady = h.ready
 		s.Open()
@@ -493,10 +497,14 @@ func (a *App) recommend(ctx context.Context, h host, l net.Listener, use func(*r
 	})
 }
 
-func (a *App) recommender(store *publisher.Store) *recommender.Service {
+func (a *App) recommender(store *publisher.Store) (*recommender.Service, error) {
+	numbers, err := decoder.ParseNumbers(a.Numbers)
+	if err != nil {
+		return nil, err
+	}
 	return &recommender.Service{
 		CanaryPercent: a.CanaryPercent, MaxWait: a.MaxWait, Timeout: a.RequestTimeout, MaxModelAge: a.MaxModelAge,
 		Cluster: a.cluster(), Store: store, Model: a.Model, Channel: a.Channel, Policy: a.History,
-		Beams: a.Beams, MaxUsers: a.MaxUsers, MaxItems: a.MaxItems, HistoryCache: int64(a.HistoryCache) << 20,
-	}
+		Beams: a.Beams, Numbers: numbers, MaxUsers: a.MaxUsers, MaxItems: a.MaxItems, HistoryCache: int64(a.HistoryCache) << 20,
+	}, nil
 }

@@ -113,6 +113,7 @@ type Settings struct {
 	Listen             string
 	Channel            string
 	Beams              int
+	Numbers            string
 	MaxUsers, MaxItems int
 	HistoryCache       int // MiB
 
@@ -135,7 +136,7 @@ func Defaults() *Settings {
 		Train: trainer.DefaultConfig(), Bootstrap: 2000, PublishSteps: 500, PublishEvery: 30 * time.Second,
 		Reward: rewarder.DefaultCoreConfig(), Align: rewarder.DefaultAlignConfig(), RewardEvery: 10 * time.Minute, Rounds: 1,
 		Console: Console{Listen: "127.0.0.1:8090"},
-		Listen:  "127.0.0.1:8080", Channel: publisher.ChannelReleased, Beams: 32, MaxUsers: 1_000_000, MaxItems: 5_000_000, HistoryCache: 256,
+		Listen:  "127.0.0.1:8080", Channel: publisher.ChannelReleased, Beams: 32, Numbers: decoder.Int16.String(), MaxUsers: 1_000_000, MaxItems: 5_000_000, HistoryCache: 256,
 		Simulate: simulator.DefaultConfig(),
 	}
 }
@@ -279,6 +280,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Duration(GroupServe, "max-model-age", &s.MaxModelAge, 0, 10*year, "not ready when the served checkpoint is older; 0: any age")
 	c.String(GroupServe, "channel", &s.Channel, "channel that is served; until it has a version, the newest candidate is", publisher.ChannelReleased, publisher.ChannelCandidate, publisher.ChannelCanary)
 	c.Int(GroupServe, "beams", &s.Beams, 1, 1024, "width of the beam search")
+	c.String(GroupServe, "numbers", &s.Numbers, "what searches compute in: int16 answers more requests a second and moves log probabilities by about a thousandth", decoder.Float32.String(), decoder.Int16.String())
 	c.Int(GroupServe, "max-users", &s.MaxUsers, 1, 1_000_000_000, "users whose history is kept")
 	c.Int(GroupServe, "history-cache", &s.HistoryCache, 0, 1<<20, "MiB of what models made of the histories of the users who asked last, for when they come back, at most; 0: none")
 	c.Int(GroupServe, "max-items", &s.MaxItems, 1, 1_000_000_000, "items whose popularity is counted")

@@ -74,6 +74,12 @@ func gemmInt16AVX2(tiles, pairs int, a *int16, lda int, b *uint32, ra, rb, c *fl
 func gemmInt16VNNI(tiles, pairs int, a *int16, lda int, b *uint32, ra, rb, c *float32, ldc int, add bool)
 
 //go:noescape
+func dotsAt(n int, x *float32, size int, y *float32, block, row int, slots *int32, s float32, out *float32)
+
+//go:noescape
+func addAt(n int, out *float32, y *float32, block, row int, slots *int32, w *float32)
+
+//go:noescape
 func weigh16(n int, x, gain *float32) (sum, top float32)
 
 //go:noescape
@@ -339,4 +345,34 @@ func adamwBlocks(w, g, m, v []float32, o adamwConstants) int {
 		adamw8(n, &w[0], &g[0], &m[0], &v[0], o.scale, o.b1, o.c1, o.b2, o.c2, o.shrink, o.lr, o.eps, o.fix)
 	}
 	return n
+}
+
+// dotsAtBlocks and addAtBlocks say whether they could.
+func dotsAtBlocks(out, x, y []float32, block, row int, slots []int32, s float32) bool {
+	if !useAVX2 || len(x)%32 != 0 || len(x) == 0 || len(slots) == 0 {
+		return false
+	}
+	checkRows(len(x), y, block, row, slots)
+	_ = out[len(slots)-1]
+	dotsAt(len(slots), &x[0], len(x), &y[0], block, row, &slots[0], s, &out[0])
+	return true
+}
+
+func addAtBlocks(out, y []float32, block, row int, slots []int32, weights []float32) bool {
+	if !useAVX2 || len(out)%32 != 0 || len(slots) == 0 {
+		return false
+	}
+	checkRows(len(out), y, block, row, slots)
+	_ = weights[len(slots)-1]
+	for i := 0; i < len(out); i += 32 {
+		addAt(len(slots), &out[i], &y[i], block, row, &slots[0], &weights[0])
+	}
+	return true
+}
+
+// checkRows panics if a row is not within y.
+func checkRows(size int, y []float32, block, row int, slots []int32) {
+	for t, slot := range slots {
+		_ = y[t*block+int(slot)*row:][:size]
+	}
 }

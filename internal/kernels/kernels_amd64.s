@@ -1256,6 +1256,99 @@ end:
 	VZEROUPPER
 	RET
 
+// func dotsAt(n int, x *float32, size int, y *float32, block int, row int, slots *int32, s float32, out *float32)
+// Requires: AVX, FMA3, SSE
+TEXT ·dotsAt(SB), NOSPLIT, $0-72
+	MOVQ  n+0(FP), AX
+	MOVQ  x+8(FP), CX
+	MOVQ  y+24(FP), DX
+	MOVQ  block+32(FP), BX
+	MOVQ  row+40(FP), SI
+	MOVQ  slots+48(FP), DI
+	SHLQ  $0x02, BX
+	SHLQ  $0x02, SI
+	MOVQ  out+64(FP), R8
+	MOVSS s+56(FP), X0
+
+dots:
+	MOVLQSX (DI), R11
+	IMULQ   SI, R11
+	ADDQ    DX, R11
+	ADDQ    $0x04, DI
+	ADDQ    BX, DX
+	MOVQ    CX, R9
+	MOVQ    size+16(FP), R10
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+
+thirtytwo:
+	VMOVUPS      (R9), Y5
+	VFMADD231PS  (R11), Y5, Y1
+	VMOVUPS      32(R9), Y5
+	VFMADD231PS  32(R11), Y5, Y2
+	VMOVUPS      64(R9), Y5
+	VFMADD231PS  64(R11), Y5, Y3
+	VMOVUPS      96(R9), Y5
+	VFMADD231PS  96(R11), Y5, Y4
+	ADDQ         $0x00000080, R9
+	ADDQ         $0x00000080, R11
+	SUBQ         $0x20, R10
+	JNZ          thirtytwo
+	VADDPS       Y2, Y1, Y1
+	VADDPS       Y4, Y3, Y3
+	VADDPS       Y3, Y1, Y1
+	VEXTRACTF128 $0x01, Y1, X2
+	VADDPS       X2, X1, X1
+	VHADDPS      X1, X1, X1
+	VHADDPS      X1, X1, X1
+	VMULSS       X0, X1, X1
+	VMOVSS       X1, (R8)
+	ADDQ         $0x04, R8
+	DECQ         AX
+	JNZ          dots
+	VZEROUPPER
+	RET
+
+// func addAt(n int, out *float32, y *float32, block int, row int, slots *int32, w *float32)
+// Requires: AVX, FMA3
+TEXT ·addAt(SB), NOSPLIT, $0-56
+	MOVQ    n+0(FP), AX
+	MOVQ    out+8(FP), CX
+	MOVQ    y+16(FP), DX
+	MOVQ    block+24(FP), BX
+	MOVQ    row+32(FP), SI
+	MOVQ    slots+40(FP), DI
+	SHLQ    $0x02, BX
+	SHLQ    $0x02, SI
+	MOVQ    w+48(FP), R8
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VMOVUPS 96(CX), Y3
+
+rows:
+	MOVLQSX      (DI), R9
+	IMULQ        SI, R9
+	ADDQ         DX, R9
+	ADDQ         $0x04, DI
+	ADDQ         BX, DX
+	VBROADCASTSS (R8), Y4
+	VFMADD231PS  (R9), Y4, Y0
+	VFMADD231PS  32(R9), Y4, Y1
+	VFMADD231PS  64(R9), Y4, Y2
+	VFMADD231PS  96(R9), Y4, Y3
+	ADDQ         $0x04, R8
+	DECQ         AX
+	JNZ          rows
+	VMOVUPS      Y0, (CX)
+	VMOVUPS      Y1, 32(CX)
+	VMOVUPS      Y2, 64(CX)
+	VMOVUPS      Y3, 96(CX)
+	VZEROUPPER
+	RET
+
 // func gemmInt16AVX2(tiles int, pairs int, a *int16, lda int, b *uint32, ra *float32, rb *float32, c *float32, ldc int, add bool)
 // Requires: AVX, AVX2
 TEXT ·gemmInt16AVX2(SB), NOSPLIT, $0-73

@@ -43,3 +43,8 @@ func softmaxBackBlocks(dp, p []float32, dot float32) int                  { retu
 func turnBlocks(a, b, cos, sin []float32, sign float32) int { return 0 }
 
 func adamwBlocks(w, g, m, v []float32, o adamwConstants) int { return 0 }
+
+func dotsAtBlocks(out, x, y []float32, block, row int, slots []int32, s float32) bool { return false }
+func addAtBlocks(out, y []float32, block, row int, slots []int32, weights []float32) bool {
+	return false
+}

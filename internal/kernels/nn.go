@@ -461,6 +461,27 @@ func Dot(x, y []float32) float32 {
 	return s0 + s1 + s2 + s3
 }
 
+// DotsAt writes s times the inner products of x with rows of y that lie apart: row t begins at
+// t*block + slots[t]*row.
+func DotsAt(out, x, y []float32, block, row int, slots []int32, s float32) {
+	if dotsAtBlocks(out, x, y, block, row, slots, s) {
+		return
+	}
+	for t, slot := range slots {
+		out[t] = s * Dot(x, y[t*block+int(slot)*row:][:len(x)])
+	}
+}
+
+// AddAt adds to out rows of y that lie apart, as for [DotsAt], each times its weight.
+func AddAt(out, y []float32, block, row int, slots []int32, weights []float32) {
+	if addAtBlocks(out, y, block, row, slots, weights) {
+		return
+	}
+	for t, slot := range slots {
+		AddScaled(out, y[t*block+int(slot)*row:][:len(out)], weights[t])
+	}
+}
+
 // MatVec computes y = A x for A m x n with rows lda floats apart.
 func MatVec(y, a []float32, m, n, lda int, x []float32) {
 	x = x[:n]

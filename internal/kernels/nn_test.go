@@ -385,3 +385,30 @@ func TestVectors(t *testing.T) {
 		t.Error("NaN is lost in Softmax")
 	}
 }
+
+// TestRowsApart: rows that lie apart, whatever their size, are read as one by one.
+func TestRowsApart(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		size, entries, blocks := rapid.SampledFrom([]int{1, 8, 20, 32, 64, 96}).Draw(t, "size"), rapid.IntRange(1, 5).Draw(t, "entries"), rapid.IntRange(0, 9).Draw(t, "blocks")
+		row := size + rapid.IntRange(0, 3).Draw(t, "more")
+		r := rand.New(rand.NewPCG(1, rapid.Uint64().Draw(t, "seed")))
+		slots := make([]int32, blocks)
+		for i := range slots {
+			slots[i] = r.Int32N(int32(entries))
+		}
+		x, y, w, before := random(r, size), random(r, blocks*entries*row), random(r, blocks+1), random(r, size)
+		dots, sum := slices.Clone(w), slices.Clone(before)
+		DotsAt(dots, x, y, entries*row, row, slots, 0.5)
+		AddAt(sum, y, entries*row, row, slots, w)
+		for b, slot := range slots {
+			at := y[(b*entries+int(slot))*row:][:size]
+			if want := 0.5 * Dot(x, at); dots[b] != want {
+				t.Fatalf("product %d is %v, want %v", b, dots[b], want)
+			}
+			AddScaled(before, at, w[b])
+		}
+		if dots[blocks] != w[blocks] || !slices.Equal(sum, before) {
+			t.Fatalf("%v and %v, want %v", dots, sum, before)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package nextitem
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -55,9 +56,10 @@ type Config struct {
 	Exchange float64 `json:"exchange"`
 
 	Beams      int    `json:"beams"`
-	Every      int    `json:"validate_every"`   // epochs
-	Validation int    `json:"validation_users"` // a sample of so many; 0: all
-	Patience   int    `json:"patience"`         // validations without a better one that end training; 0: never
+	Numbers    string `json:"numbers,omitempty"` // that searches compute in; empty: float32
+	Every      int    `json:"validate_every"`    // epochs
+	Validation int    `json:"validation_users"`  // a sample of so many; 0: all
+	Patience   int    `json:"patience"`          // validations without a better one that end training; 0: never
 	Seed       uint64 `json:"seed"`
 }
 
@@ -208,7 +210,7 @@ func (r *run) prepare(ctx context.Context) error {
 	r.best, r.solver = r.weights.Clone(), ops.NewSolver(c.LearningRate, c.WeightDecay)
 	h := sha256.New()
 	learned := c
-	learned.Beams = 0 // those that search may be others than those that chose
+	learned.Beams, learned.Numbers = 0, "" // those that search may be others than those that chose
 	if err := json.NewEncoder(h).Encode(learned); err != nil {
 		return err
 	}
@@ -345,10 +347,15 @@ func (r *run) train(ctx context.Context) error {
 
 // ranks returns for each user the rank of the wanted item among all that the user has not.
 func (r *run) ranks(ctx context.Context, w *decoder.Weights, users []int32, ask func([]int32) ([]int32, int32), stage string) ([]int32, error) {
+	numbers, err := decoder.ParseNumbers(cmp.Or(r.cfg.Numbers, decoder.Float32.String()))
+	if err != nil {
+		return nil, err
+	}
 	gen, err := decoder.NewGenerator(w, r.cb)
 	if err != nil {
 		return nil, err
 	}
+	gen = gen.In(numbers)
 	ranks, errs := make([]int32, len(users)), make([]error, len(users))
 	const batch = 64
 	for lo := 0; lo < len(users); lo += batch {

@@ -16,6 +16,7 @@ func main() {
 	dot()
 	dots8()
 	vectors()
+	gathers()
 	int16s()
 	Generate()
 }

@@ -397,3 +397,95 @@ func packs() {
 	VZEROUPPER()
 	RET()
 }
+
+// gathers work on rows that lie apart: row t begins at entry slots[t] of block t.
+func gathers() {
+	// row computes the addresses of the rows one after the other.
+	type rows struct{ base, block, row, slots reg.Register }
+	load := func(pointer string) rows {
+		r := rows{Load(Param(pointer), GP64()), Load(Param("block"), GP64()), Load(Param("row"), GP64()), Load(Param("slots"), GP64())}
+		SHLQ(Imm(2), r.block)
+		SHLQ(Imm(2), r.row)
+		return r
+	}
+	next := func(r rows) reg.GPVirtual {
+		at := GP64()
+		MOVLQSX(Mem{Base: r.slots}, at)
+		IMULQ(r.row, at)
+		ADDQ(r.base, at)
+		ADDQ(Imm(4), r.slots)
+		ADDQ(r.block, r.base)
+		return at
+	}
+
+	TEXT("dotsAt", NOSPLIT, "func(n int, x *float32, size int, y *float32, block, row int, slots *int32, s float32, out *float32)")
+	Doc("dotsAt writes s times the inner products of x, a multiple of 32 floats, with n rows of y that lie apart.")
+	n := Load(Param("n"), GP64())
+	x := Load(Param("x"), GP64())
+	r := load("y")
+	out := Load(Param("out"), GP64())
+	s := XMM()
+	Load(Param("s"), s)
+	xi, left := GP64(), GP64()
+	var acc [4]reg.VecVirtual
+	for i := range acc {
+		acc[i] = YMM()
+	}
+	Label("dots")
+	at := next(r)
+	MOVQ(x, xi)
+	Load(Param("size"), left)
+	for i := range acc {
+		VXORPS(acc[i], acc[i], acc[i])
+	}
+	Label("thirtytwo")
+	for i := range acc {
+		v := YMM()
+		VMOVUPS(Mem{Base: xi, Disp: 32 * i}, v)
+		VFMADD231PS(Mem{Base: at, Disp: 32 * i}, v, acc[i])
+	}
+	ADDQ(U32(128), xi)
+	ADDQ(U32(128), at)
+	SUBQ(Imm(32), left)
+	JNZ(LabelRef("thirtytwo"))
+	VADDPS(acc[1], acc[0], acc[0])
+	VADDPS(acc[3], acc[2], acc[2])
+	VADDPS(acc[2], acc[0], acc[0])
+	low, high := acc[0].AsX(), XMM()
+	VEXTRACTF128(Imm(1), acc[0], high)
+	VADDPS(high, low, low)
+	VHADDPS(low, low, low)
+	VHADDPS(low, low, low)
+	VMULSS(s, low, low)
+	VMOVSS(low, Mem{Base: out})
+	ADDQ(Imm(4), out)
+	DECQ(n)
+	JNZ(LabelRef("dots"))
+	VZEROUPPER()
+	RET()
+
+	TEXT("addAt", NOSPLIT, "func(n int, out *float32, y *float32, block, row int, slots *int32, w *float32)")
+	Doc("addAt adds to 32 floats those of n rows of y that lie apart, each times its w.")
+	n = Load(Param("n"), GP64())
+	out = Load(Param("out"), GP64())
+	r = load("y")
+	w := Load(Param("w"), GP64())
+	for i := range acc {
+		VMOVUPS(Mem{Base: out, Disp: 32 * i}, acc[i])
+	}
+	by := YMM()
+	Label("rows")
+	at = next(r)
+	VBROADCASTSS(Mem{Base: w}, by)
+	for i := range acc {
+		VFMADD231PS(Mem{Base: at, Disp: 32 * i}, by, acc[i])
+	}
+	ADDQ(Imm(4), w)
+	DECQ(n)
+	JNZ(LabelRef("rows"))
+	for i := range acc {
+		VMOVUPS(acc[i], Mem{Base: out, Disp: 32 * i})
+	}
+	VZEROUPPER()
+	RET()
+}
