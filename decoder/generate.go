@@ -79,6 +79,9 @@ func newGenerator(w *Weights, trie *semanticid.Trie, ids func(int32) Item, numbe
 // Config returns that of the weights.
 func (g *Generator) Config() Config { return g.w.Config }
 
+// Numbers returns those it computes in.
+func (g *Generator) Numbers() Numbers { return g.numbers }
+
 // List is a generated session.
 type List struct {
 	Items   []int32 // indexes in the codebook

@@ -75,6 +75,9 @@ func TestModelsShareItems(t *testing.T) {
 		if err := m.decode(files, decoder.Int16, loaded...); err != nil {
 			t.Fatal(err)
 		}
+		if got := m.gen.Numbers(); got != decoder.Int16 {
+			t.Fatalf("it computes in %v", got)
+		}
 		return m
 	}
 	lists := func(m *model) []decoder.List {

@@ -61,7 +61,9 @@ func TestInt16Products(t *testing.T) {
 		var slack func(row []float32, j int) float64
 		if kind == "values" {
 			b := drawn(t, k, n, n+extra, true)
-			NewValues16(n, k, b, n+extra).MulLeading(m, n, usedK, a, k+extra, add, c, n+extra)
+			values := NewValues16(n, k, b, n+extra)
+			values.MulLeading(m, n, usedK, a, k+extra, add, c, n+extra)
+			values.Release() // what comes next finds what was there before
 			at = func(p, j int) float64 { return float64(b[p*(n+extra)+j]) }
 			slack = func(row []float32, _ int) (s float64) {
 				for from := 0; from < len(row); from += valueBlock {
@@ -111,6 +113,64 @@ func TestInt16Products(t *testing.T) {
 					t.Fatalf("row %d, column %d: %v, want %v +- %v", i, j, got, want, allowed)
 				}
 			}
+		}
+	})
+}
+
+// TestInt16Aligned: where all products have one sign and the greatest size, as large as sums can be, they are still right.
+func TestInt16Aligned(t *testing.T) {
+	for _, k := range []int{1, 2, 255, 256, 257, 512, 5000} {
+		const m, n = 7, 18
+		same := func(size int, of float32) []float32 {
+			x := make([]float32, size)
+			for i := range x {
+				x[i] = of
+			}
+			return x
+		}
+		for name, right := range map[string]Right{
+			"packed": NewPacked16(n, k, same(n*k, -3), k), "panels": NewPanels16(n, k, same(n*k, -3), k, 1), "values": NewValues16(n, k, same(n*k, -3), n),
+		} {
+			c := make([]float32, m*n)
+			right.Mul(m, same(m*k, 2), k, false, c, n)
+			for i, got := range c {
+				if want := -6 * float32(k); math.Abs(float64(got/want-1)) > 2e-2 {
+					t.Fatalf("%s of %d: element %d is %v, want %v", name, k, i, got, want)
+				}
+			}
+		}
+	}
+}
+
+// TestInt16Attention: attention in integers is near that in floats, and what it computes of a position depends neither on
+// where it begins nor on the positions that come later, to the last bit.
+func TestInt16Attention(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		heads, hd, n := rapid.IntRange(1, 3).Draw(t, "heads"), 2*rapid.IntRange(1, 20).Draw(t, "half"), rapid.IntRange(1, 600).Draw(t, "n")
+		d := heads * hd
+		r := rand.New(rand.NewPCG(1, rapid.Uint64().Draw(t, "seed")))
+		qkv, want := random(r, n*3*d), make([]float32, n*d)
+		Attention(want, qkv, []int{0, n}, d, heads, true)
+		attend := func(from, n int) []float32 {
+			var keys, values []Leading
+			for head := range heads {
+				keys = append(keys, NewPanels16(n, hd, qkv[d+head*hd:], 3*d, float32(1/math.Sqrt(float64(hd)))))
+				values = append(values, NewValues16(hd, n, qkv[2*d+head*hd:], 3*d))
+			}
+			out := make([]float32, (n-from)*d)
+			AttentionFrom(out, qkv, keys, values, from, n, d)
+			return out
+		}
+		got := attend(0, n)
+		for i, w := range want {
+			if math.Abs(float64(got[i]-w)) > 2e-3 {
+				t.Fatalf("at %d: %v, want %v", i, got[i], w)
+			}
+		}
+		from := rapid.IntRange(0, n-1).Draw(t, "from")
+		to := rapid.IntRange(from+1, n).Draw(t, "to")
+		if part := attend(from, to); !slices.Equal(part, got[from*d:to*d]) {
+			t.Fatalf("positions %d to %d depend on the others", from, to)
 		}
 	})
 }

@@ -77,14 +77,18 @@ func TestRun(t *testing.T) {
 		t.Errorf("continued: %+v, want %+v", got.Model, want.Model)
 	}
 	wider := cfg
-	wider.Beams = 2 * cfg.Beams
+	wider.Beams, wider.Numbers = 2*cfg.Beams, "int16"
 	again, err := Run(t.Context(), d, wider, true, dir, func(stage, _ string, _, _ int) {
 		if strings.HasPrefix(stage, "epoch") {
-			t.Error("with other beams it is trained again")
+			t.Error("with other beams and numbers it is trained again")
 		}
 	})
 	if err != nil || again.Best != want.Best || again.Config.Beams != wider.Beams {
-		t.Errorf("with other beams: %+v, %v", again, err)
+		t.Errorf("with other beams and numbers: %+v, %v", again, err)
+	}
+	wider.Numbers = "int8"
+	if _, err := Run(t.Context(), d, wider, true, dir, nil); err == nil || !strings.Contains(err.Error(), "float32 or int16") {
+		t.Errorf("other numbers: %v", err)
 	}
 	other := cfg
 	other.Dropout = 0.1
