@@ -261,17 +261,16 @@ func Attention(out, qkv []float32, bounds []int, d, heads int, causal bool) {
 // keys and values are laid out for products, by head: headDim x n and scaled, and n x headDim. What it computes
 // of a position does not depend on from, to the last bit.
 func AttentionFrom(out, qkv []float32, keys, values []Leading, from, n, d int) {
-	hd := d / len(keys)
-	Parallel(len(keys), func(head int) {
-		off := head * hd
-		p := take(min(n-from, attentionRows) * n)
+	hd, blocks := d/len(keys), (n-from+attentionRows-1)/attentionRows
+	Parallel(len(keys)*blocks, func(i int) {
+		head, block := i/blocks, blocks-1-i%blocks // the last positions see most, and come first
+		off, q0 := head*hd, from+block*attentionRows
+		q1 := min(n, q0+attentionRows)
+		p := take((q1 - q0) * q1)
 		defer scratch.Put(p)
-		for q0 := from; q0 < n; q0 += attentionRows {
-			q1 := min(n, q0+attentionRows)
-			keys[head].MulLeading(q1-q0, q1, hd, qkv[q0*3*d+off:], 3*d, false, *p, q1)
-			softmaxRows(*p, q0, q1, q1, true)
-			values[head].MulLeading(q1-q0, hd, q1, *p, q1, false, out[(q0-from)*d+off:], d)
-		}
+		keys[head].MulLeading(q1-q0, q1, hd, qkv[q0*3*d+off:], 3*d, false, *p, q1)
+		softmaxRows(*p, q0, q1, q1, true)
+		values[head].MulLeading(q1-q0, hd, q1, *p, q1, false, out[(q0-from)*d+off:], d)
 	})
 }
 
@@ -298,20 +297,28 @@ func mulValues(m, hd, k int, p, values []float32, n int, c []float32, ldc int) {
 	}
 }
 
-// Softmax replaces x by its softmax and returns the log of the sum of
-// exponentials.
-func Softmax(x []float32) float32 {
+// Softmax replaces x by its softmax.
+func Softmax(x []float32) { softmax(x) }
+
+// softmax is Softmax; it returns the greatest of x and the sum of the exponentials of what the others are less.
+func softmax(x []float32) (top, sum float32) {
 	top, i := maxBlocks(x, x[0])
 	for _, v := range x[i:] {
 		top = max(top, v)
 	}
-	sum, i := expSumBlocks(x, top)
+	sum, i = expSumBlocks(x, top)
 	for ; i < len(x); i++ {
 		e := Exp(x[i] - top)
 		x[i] = e
 		sum += e
 	}
 	scale(x, 1/sum)
+	return top, sum
+}
+
+// softmaxNorm is Softmax; it returns the log of the sum of exponentials.
+func softmaxNorm(x []float32) float32 {
+	top, sum := softmax(x)
 	return top + float32(math.Log(float64(sum)))
 }
 
@@ -320,7 +327,7 @@ func LogSumExp(x []float32) float32 {
 	buf := take(len(x))
 	defer scratch.Put(buf)
 	copy(*buf, x)
-	return Softmax(*buf)
+	return softmaxNorm(*buf)
 }
 
 // AttentionBackward adds to dqkv (n x 3d), the gradient at the rotated queries
@@ -375,7 +382,7 @@ func LogProbs(logp, h []float32, at, target []int32, table []float32, vocab, d i
 			for i := lo; i < hi; i++ {
 				row := logits[i*vocab : (i+1)*vocab]
 				t := row[target[i0+i]]
-				logp[i0+i] = t - Softmax(row)
+				logp[i0+i] = t - softmaxNorm(row)
 			}
 		})
 	})
