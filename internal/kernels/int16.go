@@ -12,7 +12,7 @@ import (
 //
 // The factors make each row's and column's length (Euclidean norm) that of the greatest integer. So no sum can
 // overflow, whatever the numbers are: by Cauchy and Schwarz no product of two, nor a part of its sum, is
-// beyond most^2 = 2^30.
+// beyond most^2, about 2^30; rounding lengthens a row of k by the root of k at most, for which 2^31 has room.
 const most = 1<<15 - 1
 
 // tiny is the length below which a row counts as zero.

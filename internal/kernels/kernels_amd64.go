@@ -11,6 +11,12 @@ func gemm6x16AVX2(k int, a, b, c *float32, ldc int, add bool)
 func gemm6x16RowsAVX2(k int, a *float32, lda int, b, c *float32, ldc int, add bool)
 
 //go:noescape
+func gemm12x16AVX512(k int, a, b, c *float32, ldc int, add bool)
+
+//go:noescape
+func gemm12x16RowsAVX512(k int, a *float32, lda int, b, c *float32, ldc int, add bool)
+
+//go:noescape
 func dotAVX2(n int, x, y *float32) float32
 
 //go:noescape
@@ -93,6 +99,8 @@ var useAVX2 = cpu.X86.HasAVX2 && cpu.X86.HasFMA
 // useVNNI says that the processor multiplies pairs of 16-bit integers and adds them up in one instruction.
 var useVNNI = useAVX2 && cpu.X86.HasAVX512VNNI && cpu.X86.HasAVX512VL
 
+var useAVX512 = useAVX2 && cpu.X86.HasAVX512F
+
 // The assembly checks no bounds: each wrapper reads the last float that it reaches of
 // every slice, which panics before anything is out of bounds.
 
@@ -158,6 +166,25 @@ func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int {
 	_, _ = dst[n-1], gain[n-1]
 	roundGain16(n, &dst[0], &x[0], &gain[0], s)
 	return n
+}
+
+// gemm12x16 and gemm12x16Rows compute two tiles, one above the other, if the processor does that at once.
+func gemm12x16(k int, a, b, c []float32, ldc int, add bool) bool {
+	if !useAVX512 {
+		return false
+	}
+	_, _, _ = a[2*mr*k-1], b[nr*k-1], c[(2*mr-1)*ldc+nr-1]
+	gemm12x16AVX512(k, &a[0], &b[0], &c[0], ldc, add)
+	return true
+}
+
+func gemm12x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool) bool {
+	if !useAVX512 {
+		return false
+	}
+	_, _, _ = a[(2*mr-1)*lda+k-1], b[nr*k-1], c[(2*mr-1)*ldc+nr-1]
+	gemm12x16RowsAVX512(k, &a[0], lda, &b[0], &c[0], ldc, add)
+	return true
 }
 
 // dotBlocks returns the inner product of the first floats of x and y, and how many it

@@ -16,6 +16,12 @@ func weighBlocks(x, gain []float32) (sum, top float32, n int)         { return 0
 func round16Blocks(dst []int16, x []float32, s float32) int           { return 0 }
 func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int { return 0 }
 
+func gemm12x16(k int, a, b, c []float32, ldc int, add bool) bool { return false }
+
+func gemm12x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool) bool {
+	return false
+}
+
 func dotBlocks(x, y []float32) (sum float32, n int) { return 0, 0 }
 
 func dots8(out, a []float32, lda int, x []float32) (n int) { return 0 }

@@ -13,6 +13,8 @@ func main() {
 	ConstraintExpr("!purego")
 	gemm("gemm6x16AVX2", "gemm6x16AVX2 computes C = A B, or C += A B with add, for a 6 x 16 tile of C: A is packed as k columns of 6, B as k rows of 16, C has rows ldc floats apart.", true)
 	gemm("gemm6x16RowsAVX2", "gemm6x16RowsAVX2 is gemm6x16AVX2 for an A that is not packed, with rows lda floats apart.", false)
+	gemm512("gemm12x16AVX512", "gemm12x16AVX512 is gemm6x16AVX2 for two tiles, one above the other.", true)
+	gemm512("gemm12x16RowsAVX512", "gemm12x16RowsAVX512 is gemm6x16RowsAVX2 for two tiles, one above the other.", false)
 	dot()
 	dots8()
 	vectors()
@@ -103,6 +105,103 @@ func gemm(name, doc string, packed bool) {
 				}
 				VMOVUPS(acc[i][j], m)
 			}
+			if i < len(acc)-1 {
+				ADDQ(ldc, c)
+			}
+		}
+		VZEROUPPER()
+		RET()
+	}
+	TESTB(add, add)
+	JZ(LabelRef("over"))
+	store(true)
+	Label("over")
+	store(false)
+}
+
+// gemm512 is gemm with registers of 16 floats: one for each row of the tile, and A's floats come out of memory as they are
+// multiplied. The sums are those of gemm, bit for bit.
+func gemm512(name, doc string, packed bool) {
+	signature := "func(k int, a *float32, lda int, b, c *float32, ldc int, add bool)"
+	if packed {
+		signature = "func(k int, a, b, c *float32, ldc int, add bool)"
+	}
+	TEXT(name, NOSPLIT, signature)
+	Doc(doc)
+	k := Load(Param("k"), GP64())
+	b := Load(Param("b"), GP64())
+	c := Load(Param("c"), GP64())
+	ldc := Load(Param("ldc"), GP64())
+	add := Load(Param("add"), GP8())
+	SHLQ(Imm(2), ldc)
+	var bases []reg.Register // of rows 0, 3, 6 and 9, or of the two packed tiles
+	var at func(row, step int) Mem
+	size := 4 // from a step to the next
+	first := Load(Param("a"), GP64())
+	bases = append(bases, first)
+	if packed {
+		size = 24
+		second := GP64()
+		IMUL3Q(Imm(24), k, second)
+		ADDQ(first, second)
+		bases = append(bases, second)
+		at = func(row, step int) Mem { return Mem{Base: bases[row/6], Disp: 24*step + 4*(row%6)} }
+	} else {
+		lda := Load(Param("lda"), GP64())
+		SHLQ(Imm(2), lda)
+		for len(bases) < 4 {
+			base := GP64()
+			LEAQ(Mem{Base: bases[len(bases)-1], Index: lda, Scale: 2}, base)
+			ADDQ(lda, base)
+			bases = append(bases, base)
+		}
+		at = func(row, step int) Mem {
+			m := Mem{Base: bases[row/3], Disp: 4 * step}
+			if row%3 > 0 {
+				m.Index, m.Scale = lda, uint8(row%3)
+			}
+			return m
+		}
+	}
+	var acc [12]reg.VecVirtual
+	for i := range acc {
+		acc[i] = ZMM()
+		VPXORD(acc[i], acc[i], acc[i])
+	}
+	row := ZMM()
+	step := func(n int) {
+		for s := range n {
+			VMOVUPS(Mem{Base: b, Disp: 64 * s}, row)
+			for i := range acc {
+				VFMADD231PS_BCST(at(i, s), row, acc[i])
+			}
+		}
+		for _, base := range bases {
+			ADDQ(U32(size*n), base)
+		}
+		ADDQ(U32(64*n), b)
+	}
+	Label("quad")
+	CMPQ(k, Imm(4))
+	JLT(LabelRef("single"))
+	step(4)
+	SUBQ(Imm(4), k)
+	JMP(LabelRef("quad"))
+	Label("single")
+	TESTQ(k, k)
+	JZ(LabelRef("store"))
+	step(1)
+	DECQ(k)
+	JMP(LabelRef("single"))
+
+	Label("store")
+	store := func(sum bool) {
+		for i := range acc {
+			m := Mem{Base: c}
+			if sum {
+				VADDPS(m, acc[i], acc[i])
+			}
+			VMOVUPS(acc[i], m)
 			if i < len(acc)-1 {
 				ADDQ(ldc, c)
 			}
