@@ -82,20 +82,7 @@ func gemm(name, doc string, packed bool) {
 		advance(n)
 		ADDQ(U32(64*n), b)
 	}
-	Label("quad")
-	CMPQ(k, Imm(4))
-	JLT(LabelRef("single"))
-	step(4)
-	SUBQ(Imm(4), k)
-	JMP(LabelRef("quad"))
-	Label("single")
-	TESTQ(k, k)
-	JZ(LabelRef("store"))
-	step(1)
-	DECQ(k)
-	JMP(LabelRef("single"))
-
-	Label("store")
+	fours(k, step)
 	store := func(sum bool) {
 		for i := range acc {
 			for j := range acc[i] {
@@ -117,6 +104,23 @@ func gemm(name, doc string, packed bool) {
 	store(true)
 	Label("over")
 	store(false)
+}
+
+// fours makes n steps, four at a time while there are as many. Then the label store begins.
+func fours(n reg.Register, step func(n int)) {
+	Label("quad")
+	CMPQ(n, Imm(4))
+	JLT(LabelRef("single"))
+	step(4)
+	SUBQ(Imm(4), n)
+	JMP(LabelRef("quad"))
+	Label("single")
+	TESTQ(n, n)
+	JZ(LabelRef("store"))
+	step(1)
+	DECQ(n)
+	JMP(LabelRef("single"))
+	Label("store")
 }
 
 // gemm512 is gemm with registers of 16 floats: one for each row of the tile, and A's floats come out of memory as they are
@@ -181,20 +185,7 @@ func gemm512(name, doc string, packed bool) {
 		}
 		ADDQ(U32(64*n), b)
 	}
-	Label("quad")
-	CMPQ(k, Imm(4))
-	JLT(LabelRef("single"))
-	step(4)
-	SUBQ(Imm(4), k)
-	JMP(LabelRef("quad"))
-	Label("single")
-	TESTQ(k, k)
-	JZ(LabelRef("store"))
-	step(1)
-	DECQ(k)
-	JMP(LabelRef("single"))
-
-	Label("store")
+	fours(k, step)
 	store := func(sum bool) {
 		for i := range acc {
 			m := Mem{Base: c}
