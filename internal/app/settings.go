@@ -280,7 +280,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Duration(GroupServe, "max-model-age", &s.MaxModelAge, 0, 10*year, "not ready when the served checkpoint is older; 0: any age")
 	c.String(GroupServe, "channel", &s.Channel, "channel that is served; until it has a version, the newest candidate is", publisher.ChannelReleased, publisher.ChannelCandidate, publisher.ChannelCanary)
 	c.Int(GroupServe, "beams", &s.Beams, 1, 1024, "width of the beam search")
-	c.String(GroupServe, "numbers", &s.Numbers, "what searches compute in: int16 answers more requests a second and moves log probabilities by about a thousandth", decoder.Float32.String(), decoder.Int16.String())
+	c.String(GroupServe, "numbers", &s.Numbers, "what searches compute in: int16 answers more requests a second and costs log probabilities less than TF32 would", decoder.Float32.String(), decoder.Int16.String())
 	c.Int(GroupServe, "max-users", &s.MaxUsers, 1, 1_000_000_000, "users whose history is kept")
 	c.Int(GroupServe, "history-cache", &s.HistoryCache, 0, 1<<20, "MiB of what models made of the histories of the users who asked last, for when they come back, at most; 0: none")
 	c.Int(GroupServe, "max-items", &s.MaxItems, 1, 1_000_000_000, "items whose popularity is counted")

@@ -182,17 +182,22 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 				gemm6x16(kb, packed[(ir-whole)*kb:], pb, out, ld, add && !edge)
 			}
 			if edge {
-				for i := range h {
-					dst, src := c[(m0+ir+i)*ldc+jr:(m0+ir+i)*ldc+jr+w], tile[i*nr:i*nr+w]
-					if !add {
-						copy(dst, src)
-						continue
-					}
-					for j := range dst {
-						dst[j] += src[j]
-					}
-				}
+				storeEdge(c[(m0+ir)*ldc+jr:], ldc, tile[:], h, w, add)
 			}
+		}
+	}
+}
+
+// storeEdge writes the first h rows and w columns of a tile to C, or adds them.
+func storeEdge(c []float32, ldc int, tile []float32, h, w int, add bool) {
+	for i := range h {
+		dst, src := c[i*ldc:i*ldc+w], tile[i*nr:i*nr+w]
+		if !add {
+			copy(dst, src)
+			continue
+		}
+		for j := range dst {
+			dst[j] += src[j]
 		}
 	}
 }

@@ -157,18 +157,8 @@ func mul16(m, n, pairs int, q []int16, ld int, rowsBy []float32, b []uint32, str
 			gemmInt16(whole, pairs, q, ld, panel, rowsBy, by[j:], c[j:], ldc, add)
 		}
 		for i := whole * mr; i < m; i += mr {
-			h := min(mr, m-i)
 			gemmInt16(1, pairs, q[i*ld:], ld, panel, rowsBy[i:], by[j:], tile[:], nr, false)
-			for r := range h {
-				dst, src := c[(i+r)*ldc+j:(i+r)*ldc+j+w], tile[r*nr:r*nr+w]
-				if !add {
-					copy(dst, src)
-					continue
-				}
-				for x := range dst {
-					dst[x] += src[x]
-				}
-			}
+			storeEdge(c[i*ldc+j:], ldc, tile[:], min(mr, m-i), w, add)
 		}
 	}
 }

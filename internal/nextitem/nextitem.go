@@ -155,12 +155,16 @@ type run struct {
 	weights, best *decoder.Weights
 	average       *decoder.Weights // the same as weights without an average
 	solver        *ops.Solver
+	numbers       decoder.Numbers
 	state         state
 }
 
 // prepare makes the codebook from the training parts, and the first weights.
-func (r *run) prepare(ctx context.Context) error {
+func (r *run) prepare(ctx context.Context) (err error) {
 	c := r.cfg
+	if r.numbers, err = decoder.ParseNumbers(cmp.Or(c.Numbers, decoder.Float32.String())); err != nil {
+		return err
+	}
 	embedder := semanticid.NewEmbedder(c.Width, c.Window, c.Seed)
 	embedder.Attributes = c.Attribute
 	for _, s := range r.data.Sequences {
@@ -347,15 +351,11 @@ func (r *run) train(ctx context.Context) error {
 
 // ranks returns for each user the rank of the wanted item among all that the user has not.
 func (r *run) ranks(ctx context.Context, w *decoder.Weights, users []int32, ask func([]int32) ([]int32, int32), stage string) ([]int32, error) {
-	numbers, err := decoder.ParseNumbers(cmp.Or(r.cfg.Numbers, decoder.Float32.String()))
-	if err != nil {
-		return nil, err
-	}
 	gen, err := decoder.NewGenerator(w, r.cb)
 	if err != nil {
 		return nil, err
 	}
-	gen = gen.In(numbers)
+	gen = gen.In(r.numbers)
 	ranks, errs := make([]int32, len(users)), make([]error, len(users))
 	const batch = 64
 	for lo := 0; lo < len(users); lo += batch {

@@ -400,7 +400,6 @@ func packs() {
 
 // gathers work on rows that lie apart: row t begins at entry slots[t] of block t.
 func gathers() {
-	// row computes the addresses of the rows one after the other.
 	type rows struct{ base, block, row, slots reg.Register }
 	load := func(pointer string) rows {
 		r := rows{Load(Param(pointer), GP64()), Load(Param("block"), GP64()), Load(Param("row"), GP64()), Load(Param("slots"), GP64())}
@@ -408,6 +407,7 @@ func gathers() {
 		SHLQ(Imm(2), r.row)
 		return r
 	}
+	// next computes the addresses of the rows, one after the other.
 	next := func(r rows) reg.GPVirtual {
 		at := GP64()
 		MOVLQSX(Mem{Base: r.slots}, at)
