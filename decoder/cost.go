@@ -16,7 +16,7 @@ type Memory struct {
 	Weights     int64 // as trained, and their average
 	Optimizer   int64 // gradients and moments
 	Activations int64 // of a batch, and the gradients of a layer
-	Scratch     int64 // what the kernels lay out meanwhile
+	Scratch     int64 // logits, and what the kernels lay out meanwhile
 }
 
 // Total is the sum.
@@ -39,7 +39,7 @@ func (c Config) Memory(tokens int) Memory {
 	weights := c.count()
 	lanes := c.lanes(tokens)
 	n, in := int64(lanes), c.laneTokens(tokens, lanes)
-	return Memory{Weights: 2 * 4 * weights, Optimizer: (2 + n) * 4 * weights, Activations: n * 4 * c.activations(in), Scratch: n * c.scratch(in)}
+	return Memory{Weights: 2 * 4 * weights, Optimizer: (2 + n) * 4 * weights, Activations: n * 4 * c.activations(in), Scratch: n * (c.keptLogits(in) + c.scratch(in))}
 }
 
 // activations is how many floats a lane keeps of so many tokens.
@@ -70,7 +70,13 @@ func (c Config) laneTokens(tokens, lanes int) int {
 	return (tokens + c.MaxLen + 1) / 2
 }
 
-// scratch is what the kernels take: logits, and matrices laid out for products.
+// keptLogits is what the gradient need not compute again, in bytes.
+func (c Config) keptLogits(tokens int) int64 {
+	predictions := (tokens*c.Levels + c.stride() - 1) / c.stride()
+	return 4 * int64(kernels.KeptRows(predictions, c.Vocab())*c.Vocab())
+}
+
+// scratch is what the kernels take, in bytes: logits, and matrices laid out for products.
 func (c Config) scratch(tokens int) int64 {
 	d, f, vocab := int64(c.Dim), int64(c.Hidden), int64(c.Vocab())
 	return 4 * (kernels.LogitRows*(vocab+d) + max(vocab*d, int64(tokens)*2*f))

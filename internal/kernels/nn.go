@@ -371,13 +371,29 @@ func AttentionBackward(dqkv, dout, qkv []float32, bounds []int, d, heads int, ca
 	})
 }
 
-// LogitRows bounds the logits in memory at one time, in rows.
+// LogitRows bounds the logits in memory at one time, in rows, beside those that are kept.
 const LogitRows = 512
 
+// keptLogits bounds what is kept of the logits for a backward pass, in floats.
+const keptLogits = 1 << 25
+
+// KeptRows is for how many of n predictions a backward pass should find what the forward pass computed: for all, or
+// for as many times [LogitRows] as 128 MiB hold. The logits of the others are computed again.
+func KeptRows(n, vocab int) int {
+	if n*vocab <= keptLogits {
+		return n
+	}
+	return keptLogits / vocab / LogitRows * LogitRows
+}
+
 // LogProbs computes log softmax(h[at[i]] table')[target[i]] for each i: h is n x
-// d, table vocab x d. The logits are never all in memory.
-func LogProbs(logp, h []float32, at, target []int32, table []float32, vocab, d int) {
-	eachChunk(h, at, table, vocab, d, func(i0 int, _, logits []float32, n int) {
+// d, table vocab x d. The logits are never all in memory, beyond kept, which holds the softmax of the first
+// predictions after it, a row of vocab for each: of [KeptRows], or of none.
+func LogProbs(logp, h []float32, at, target []int32, table []float32, vocab, d int, kept []float32) {
+	eachChunk(at, vocab, kept, func(i0, n int, logits []float32, _ bool) {
+		x := gather(h, at[i0:i0+n], d)
+		defer scratch.Put(x)
+		Gemm(false, true, n, vocab, d, 1, *x, d, table, d, 0, logits, vocab)
 		rows(n, func(lo, hi int) {
 			for i := lo; i < hi; i++ {
 				row := logits[i*vocab : (i+1)*vocab]
@@ -388,18 +404,24 @@ func LogProbs(logp, h []float32, at, target []int32, table []float32, vocab, d i
 	})
 }
 
-// LogProbsBackward adds to dh and dtable the gradient of sum_i dlogp[i] logp[i].
-func LogProbsBackward(dh, dtable, dlogp, h []float32, at, target []int32, table []float32, vocab, d int) {
-	buf := take(LogitRows * d)
+// LogProbsBackward adds to dh and dtable the gradient of sum_i dlogp[i] logp[i]. kept is as [LogProbs] left it, and is
+// overwritten.
+func LogProbsBackward(dh, dtable, dlogp, h []float32, at, target []int32, table []float32, vocab, d int, kept []float32) {
+	buf := take(min(LogitRows, len(at)) * d)
 	defer scratch.Put(buf)
-	eachChunk(h, at, table, vocab, d, func(i0 int, x, logits []float32, n int) {
+	eachChunk(at, vocab, kept, func(i0, n int, logits []float32, known bool) {
+		x := gather(h, at[i0:i0+n], d)
+		defer scratch.Put(x)
+		if !known {
+			Gemm(false, true, n, vocab, d, 1, *x, d, table, d, 0, logits, vocab)
+		}
 		rows(n, func(lo, hi int) {
 			for i := lo; i < hi; i++ {
 				row, g := logits[i*vocab:(i+1)*vocab], dlogp[i0+i]
-				Softmax(row)
-				for j := range row {
-					row[j] *= -g
+				if !known {
+					Softmax(row)
 				}
+				scale(row, -g)
 				row[target[i0+i]] += g
 			}
 		})
@@ -408,25 +430,36 @@ func LogProbsBackward(dh, dtable, dlogp, h []float32, at, target []int32, table 
 		for i := range n {
 			Add(dh[int(at[i0+i])*d:(int(at[i0+i])+1)*d], dx[i*d:(i+1)*d])
 		}
-		Gemm(true, false, vocab, d, n, 1, logits, vocab, x, d, 1, dtable, d)
+		Gemm(true, false, vocab, d, n, 1, logits, vocab, *x, d, 1, dtable, d)
 	})
 }
 
-// eachChunk gathers rows of h and computes their logits, chunk by chunk.
-func eachChunk(h []float32, at []int32, table []float32, vocab, d int, fn func(i0 int, x, logits []float32, n int)) {
-	size := min(LogitRows, len(at))
-	bufX, bufL := take(size*d), takeFrom(&logitsScratch, size*vocab)
-	defer scratch.Put(bufX)
-	defer logitsScratch.Put(bufL)
+// eachChunk calls fn with a place for the logits of the n predictions from i0 on, chunk by chunk, and with whether
+// it is one of those in kept.
+func eachChunk(at []int32, vocab int, kept []float32, fn func(i0, n int, logits []float32, kept bool)) {
+	inKept := len(kept) / vocab
+	var buf *[]float32
 	for i0 := 0; i0 < len(at); i0 += LogitRows {
 		n := min(LogitRows, len(at)-i0)
-		x, logits := (*bufX)[:n*d], (*bufL)[:n*vocab]
-		for i := range n {
-			copy(x[i*d:(i+1)*d], h[int(at[i0+i])*d:])
+		if i0 < inKept {
+			fn(i0, n, kept[i0*vocab:(i0+n)*vocab], true)
+			continue
 		}
-		Gemm(false, true, n, vocab, d, 1, x, d, table, d, 0, logits, vocab)
-		fn(i0, x, logits, n)
+		if buf == nil {
+			buf = takeFrom(&logitsScratch, n*vocab)
+			defer logitsScratch.Put(buf)
+		}
+		fn(i0, n, (*buf)[:n*vocab], false)
 	}
+}
+
+// gather copies rows of h, in scratch memory.
+func gather(h []float32, at []int32, d int) *[]float32 {
+	x := take(len(at) * d)
+	for i, row := range at {
+		copy((*x)[i*d:(i+1)*d], h[int(row)*d:])
+	}
+	return x
 }
 
 // Add adds x to y.

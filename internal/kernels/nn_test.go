@@ -75,12 +75,12 @@ func TestGradients(t *testing.T) {
 
 	h, table := random(r, n*d), random(r, vocab*d)
 	at, target := []int32{0, 2, 2, 6}, []int32{3, 10, 0, 5}
-	logp := func(y []float32) { LogProbs(y, h, at, target, table, vocab, d) }
+	logp := func(y []float32) { LogProbs(y, h, at, target, table, vocab, d, nil) }
 	gradient(t, "LogProbs h", h, len(at), logp, func(dy, dh []float32) {
-		LogProbsBackward(dh, make([]float32, vocab*d), dy, h, at, target, table, vocab, d)
+		LogProbsBackward(dh, make([]float32, vocab*d), dy, h, at, target, table, vocab, d, nil)
 	})
 	gradient(t, "LogProbs table", table, len(at), logp, func(dy, dt []float32) {
-		LogProbsBackward(make([]float32, n*d), dt, dy, h, at, target, table, vocab, d)
+		LogProbsBackward(make([]float32, n*d), dt, dy, h, at, target, table, vocab, d, nil)
 	})
 
 	rot, z := NewRotary(4, 9), random(r, d)
@@ -88,6 +88,42 @@ func TestGradients(t *testing.T) {
 
 	w := random(r, 100)
 	gradient(t, "Dropout", w, 100, func(y []float32) { Dropout(y, w, 0.3, 9) }, func(dy, dx []float32) { Dropout(dx, dy, 0.3, 9) })
+}
+
+// TestKeptLogits: what a forward pass leaves for the backward pass changes nothing, whether it is all, a part or none.
+func TestKeptLogits(t *testing.T) {
+	const n, d, vocab, predictions = 1300, 16, 37, 2*LogitRows + 200
+	r := rand.New(rand.NewPCG(5, 6))
+	h, table, dlogp := random(r, n*d), random(r, vocab*d), random(r, predictions)
+	at, target := make([]int32, predictions), make([]int32, predictions)
+	for i := range at {
+		at[i], target[i] = int32(r.IntN(n)), int32(r.IntN(vocab))
+	}
+	run := func(kept []float32) (logp, dh, dtable []float32) {
+		logp, dh, dtable = make([]float32, predictions), make([]float32, n*d), make([]float32, vocab*d)
+		LogProbs(logp, h, at, target, table, vocab, d, kept)
+		LogProbsBackward(dh, dtable, dlogp, h, at, target, table, vocab, d, kept)
+		return logp, dh, dtable
+	}
+	logp, dh, dtable := run(nil)
+	for _, rows := range []int{LogitRows, 2 * LogitRows, predictions} {
+		kept := make([]float32, rows*vocab)
+		l, x, w := run(kept)
+		if !slices.Equal(l, logp) || !slices.Equal(x, dh) || !slices.Equal(w, dtable) {
+			t.Errorf("with the logits of %d of %d predictions kept, the results are others", rows, predictions)
+		}
+		clear(kept)
+		clear(x)
+		LogProbsBackward(x, w, dlogp, h, at, target, table, vocab, d, kept)
+		if slices.Equal(x, dh) {
+			t.Errorf("the backward pass does not read what is kept of %d predictions", rows)
+		}
+	}
+	for _, c := range []struct{ n, vocab, want int }{{768, 25_000, 768}, {1342, 25_000, 1342}, {1343, 25_000, 1024}, {9000, 1000, 9000}, {600, 1 << 16, 512}, {512, 1 << 20, 0}} {
+		if got := KeptRows(c.n, c.vocab); got != c.want {
+			t.Errorf("of %d predictions of %d tokens %d are kept, want %d", c.n, c.vocab, got, c.want)
+		}
+	}
 }
 
 func TestCausalAttentionSeesNoFuture(t *testing.T) {

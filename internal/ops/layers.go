@@ -154,18 +154,26 @@ func Embed(table *gorgonia.Node, ids func() []int32, capacity int) *gorgonia.Nod
 // vector of the given capacity, zero beyond the predictions of the batch.
 func LogProbs(h, table *gorgonia.Node, predictions func() (at, target []int32), capacity int) *gorgonia.Node {
 	rows, d, vocab := h.Shape()[0], cols(h), table.Shape()[0]
+	var probs []float32 // of the last run: what the gradient need not compute again
+	differentiated := false
 	return Apply("logprobs", tensor.Shape{capacity}, func(out []float32, v [][]float32) {
 		at, target := predictions()
 		clear(out[len(at):])
-		kernels.LogProbs(out, v[0], at, target, v[1], vocab, d)
+		if n := kernels.KeptRows(len(at), vocab) * vocab; differentiated && cap(probs) < n {
+			probs = make([]float32, n)
+		} else if differentiated {
+			probs = probs[:n]
+		}
+		kernels.LogProbs(out, v[0], at, target, v[1], vocab, d, probs)
 	}, func(v gorgonia.Nodes, _, grad *gorgonia.Node) gorgonia.Nodes {
+		differentiated = true
 		// One kernel gives both gradients; the second node reads what the first one's run left.
 		dh := make([]float32, rows*d)
 		dt := Apply("logprobs dtable", matrix(vocab, d), func(dtable []float32, g [][]float32) {
 			at, target := predictions()
 			clear(dh)
 			clear(dtable)
-			kernels.LogProbsBackward(dh, dtable, g[0], g[1], at, target, g[2], vocab, d)
+			kernels.LogProbsBackward(dh, dtable, g[0], g[1], at, target, g[2], vocab, d, probs)
 		}, nil, grad, v[0], v[1])
 		return gorgonia.Nodes{Apply("logprobs dh", matrix(rows, d), func(out []float32, _ [][]float32) { copy(out, dh) }, nil, dt), dt}
 	}, h, table)
