@@ -49,7 +49,7 @@ func (c Config) activations(tokens int) int64 {
 	// attention gives, and what goes into SwiGLU; the rest is computed again. The gradients of one
 	// layer are there at a time. The embedding has two gradients, as output and, when all
 	// that is gone, as input.
-	return max(int64(tokens)*(int64(c.Layers)*(6*d+2*f)+d+3*f), vocab*d)
+	return max(int64(tokens)*(int64(c.Layers)*(6*d+2*f)+d+2*f), vocab*d)
 }
 
 // lanes is in how many parts a batch of so many tokens goes through the model: two, unless their own
@@ -76,15 +76,16 @@ func (c Config) keptLogits(tokens int) int64 {
 	return 4 * int64(kernels.KeptRows(predictions, c.Vocab())*c.Vocab())
 }
 
-// scratch is what the kernels take, in bytes: logits, and matrices laid out for products.
+// scratch is what the kernels take, in bytes: logits, what SwiGLU gives, and matrices laid out for
+// products.
 func (c Config) scratch(tokens int) int64 {
 	d, f, vocab := int64(c.Dim), int64(c.Hidden), int64(c.Vocab())
-	return 4 * (kernels.LogitRows*(vocab+d) + max(vocab*d, int64(tokens)*2*f))
+	return 4 * (kernels.LogitRows*(vocab+d) + max(vocab*d, int64(tokens)*2*f) + int64(tokens)*f)
 }
 
 // ScorerMemory returns what a scorer of batches of at most so many tokens takes, in bytes, beside
 // the weights: the turned queries, keys and values of each layer, and the rest of one.
 func (c Config) ScorerMemory(tokens int) int64 {
 	d, f := int64(c.Dim), int64(c.Hidden)
-	return 4*int64(tokens)*(int64(c.Layers)*3*d+d+3*f) + c.scratch(tokens)
+	return 4*int64(tokens)*(int64(c.Layers)*3*d+2*d+2*f) + c.scratch(tokens)
 }

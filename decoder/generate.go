@@ -24,14 +24,14 @@ type Generator struct {
 
 	// The weights, laid out once for the products that every step makes.
 	numbers Numbers
-	embed   kernels.Right
-	codes   []kernels.Right // the part of embed that a level's codes have
+	embed   kernels.Shared
+	codes   []kernels.Shared // the part of embed that a level's codes have
 	layers  []packedLayer
 
 	company company // of the searches that run now
 }
 
-type packedLayer struct{ qkv, out, up, down kernels.Right }
+type packedLayer struct{ qkv, out, up, down kernels.Shared }
 
 // NewGenerator returns a generator for the items that the codebook holds now.
 func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
@@ -231,7 +231,7 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	c := g.w.Config
 	n, vocab := len(beams), c.Vocab()
 	logits := make([]float32, n*vocab)
-	g.embed.Mul(n, hidden, c.Dim, false, logits, vocab)
+	g.embed.MulParallel(n, hidden, c.Dim, false, logits, vocab)
 	best := newTopChoices(o.Width)
 	mine := make([]choice, 0, c.Codes)
 	var choices []choice
@@ -383,28 +383,16 @@ func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 		from = kept.begin(g, tokens)
 	}
 	d, hd, m := c.Dim, c.Dim/c.Heads, n-from
-	buf := newActivations(c, m)
+	buf := newActivations(c, m, n)
 	defer buf.release()
-	all := activationPool.Get().(*[]float32)
-	defer activationPool.Put(all)
-	if cap(*all) < n*3*d {
-		*all = make([]float32, n*3*d)
-	}
-	x, h, qkv := buf.x, buf.h, (*all)[:n*3*d] // x and h of the tokens from from on, qkv of all
+	x, h, qkv := buf.x, buf.h, buf.qkv // x and h of the tokens from from on, qkv of all
 	for i, t := range tokens[from:] {
 		copy(x[i*d:(i+1)*d], g.w.embed()[int(t)*d:])
 	}
+	place := func(row int) int { return from + row }
 	p := &prefix{n: n, keys: make([][]kernels.Leading, c.Layers), values: make([][]kernels.Leading, c.Layers)}
 	for l := range c.Layers {
-		w := g.w.layer(l)
-		kernels.RMSNorm(h, buf.rstd, x, w.normAttn, m, d)
-		g.layers[l].qkv.Mul(m, h, d, false, qkv[from*3*d:], 3*d)
-		const together = 64
-		kernels.Parallel((m+together-1)/together, func(part int) {
-			for i := from + part*together; i < min(n, from+(part+1)*together); i++ {
-				g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], i, false)
-			}
-		})
+		g.beginLayer(l, buf, m, qkv[from*3*d:], place)
 		if kept != nil {
 			kept.fill(l, d, qkv)
 			kept.keep(l, d, qkv)
@@ -422,7 +410,7 @@ func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 			g.finishLayer(l, buf, m)
 			continue
 		}
-		last := newActivations(c, 1)
+		last := newActivations(c, 1, 0)
 		defer last.release()
 		copy(last.x, x[(m-1)*d:m*d])
 		row := make([]float32, n)
@@ -440,44 +428,65 @@ func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 	return p, out
 }
 
-// activations are the buffers of a pass over n tokens; they are used again.
+// activations are the buffers of a pass over n tokens.
 type activations struct {
-	x, h, qkv, up, act, rstd []float32
-	all                      *[]float32
+	x, h, rstd []float32
+	qkv        []float32 // of as many as was asked for
+	all        *[]float32
 }
 
-var activationPool = sync.Pool{New: func() any { return new([]float32) }}
+// Memory is used again: large pieces for passes, small ones for blocks of their rows.
+var passFloats, blockFloats = sync.Pool{New: newFloats}, sync.Pool{New: newFloats}
 
-func newActivations(c Config, n int) *activations {
-	d, f := c.Dim, c.Hidden
-	all := activationPool.Get().(*[]float32)
-	sizes := []int{n * d, n * d, n * 3 * d, n * 2 * f, n * f, n}
-	total := 0
-	for _, s := range sizes {
-		total += s
+func newFloats() any { return new([]float32) }
+
+func takeFloats(pool *sync.Pool, n int) *[]float32 {
+	p := pool.Get().(*[]float32)
+	if cap(*p) < n {
+		*p = make([]float32, n)
 	}
-	if cap(*all) < total {
-		*all = make([]float32, total)
-	}
-	a, rest := &activations{all: all}, (*all)[:total]
-	for i, part := range []*[]float32{&a.x, &a.h, &a.qkv, &a.up, &a.act, &a.rstd} {
-		*part, rest = rest[:sizes[i]:sizes[i]], rest[sizes[i]:]
-	}
-	return a
+	*p = (*p)[:n]
+	return p
 }
 
-func (a *activations) release() { activationPool.Put(a.all) }
+func newActivations(c Config, n, qkv int) *activations {
+	d := c.Dim
+	all := takeFloats(&passFloats, n*(2*d+1)+qkv*3*d)
+	x, h, rest := (*all)[:n*d], (*all)[n*d:2*n*d], (*all)[2*n*d:]
+	return &activations{x, h, rest[:n], rest[n:], all}
+}
+
+func (a *activations) release() { passFloats.Put(a.all) }
+
+// beginLayer computes the queries, keys and values (n x 3d) of tokens that stand at the given places; h is overwritten.
+func (g *Generator) beginLayer(l int, a *activations, n int, qkv []float32, place func(row int) int) {
+	d := g.w.Config.Dim
+	kernels.Blocks(n, func(lo, hi int, mul kernels.Product) {
+		h := a.h[lo*d:]
+		kernels.RMSNorm(h, a.rstd[lo:], a.x[lo*d:], g.w.layer(l).normAttn, hi-lo, d)
+		mul(g.layers[l].qkv, hi-lo, h, d, false, qkv[lo*3*d:], 3*d)
+		for i := lo; i < hi; i++ {
+			g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], place(i), false)
+		}
+	})
+}
 
 // finishLayer adds the attention's output projection, of h, and the feed-forward part
 // to x; h is overwritten.
 func (g *Generator) finishLayer(l int, a *activations, n int) {
 	d, f := g.w.Config.Dim, g.w.Config.Hidden
 	p := g.layers[l]
-	p.out.Mul(n, a.h, d, true, a.x, d)
-	kernels.RMSNorm(a.h, a.rstd, a.x, g.w.layer(l).normFF, n, d)
-	p.up.Mul(n, a.h, d, false, a.up, 2*f)
-	kernels.SwiGLU(a.act, a.up, n, f)
-	p.down.Mul(n, a.act, f, true, a.x, d)
+	kernels.Blocks(n, func(lo, hi int, mul kernels.Product) {
+		n, h, x := hi-lo, a.h[lo*d:], a.x[lo*d:]
+		buf := takeFloats(&blockFloats, n*3*f)
+		defer blockFloats.Put(buf)
+		up, act := (*buf)[:n*2*f], (*buf)[n*2*f:]
+		mul(p.out, n, h, d, true, x, d)
+		kernels.RMSNorm(h, a.rstd[lo:], x, g.w.layer(l).normFF, n, d)
+		mul(p.up, n, h, d, false, up, 2*f)
+		kernels.SwiGLU(act, up, n, f)
+		mul(p.down, n, act, f, true, x, d)
+	})
 }
 
 // suffix is the KV cache of what the beams wrote themselves. What was written at a step stays where it is; beams that
@@ -551,12 +560,13 @@ func (g *Generator) run(passes []*pass) {
 		n += len(p.tokens)
 	}
 	d, hd := c.Dim, c.Dim/c.Heads
-	a := newActivations(c, n)
+	a, places := newActivations(c, n, n), make([]int, 0, n)
 	defer a.release()
 	parts, row := make([]part, 0, 2*len(passes)), 0
 	for _, p := range passes {
 		for i, t := range p.tokens {
 			copy(a.x[(row+i)*d:(row+i+1)*d], g.w.embed()[int(t)*d:])
+			places = append(places, p.suffix.past.n+p.suffix.steps)
 		}
 		first := p.suffix.write(len(p.tokens))
 		for from := 0; from < len(p.tokens); from += together {
@@ -565,14 +575,10 @@ func (g *Generator) run(passes []*pass) {
 		row += len(p.tokens)
 	}
 	for l := range c.Layers {
-		kernels.RMSNorm(a.h, a.rstd, a.x, g.w.layer(l).normAttn, n, d)
-		g.layers[l].qkv.Mul(n, a.h, d, false, a.qkv, 3*d)
+		g.beginLayer(l, a, n, a.qkv, func(row int) int { return places[row] })
 		for _, p := range parts {
-			pos := p.past.n + p.steps
 			for i := p.from; i < p.to; i++ {
-				qkv := a.qkv[(p.row+i)*3*d:][:3*d]
-				g.rotary.Turn(qkv[:2*d], pos, false)
-				copy(p.kv[l][(p.steps*p.width+p.first+i)*2*d:][:2*d], qkv[d:])
+				copy(p.kv[l][(p.steps*p.width+p.first+i)*2*d:][:2*d], a.qkv[(p.row+i)*3*d+d:])
 			}
 		}
 		kernels.Parallel(c.Heads*len(parts), func(i int) {
@@ -599,7 +605,7 @@ func (s *suffix) write(n int) (first int) {
 }
 
 // together is how many beams are looked at as a group, heads one by one.
-const together = 32
+const together = 36
 
 // part is a group of the beams of a pass.
 type part struct {
@@ -615,12 +621,9 @@ func (p part) attend(layer, head, hd int, qkv, h []float32) {
 	off, n, width := head*hd, p.to-p.from, p.past.n+p.steps+1
 	scale := float32(1 / math.Sqrt(float64(hd)))
 	qkv, h = qkv[(p.row+p.from)*3*d+off:], h[(p.row+p.from)*d+off:]
-	buf := activationPool.Get().(*[]float32)
-	defer activationPool.Put(buf)
-	if cap(*buf) < together*width {
-		*buf = make([]float32, together*width)
-	}
-	weights := (*buf)[:n*width]
+	buf := takeFloats(&blockFloats, n*width)
+	defer blockFloats.Put(buf)
+	weights := *buf
 	// The shared past is a matrix product, whatever the number of beams.
 	p.past.keys[layer][head].Mul(n, qkv, 3*d, false, weights, width)
 	kv, row := p.kv[layer][off:], 2*d

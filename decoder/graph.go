@@ -121,8 +121,8 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 		h := ops.Linear(ln, ops.RMSNorm(ln, x, p[0]), p[1])
 		h = ops.Linear(ln, ops.Attention(ln, h, c.Heads, true, rotary, pos), p[2])
 		x = ops.AddDropout(ln, x, h, 2*l, residual)
-		h = ops.SwiGLU(ln, ops.Linear(ln, ops.RMSNorm(ln, x, p[3]), p[4]))
-		x = ops.AddDropout(ln, x, ops.Linear(ln, h, p[5]), 2*l+1, residual)
+		h = ops.Linear(ln, ops.RMSNorm(ln, x, p[3]), p[4])
+		x = ops.AddDropout(ln, x, ops.SwiGLULinear(ln, h, p[5]), 2*l+1, residual)
 	}
 	x = ops.RMSNorm(ln, x, ln.params[len(ln.params)-1])
 	ln.logp = ops.LogProbs(x, ln.params[0], func() (at, target []int32) { return ln.batch.at, ln.batch.target }, capacity)

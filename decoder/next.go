@@ -123,7 +123,7 @@ func (s *search) follow(level int, nodes []node) []node {
 func (s *search) children(level int, parents []node, hidden []float32) (out []node) {
 	c := s.g.w.Config
 	logits := make([]float32, len(parents)*c.Codes)
-	s.g.codes[level].Mul(len(parents), hidden, c.Dim, false, logits, c.Codes)
+	s.g.codes[level].MulParallel(len(parents), hidden, c.Dim, false, logits, c.Codes)
 	var allowed []float32
 	var nodes []int32
 	for i, parent := range parents {

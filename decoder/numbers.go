@@ -36,7 +36,7 @@ func ParseNumbers(name string) (Numbers, error) {
 }
 
 // weights lays a linear layer's weights (n x k) out.
-func (n Numbers) weights(out, in int, w []float32) kernels.Right {
+func (n Numbers) weights(out, in int, w []float32) kernels.Shared {
 	if n == Int16 {
 		return kernels.NewPacked16(out, in, w, in)
 	}

@@ -193,8 +193,8 @@ func (m *Model) build(train bool) (_ *net, err error) {
 	h := ops.Linear(b, ops.RMSNorm(b, x, p["norm_attn"]), p["qkv"])
 	h = ops.Attention(b, h, m.cfg.Heads, false, nil, nil)
 	x = ops.Add(b, x, ops.Linear(b, h, p["out"]))
-	h = ops.SwiGLU(b, ops.Linear(b, ops.RMSNorm(b, x, p["norm_ff"]), p["up"]))
-	x = ops.Add(b, x, ops.Linear(b, h, p["down"]))
+	h = ops.Linear(b, ops.RMSNorm(b, x, p["norm_ff"]), p["up"])
+	x = ops.Add(b, x, ops.SwiGLULinear(b, h, p["down"]))
 	z := ops.Linear(b, ops.RMSNorm(b, x, p["norm"]), p["heads"])
 	z = m.onPriors(z, p["trust"])
 	n := &net{logits: z}

@@ -56,7 +56,7 @@ var external func(transA, transB bool, m, n, k int, alpha float32, a []float32, 
 func Gemm(transA, transB bool, m, n, k int, alpha float32, a []float32, lda int, b []float32, ldb int, beta float32, c []float32, ldc int) {
 	parallel := Parallel
 	switch {
-	case 2*m*n*k < serialFlops:
+	case small(m, n, k):
 		parallel = serially
 	case external != nil:
 		external(transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
@@ -111,10 +111,7 @@ func gemm(parallel func(int, func(int)), transA, transB bool, m, n, k int, alpha
 		}
 		beta = 1
 	}
-	// As many blocks of rows as keep all processors busy to the end.
-	procs := runtime.GOMAXPROCS(0)
-	blocks := ((m+mc-1)/mc + procs - 1) / procs * procs
-	rowsOf := (m/blocks + mr) / mr * mr
+	rowsOf, _ := blockOf(m, mc)
 	buf := gemmPool.Get().(*gemmBuffers)
 	defer gemmPool.Put(buf)
 	for jc := 0; jc < n; jc += nc {
@@ -126,14 +123,7 @@ func gemm(parallel func(int, func(int)), transA, transB bool, m, n, k int, alpha
 		for pd := 0; pd < k; pd += deep {
 			kd := min(deep, k-pd)
 			buf.b = grow(buf.b, panels*nr*kd)
-			const together = 8
-			chunks := (panels + together - 1) / together
-			steps := (kd + kc - 1) / kc
-			parallel(chunks*steps, func(i int) {
-				from, pc := i%chunks*together*nr, i/chunks*kc
-				kb := min(kc, kd-pc)
-				packB(buf.b[panels*nr*pc+from*kb:], transB, b, ldb, pd+pc, kb, jc+from, min(nb-from, together*nr), alpha)
-			})
+			packAll(parallel, buf.b, transB, b, ldb, pd, kd, jc, nb, alpha)
 			parallel((m+rowsOf-1)/rowsOf, func(i int) {
 				for pc := 0; pc < kd; pc += kc {
 					gemmRows(transA, i*rowsOf, min(m, (i+1)*rowsOf), min(kc, kd-pc), nb, a, lda, pd+pc, buf.b[panels*nr*pc:], pd+pc > 0 || beta == 1, c[jc:], ldc)
@@ -141,6 +131,38 @@ func gemm(parallel func(int, func(int)), transA, transB bool, m, n, k int, alpha
 			})
 		}
 	}
+}
+
+// blockOf returns how many of m rows to take at a time, about most, so that all processors are busy to the end: pairs
+// of tiles. It reports whether there are as many rows as that takes.
+func blockOf(m, most int) (rowsOf int, enough bool) {
+	procs := runtime.GOMAXPROCS(0)
+	blocks := ((m+most-1)/most + procs - 1) / procs * procs
+	return max(2*mr, (m/blocks+mr)/(2*mr)*(2*mr)), m >= 2*mr*blocks
+}
+
+// blockRows is about how many rows go together through what each takes by itself: as few as let all that lies
+// between two products stay in the cache of a processor.
+const blockRows = 60
+
+// Product is how to make a product; see [Blocks].
+type Product func(right Shared, m int, a []float32, lda int, add bool, c []float32, ldc int)
+
+// Blocks calls fn with m rows, some at a time, on all processors, or with all of them, if they are so few that
+// processors had better share the columns of products out. fn makes its products with mul.
+func Blocks(m int, fn func(lo, hi int, mul Product)) {
+	if !byRows(m, blockRows, func(lo, hi int) { fn(lo, hi, Shared.Mul) }) {
+		fn(0, m, Shared.MulParallel)
+	}
+}
+
+// byRows calls fn with m rows, about most of them at a time, on all processors, or returns false if they are too few.
+func byRows(m, most int, fn func(lo, hi int)) bool {
+	rowsOf, enough := blockOf(m, most)
+	if enough {
+		Parallel((m+rowsOf-1)/rowsOf, func(i int) { fn(i*rowsOf, min(m, (i+1)*rowsOf)) })
+	}
+	return enough
 }
 
 // gemmRows computes rows m0 to m1 of C, or adds to them: columns p0 to p0+kb of op(A) times
@@ -204,8 +226,15 @@ func storeEdge(c []float32, ldc int, tile []float32, h, w int, add bool) {
 
 // Right is a matrix B, k x n, the right side of many products and laid out for them once.
 type Right interface {
-	// Mul computes C = A B for A m x k, and adds it to C if add is set.
+	// Mul computes C = A B for A m x k, and adds it to C if add is set, on the caller's goroutine.
 	Mul(m int, a []float32, lda int, add bool, c []float32, ldc int)
+}
+
+// Shared is a [Right] for products that processors share.
+type Shared interface {
+	Right
+	// MulParallel is Mul on all processors.
+	MulParallel(m int, a []float32, lda int, add bool, c []float32, ldc int)
 }
 
 // Leading is a [Right] of which products can take a part.
@@ -217,7 +246,7 @@ type Leading interface {
 	Release()
 }
 
-// Panels is a matrix op(B), k x n, laid out for products on the caller's goroutine.
+// Panels is a matrix op(B), k x n, laid out for products of a part of it.
 type Panels struct {
 	n, k int
 	data []float32
@@ -250,8 +279,7 @@ func (p Panels) MulLeading(m, n, k int, a []float32, lda int, add bool, c []floa
 	}
 }
 
-// Packed is a matrix op(B), k x n, laid out once for large products on all processors, as [Gemm] lays
-// its own out anew each time.
+// Packed is a matrix op(B), k x n, laid out once for large products, as [Gemm] lays its own out anew each time.
 type Packed struct {
 	n, k int
 	data []float32 // kc rows after kc rows, each as panels of 16 columns
@@ -260,37 +288,57 @@ type Packed struct {
 // NewPacked lays op(B) out; op transposes if trans is set.
 func NewPacked(trans bool, n, k int, b []float32, ldb int) Packed {
 	p := Packed{n, k, make([]float32, panelFloats(n, k))}
-	for pc := 0; pc < k; pc += kc {
-		packB(p.data[panelFloats(n, pc):], trans, b, ldb, pc, min(kc, k-pc), 0, n, 1)
-	}
+	packAll(Parallel, p.data, trans, b, ldb, 0, k, 0, n, 1)
 	return p
 }
 
-// Mul computes C = A op(B); see [Right]. Processors share the rows out, or the columns when the rows
-// are few.
+// takenPacked is a [Packed] in scratch memory.
+type takenPacked struct {
+	Packed
+	from *[]float32
+}
+
+func takePacked(trans bool, n, k int, b []float32, ldb int) takenPacked {
+	data := take(panelFloats(n, k))
+	packAll(Parallel, *data, trans, b, ldb, 0, k, 0, n, 1)
+	return takenPacked{Packed{n, k, *data}, data}
+}
+
+func (p takenPacked) release() { scratch.Put(p.from) }
+
+// Mul computes C = A op(B); see [Right].
 func (p Packed) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
-	parallel := Parallel
-	if 2*m*p.n*p.k < serialFlops {
-		parallel = serially
+	p.mul(0, m, 0, p.n, a, lda, add, c, ldc)
+}
+
+// mul is Mul for rows m0 to m1 and n columns from j0 on, a multiple of 16.
+func (p Packed) mul(m0, m1, j0, n int, a []float32, lda int, add bool, c []float32, ldc int) {
+	for pc := 0; pc < p.k; pc += kc {
+		kb := min(kc, p.k-pc)
+		gemmRows(false, m0, m1, kb, n, a, lda, pc, p.data[panelFloats(p.n, pc)+j0*kb:], add || pc > 0, c[j0:], ldc)
 	}
-	procs := runtime.GOMAXPROCS(0)
-	if blocks := ((m+mc-1)/mc + procs - 1) / procs * procs; m >= 2*mr*blocks {
-		rowsOf := (m/blocks + mr) / mr * mr
-		parallel((m+rowsOf-1)/rowsOf, func(i int) {
-			for pc := 0; pc < p.k; pc += kc {
-				gemmRows(false, i*rowsOf, min(m, (i+1)*rowsOf), min(kc, p.k-pc), p.n, a, lda, pc, p.data[panelFloats(p.n, pc):], add || pc > 0, c, ldc)
-			}
-		})
-		return
+}
+
+// MulParallel is Mul on all processors; see [Shared].
+func (p Packed) MulParallel(m int, a []float32, lda int, add bool, c []float32, ldc int) {
+	rows := func(lo, hi int) { p.mul(lo, hi, 0, p.n, a, lda, add, c, ldc) }
+	if small(m, p.n, p.k) {
+		rows(0, m)
+	} else if !byRows(m, mc, rows) {
+		byColumns(p.n, func(j0, n int) { p.mul(0, m, j0, n, a, lda, add, c, ldc) })
 	}
-	all := (p.n + nr - 1) / nr
-	together := max(1, all/(4*procs)) // a few chunks for each, so that one that is late holds nobody up
-	parallel((all+together-1)/together, func(i int) {
+}
+
+// small says that a product is not worth sharing.
+func small(m, n, k int) bool { return 2*m*n*k < serialFlops }
+
+// byColumns shares a product with few rows out among the processors: n columns from j0 on, a multiple of 16.
+func byColumns(all int, fn func(j0, n int)) {
+	panels := (all + nr - 1) / nr
+	together := max(1, panels/(4*runtime.GOMAXPROCS(0))) // a few chunks for each, so that one that is late holds nobody up
+	Parallel((panels+together-1)/together, func(i int) {
 		from := i * together * nr
-		for pc := 0; pc < p.k; pc += kc {
-			kb := min(kc, p.k-pc)
-			gemmRows(false, 0, m, kb, min(together*nr, p.n-from), a, lda, pc, p.data[panelFloats(p.n, pc)+from*kb:], add || pc > 0, c[from:], ldc)
-		}
+		fn(from, min(together*nr, all-from))
 	})
 }
 
@@ -333,6 +381,18 @@ func packA(dst []float32, trans bool, a []float32, lda, i0, mb, p0, kb int) {
 			}
 		}
 	}
+}
+
+// packAll lays a k x n block of op(B), times alpha, out: kc rows after kc rows, each as panels of 16 columns.
+func packAll(parallel func(int, func(int)), dst []float32, trans bool, b []float32, ldb, p0, k, j0, n int, alpha float32) {
+	const together = 8
+	panels := (n + nr - 1) / nr
+	chunks := (panels + together - 1) / together
+	parallel(chunks*((k+kc-1)/kc), func(i int) {
+		from, pc := i%chunks*together*nr, i/chunks*kc
+		kb := min(kc, k-pc)
+		packB(dst[panels*nr*pc+from*kb:], trans, b, ldb, p0+pc, kb, j0+from, min(n-from, together*nr), alpha)
+	})
 }
 
 // packB lays a kb x nb block of op(B), times alpha, out as panels of 16 columns, row after

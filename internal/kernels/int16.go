@@ -2,7 +2,6 @@ package kernels
 
 import (
 	"math"
-	"runtime"
 	"sync"
 )
 
@@ -193,33 +192,26 @@ func NewPacked16(n, k int, b []float32, ldb int) Packed16 {
 	return Packed16{newTransposed16(n, k, b, ldb, 1)}
 }
 
-// Mul computes C = A B; see [Right]. Processors share the rows out, or the columns when the rows are few.
+// Mul computes C = A B; see [Right].
 func (p Packed16) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
-	parallel := Parallel
-	if 2*m*p.n*p.k < serialFlops {
-		parallel = serially
-	}
-	pairs := (p.k + 1) / 2
-	procs := runtime.GOMAXPROCS(0)
-	if blocks := ((m+mc-1)/mc + procs - 1) / procs * procs; m >= 2*mr*blocks {
-		rowsOf := (m/blocks + mr) / mr * mr
-		parallel((m+rowsOf-1)/rowsOf, func(i int) {
-			from, to := i*rowsOf, min(m, (i+1)*rowsOf)
-			r := takeRows16(to-from, p.k)
-			defer rows16Pool.Put(r)
-			r.fill(to-from, p.k, a[from*lda:], lda)
-			mul16(to-from, p.n, pairs, r.q, r.ld, r.by, p.data, pairs, p.by, add, c[from*ldc:], ldc)
-		})
+	Panels16(p).MulLeading(m, p.n, p.k, a, lda, add, c, ldc)
+}
+
+// MulParallel is Mul on all processors; see [Shared].
+func (p Packed16) MulParallel(m int, a []float32, lda int, add bool, c []float32, ldc int) {
+	rows := func(lo, hi int) { p.Mul(hi-lo, a[lo*lda:], lda, add, c[lo*ldc:], ldc) }
+	if small(m, p.n, p.k) {
+		rows(0, m)
 		return
 	}
-	r := takeRows16(m, p.k)
+	if byRows(m, mc, rows) {
+		return
+	}
+	r, pairs := takeRows16(m, p.k), (p.k+1)/2
 	defer rows16Pool.Put(r)
 	r.fill(m, p.k, a, lda)
-	all := (p.n + nr - 1) / nr
-	together := max(1, all/(4*procs))
-	parallel((all+together-1)/together, func(i int) {
-		from := i * together * nr
-		mul16(m, min(together*nr, p.n-from), pairs, r.q, r.ld, r.by, p.data[from*pairs:], pairs, p.by[from:], add, c[from:], ldc)
+	byColumns(p.n, func(j0, n int) {
+		mul16(m, n, pairs, r.q, r.ld, r.by, p.data[j0*pairs:], pairs, p.by[j0:], add, c[j0:], ldc)
 	})
 }
 

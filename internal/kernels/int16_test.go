@@ -81,7 +81,12 @@ func TestInt16Products(t *testing.T) {
 		} else {
 			b := drawn(t, n, k, k+extra, true)
 			if kind == "packed" {
-				NewPacked16(n, k, b, k+extra).Mul(m, a, k+extra, add, c, n+extra)
+				packed, alone := NewPacked16(n, k, b, k+extra), slices.Clone(c)
+				packed.MulParallel(m, a, k+extra, add, c, n+extra)
+				packed.Mul(m, a, k+extra, add, alone, n+extra)
+				if !slices.Equal(alone, c) {
+					t.Fatal("one goroutine and all processors give different products")
+				}
 			} else {
 				NewPanels16(n, k, b, k+extra, 1).MulLeading(m, usedN, k, a, k+extra, add, c, n+extra)
 			}
@@ -231,10 +236,10 @@ func BenchmarkInt16(b *testing.B) {
 		m, n, k := s[0], s[1], s[2]
 		r := rand.New(rand.NewPCG(1, 2))
 		x, y, z := random(r, m*k), random(r, n*k), make([]float32, m*n)
-		for name, right := range map[string]Right{"float32": NewPacked(true, n, k, y, k), "int16": NewPacked16(n, k, y, k)} {
+		for name, right := range map[string]Shared{"float32": NewPacked(true, n, k, y, k), "int16": NewPacked16(n, k, y, k)} {
 			b.Run(fmt.Sprintf("%dx%dx%d/%s", m, n, k, name), func(b *testing.B) {
 				for b.Loop() {
-					right.Mul(m, x, k, false, z, n)
+					right.MulParallel(m, x, k, false, z, n)
 				}
 				b.ReportMetric(2*float64(m*n*k)*float64(b.N)/b.Elapsed().Seconds()/1e9, "Gop/s")
 			})

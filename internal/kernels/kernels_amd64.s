@@ -1262,16 +1262,16 @@ loop:
 	VADDPS       Y2, Y3, Y3
 	VDIVPS       Y3, Y2, Y3
 	VMULPS       Y0, Y3, Y2
-	VMOVUPS      (DX), Y4
-	VFMADD231PS  Y1, Y2, Y4
+	VMULPS       Y1, Y2, Y4
 	VMOVUPS      Y4, (DX)
+	VMULPS       (DI), Y2, Y4
+	VMOVUPS      Y4, (BX)
 	VADDPS       expData<>+352(SB), Y0, Y4
 	VSUBPS       Y2, Y4, Y4
 	VMULPS       Y3, Y4, Y4
 	VMULPS       (DI), Y1, Y1
-	VMOVUPS      (CX), Y2
-	VFMADD231PS  Y4, Y1, Y2
-	VMOVUPS      Y2, (CX)
+	VMULPS       Y4, Y1, Y1
+	VMOVUPS      Y1, (CX)
 	ADDQ         $0x20, CX
 	ADDQ         $0x20, DX
 	ADDQ         $0x20, BX

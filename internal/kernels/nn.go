@@ -86,7 +86,7 @@ func SwiGLU(y, u []float32, n, f int) {
 	})
 }
 
-// SwiGLUBackward adds to du (n x 2f).
+// SwiGLUBackward computes du (n x 2f), the gradient at u, and replaces dy, the gradient at y, by y.
 func SwiGLUBackward(du, dy, u []float32, n, f int) {
 	rows(n, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
@@ -94,10 +94,33 @@ func SwiGLUBackward(du, dy, u []float32, n, f int) {
 			da, db := du[2*i*f:2*i*f+f], du[2*i*f+f:2*(i+1)*f]
 			for j := swigluBackBlocks(da, db, dyi, a, b); j < f; j++ {
 				s := Sigmoid(a[j])
-				da[j] += dyi[j] * b[j] * s * (1 + a[j]*(1-s))
-				db[j] += dyi[j] * a[j] * s
+				da[j] = dyi[j] * b[j] * s * (1 + a[j]*(1-s))
+				db[j] = dyi[j] * a[j] * s
+				dyi[j] = a[j] * s * b[j]
 			}
 		}
+	})
+}
+
+// SwiGLULinear computes y = SwiGLU(u) W' for u n x 2f and W d x f, some rows at a time.
+func SwiGLULinear(y, u, w []float32, n, f, d int) {
+	right := takePacked(true, d, f, w, f)
+	defer right.release()
+	Blocks(n, func(lo, hi int, mul Product) {
+		h := take((hi - lo) * f)
+		defer scratch.Put(h)
+		SwiGLU(*h, u[lo*2*f:], hi-lo, f)
+		mul(right, hi-lo, *h, f, false, y[lo*d:], d)
+	})
+}
+
+// SwiGLULinearBackward computes du (n x 2f), and h (n x f), which is SwiGLU(u): W's gradient is dy' h.
+func SwiGLULinearBackward(du, h, dy, u, w []float32, n, f, d int) {
+	right := takePacked(false, f, d, w, f)
+	defer right.release()
+	Blocks(n, func(lo, hi int, mul Product) {
+		mul(right, hi-lo, dy[lo*d:], d, false, h[lo*f:], f)
+		SwiGLUBackward(du[lo*2*f:], h[lo*f:], u[lo*2*f:], hi-lo, f)
 	})
 }
 
@@ -123,6 +146,16 @@ func Dropout(y, x []float32, p float32, seed uint64) {
 				bits >>= 16
 			}
 		}
+	})
+}
+
+// AddDropout computes y = x + Dropout(z).
+func AddDropout(y, x, z []float32, p float32, seed uint64) {
+	const chunk = 1 << 12
+	Parallel((len(y)+chunk-1)/chunk, func(c int) {
+		lo, hi := c*chunk, min(len(y), (c+1)*chunk)
+		Dropout(y[lo:hi], z[lo:hi], p, seed+uint64(lo))
+		Add(y[lo:hi], x[lo:hi])
 	})
 }
 
@@ -178,6 +211,12 @@ func (r *Rotary) Turn(x []float32, pos int, back bool) {
 var scratch, logitsScratch = sync.Pool{New: newFloats}, sync.Pool{New: newFloats}
 
 func newFloats() any { return new([]float32) }
+
+// Take returns n floats of scratch memory, for [Put]; they hold anything.
+func Take(n int) *[]float32 { return take(n) }
+
+// Put lets others have scratch memory.
+func Put(p *[]float32) { scratch.Put(p) }
 
 func take(n int) *[]float32 { return takeFrom(&scratch, n) }
 

@@ -65,7 +65,14 @@ func TestGradients(t *testing.T) {
 	gradient(t, "RMSNorm gain", gain, n*d, norm, func(dy, dg []float32) { RMSNormBackward(make([]float32, n*d), dg, dy, x, gain, rstd, n, d) })
 
 	u := random(r, n*2*f)
-	gradient(t, "SwiGLU", u, n*f, func(y []float32) { SwiGLU(y, u, n, f) }, func(dy, du []float32) { SwiGLUBackward(du, dy, u, n, f) })
+	gradient(t, "SwiGLU", u, n*f, func(y []float32) { SwiGLU(y, u, n, f) }, func(dy, du []float32) { SwiGLUBackward(du, slices.Clone(dy), u, n, f) })
+	down, between := random(r, d*f), make([]float32, n*f)
+	linear := func(y []float32) { SwiGLULinear(y, u, down, n, f, d) }
+	gradient(t, "SwiGLULinear u", u, n*d, linear, func(dy, du []float32) { SwiGLULinearBackward(du, between, dy, u, down, n, f, d) })
+	gradient(t, "SwiGLULinear W", down, n*d, linear, func(dy, dw []float32) {
+		SwiGLULinearBackward(make([]float32, n*2*f), between, dy, u, down, n, f, d)
+		Gemm(true, false, d, f, n, 1, dy, d, between, f, 0, dw, f)
+	})
 
 	for _, causal := range []bool{true, false} {
 		qkv := random(r, n*3*d)
@@ -88,6 +95,37 @@ func TestGradients(t *testing.T) {
 
 	w := random(r, 100)
 	gradient(t, "Dropout", w, 100, func(y []float32) { Dropout(y, w, 0.3, 9) }, func(dy, dx []float32) { Dropout(dx, dy, 0.3, 9) })
+}
+
+// TestInOne: kernels that are two in one give what the two give, to the last bit.
+func TestInOne(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	for _, n := range []int{1, 9, 23, 64, 300} {
+		const f, d = 352, 128
+		u, w, dy := random(r, n*2*f), random(r, d*f), random(r, n*d)
+		h, y, got := make([]float32, n*f), make([]float32, n*d), make([]float32, n*d)
+		SwiGLU(h, u, n, f)
+		Gemm(false, true, n, d, f, 1, h, f, w, f, 0, y, d)
+		if SwiGLULinear(got, u, w, n, f, d); !slices.Equal(got, y) {
+			t.Errorf("SwiGLULinear of %d rows is another than SwiGLU and a product", n)
+		}
+		dh, du := make([]float32, n*f), make([]float32, n*2*f)
+		Gemm(false, false, n, f, d, 1, dy, d, w, f, 0, dh, f)
+		SwiGLUBackward(du, dh, u, n, f)
+		between, gotU := make([]float32, n*f), make([]float32, n*2*f)
+		if SwiGLULinearBackward(gotU, between, dy, u, w, n, f, d); !slices.Equal(gotU, du) || !slices.Equal(between, dh) {
+			t.Errorf("SwiGLULinearBackward of %d rows is another than a product and SwiGLUBackward", n)
+		}
+		for _, p := range []float32{0, 0.3} {
+			x, z, left := u[:n*f], u[n*f:], make([]float32, n*f)
+			Dropout(left, z, p, 9)
+			Add(left, x)
+			sum := make([]float32, n*f)
+			if AddDropout(sum, x, z, p, 9); !slices.Equal(sum, left) {
+				t.Errorf("AddDropout of %d floats is another than Dropout and a sum", len(x))
+			}
+		}
+	}
 }
 
 // TestKeptLogits: what a forward pass leaves for the backward pass changes nothing, whether it is all, a part or none.
@@ -354,14 +392,15 @@ func TestVectors(t *testing.T) {
 		for i := range n {
 			s := 1 / (1 + math.Exp(-float64(x[i])))
 			gate[i] = float32(float64(x[i]) * s * float64(y[i]))
-			du[i] = w[i] + float32(float64(z[i])*float64(y[i])*s*(1+float64(x[i])*(1-s)))
-			du[n+i] = w[i] + float32(float64(z[i])*float64(x[i])*s)
+			du[i] = float32(float64(z[i]) * float64(y[i]) * s * (1 + float64(x[i])*(1-s)))
+			du[n+i] = float32(float64(z[i]) * float64(x[i]) * s)
 		}
 		SwiGLU(got, u, 1, n)
 		near("SwiGLU", n, got, gate)
-		back := append(slices.Clone(w), w...)
-		SwiGLUBackward(back, z, u, 1, n)
+		back, dy := append(slices.Clone(w), w...), slices.Clone(z)
+		SwiGLUBackward(back, dy, u, 1, n)
 		near("SwiGLUBackward", n, back, du)
+		near("what SwiGLUBackward computes again", n, dy, gate)
 
 		o := AdamW{LearningRate: 0.1, Beta1: 0.9, Beta2: 0.99, Eps: 1e-8, WeightDecay: 0.1}
 		wi, m, v := slices.Clone(w), slices.Clone(y), make([]float32, n)

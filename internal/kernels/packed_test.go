@@ -2,6 +2,7 @@ package kernels
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -31,7 +32,13 @@ func TestPacked(t *testing.T) {
 			beta = 1
 		}
 		Gemm(false, trans, m, n, k, 1, a, k+extra, b, columns+extra, beta, want, n+extra)
-		NewPacked(trans, n, k, b, columns+extra).Mul(m, a, k+extra, add, c, n+extra)
+		alone := slices.Clone(c)
+		packed := NewPacked(trans, n, k, b, columns+extra)
+		packed.MulParallel(m, a, k+extra, add, c, n+extra)
+		packed.Mul(m, a, k+extra, add, alone, n+extra)
+		if !slices.Equal(alone, c) {
+			t.Fatal("one goroutine and all processors give different products")
+		}
 		for i := range want {
 			if math.Abs(float64(want[i]-c[i])) > 1e-3 {
 				t.Fatalf("element %d: %v, want %v", i, c[i], want[i])

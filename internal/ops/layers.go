@@ -55,17 +55,25 @@ func RMSNorm(b Rows, x, gain *gorgonia.Node) *gorgonia.Node {
 	}, x, gain))
 }
 
-// SwiGLU maps rows x 2f to rows x f.
-func SwiGLU(b Rows, u *gorgonia.Node) *gorgonia.Node {
-	capacity, f := u.Shape()[0], cols(u)/2
-	return light(Apply("swiglu", matrix(capacity, f), func(y []float32, v [][]float32) {
-		kernels.SwiGLU(y, v[0], b.Len(), f)
+// SwiGLULinear is SwiGLU(u) W' for u (rows x 2f) and W (out x f). The two are one so that what is
+// between them is there for a few rows at a time on the way forward, and computed again beside u's gradient on the
+// way back.
+func SwiGLULinear(b Rows, u, w *gorgonia.Node) *gorgonia.Node {
+	capacity, f, d := u.Shape()[0], cols(u)/2, w.Shape()[0]
+	return Apply("swiglu linear", matrix(capacity, d), func(y []float32, v [][]float32) {
+		kernels.SwiGLULinear(y, v[0], v[1], b.Len(), f, d)
 	}, func(v gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
-		return gorgonia.Nodes{Apply("swiglu du", matrix(capacity, 2*f), func(du []float32, g [][]float32) {
-			clear(du[:b.Len()*2*f])
-			kernels.SwiGLUBackward(du, g[0], g[1], b.Len(), f)
-		}, nil, dy, v[0])}
-	}, u))
+		var h *[]float32 // SwiGLU(u), from du's run to that of dw, which reads du to come after it
+		du := Apply("swiglu linear du", matrix(capacity, 2*f), func(du []float32, g [][]float32) {
+			h = kernels.Take(b.Len() * f)
+			kernels.SwiGLULinearBackward(du, *h, g[0], g[1], g[2], b.Len(), f, d)
+		}, nil, dy, v[0], v[1])
+		dw := Apply("swiglu linear dw", matrix(d, f), func(dw []float32, g [][]float32) {
+			kernels.Gemm(true, false, d, f, b.Len(), 1, g[0], d, *h, f, 0, dw, f)
+			kernels.Put(h)
+		}, nil, dy, du)
+		return gorgonia.Nodes{du, dw}
+	}, u, w)
 }
 
 // AddDropout is x + dropout(y); p and the seed are read at each run, and the
@@ -76,8 +84,7 @@ func AddDropout(b Rows, x, y *gorgonia.Node, place int, p func() (rate float32, 
 	return Apply("add", matrix(capacity, d), func(out []float32, v [][]float32) {
 		rate, seed := p()
 		n := b.Len() * d
-		kernels.Dropout(out[:n], v[1][:n], rate, seed+salt)
-		kernels.Add(out[:n], v[0][:n])
+		kernels.AddDropout(out[:n], v[0][:n], v[1][:n], rate, seed+salt)
 	}, func(_ gorgonia.Nodes, _, grad *gorgonia.Node) gorgonia.Nodes {
 		return gorgonia.Nodes{grad, Apply("add dy", matrix(capacity, d), func(dy []float32, g [][]float32) {
 			rate, seed := p()
@@ -107,28 +114,28 @@ func Dropout(b Rows, x *gorgonia.Node, place int, p func() (rate float32, seed u
 func Attention(b Rows, qkv *gorgonia.Node, heads int, causal bool, rotary *kernels.Rotary, pos func(row int) int) *gorgonia.Node {
 	capacity, d := qkv.Shape()[0], cols(qkv)/3
 	turned := make([]float32, capacity*3*d)
-	turn := func(x []float32, back bool) {
-		if rotary == nil {
-			return
-		}
+	turn := func(y, x []float32, back bool) { // y and x may be the same
 		const grain = 64
 		n := b.Len()
 		kernels.Parallel((n+grain-1)/grain, func(c int) {
 			for i := c * grain; i < min(n, (c+1)*grain); i++ {
-				rotary.Turn(x[i*3*d:i*3*d+2*d], pos(i), back)
+				row := y[i*3*d : (i+1)*3*d]
+				copy(row, x[i*3*d:])
+				if rotary != nil {
+					rotary.Turn(row[:2*d], pos(i), back)
+				}
 			}
 		})
 	}
 	return Apply("attention", matrix(capacity, d), func(out []float32, v [][]float32) {
-		copy(turned[:b.Len()*3*d], v[0])
-		turn(turned, false)
+		turn(turned, v[0], false)
 		kernels.Attention(out, turned, b.Bounds(), d, heads, causal)
 	}, func(_ gorgonia.Nodes, out, dy *gorgonia.Node) gorgonia.Nodes {
 		// The output is an input too: it says that turned is of this run.
 		return gorgonia.Nodes{Apply("attention dqkv", matrix(capacity, 3*d), func(dqkv []float32, g [][]float32) {
 			clear(dqkv[:b.Len()*3*d])
 			kernels.AttentionBackward(dqkv, g[0], turned, b.Bounds(), d, heads, causal)
-			turn(dqkv, true)
+			turn(dqkv, dqkv, true)
 		}, nil, dy, out)}
 	}, qkv)
 }

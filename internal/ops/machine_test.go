@@ -56,7 +56,7 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 		case 1:
 			n = RMSNorm(w.b, x, param(width))
 		case 2:
-			n = SwiGLU(w.b, Linear(w.b, x, param(2*width, width)))
+			n = SwiGLULinear(w.b, Linear(w.b, x, param(2*width, width)), param(width, width))
 		case 3:
 			n = Attention(w.b, Linear(w.b, x, param(3*width, width)), 2, true, nil, nil)
 		case 4:

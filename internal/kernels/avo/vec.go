@@ -201,25 +201,25 @@ func vectors() {
 		VMULPS(at["b"], s, s)
 		VMOVUPS(s, at["y"])
 	}, nil)
-	vector("swigluBack8", "swigluBack8 adds the gradients of silu(a) b.", nil, []string{"da", "db", "dy", "a", "b"}, nil, func(at map[string]Mem) {
+	vector("swigluBack8", "swigluBack8 computes the gradients of y = silu(a) b, and y in the place of dy.", nil, []string{"da", "db", "dy", "a", "b"}, nil, func(at map[string]Mem) {
 		x, dy, t := YMM(), YMM(), YMM()
 		VMOVUPS(at["a"], x)
 		VMOVUPS(at["dy"], dy)
 		s := sigmoid(x)
-		// db += dy x s
+		// db = dy x s; y = x s b
 		VMULPS(x, s, t)
 		v := YMM()
-		VMOVUPS(at["db"], v)
-		VFMADD231PS(dy, t, v)
+		VMULPS(dy, t, v)
 		VMOVUPS(v, at["db"])
-		// da += dy b s (1 + x - x s)
+		VMULPS(at["b"], t, v)
+		VMOVUPS(v, at["dy"])
+		// da = dy b s (1 + x - x s)
 		VADDPS(constant(expOne), x, v)
 		VSUBPS(t, v, v)
 		VMULPS(s, v, v)
 		VMULPS(at["b"], dy, dy)
-		VMOVUPS(at["da"], t)
-		VFMADD231PS(v, dy, t)
-		VMOVUPS(t, at["da"])
+		VMULPS(v, dy, dy)
+		VMOVUPS(dy, at["da"])
 	}, nil)
 	vector("mulScale8", "mulScale8 computes y = x gain s.", []string{"s"}, []string{"y", "x", "gain"}, func(load func(string) reg.VecVirtual) { a = load("s") }, func(at map[string]Mem) {
 		v := YMM()
