@@ -360,8 +360,9 @@ func (g *Generator) children(level int, node int32) (lo, hi int32) {
 // keys, transposed and scaled, and the values, both laid out for products with the queries
 // of all beams.
 type prefix struct {
-	n            int
-	keys, values [][]kernels.Leading
+	n      int
+	keys   [][]kernels.Leading
+	values [][]kernels.Values
 }
 
 // release lets other searches have the memory.
@@ -390,14 +391,14 @@ func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 		copy(x[i*d:(i+1)*d], g.w.embed()[int(t)*d:])
 	}
 	place := func(row int) int { return from + row }
-	p := &prefix{n: n, keys: make([][]kernels.Leading, c.Layers), values: make([][]kernels.Leading, c.Layers)}
+	p := &prefix{n: n, keys: make([][]kernels.Leading, c.Layers), values: make([][]kernels.Values, c.Layers)}
 	for l := range c.Layers {
 		g.beginLayer(l, buf, m, qkv[from*3*d:], place)
 		if kept != nil {
 			kept.fill(l, d, qkv)
 			kept.keep(l, d, qkv)
 		}
-		p.keys[l], p.values[l] = make([]kernels.Leading, c.Heads), make([]kernels.Leading, c.Heads)
+		p.keys[l], p.values[l] = make([]kernels.Leading, c.Heads), make([]kernels.Values, c.Heads)
 		kernels.Parallel(2*c.Heads, func(i int) {
 			if head := i / 2; i%2 == 0 {
 				p.keys[l][head] = g.numbers.keys(n, hd, qkv[d+head*hd:], 3*d)
@@ -413,13 +414,13 @@ func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 		last := newActivations(c, 1, 0)
 		defer last.release()
 		copy(last.x, x[(m-1)*d:m*d])
-		row := make([]float32, n)
+		s := kernels.TakeScores(1, n, 0)
 		for head := range c.Heads {
 			off := head * hd
-			p.keys[l][head].Mul(1, qkv[(n-1)*3*d+off:], 3*d, false, row, n)
-			kernels.Softmax(row)
-			p.values[l][head].Mul(1, row, n, false, last.h[off:], d)
+			p.keys[l][head].Mul(1, qkv[(n-1)*3*d+off:], 3*d, false, s.All, s.Width)
+			p.values[l][head].Attend(s, n, 0, last.h[off:], d)
 		}
+		s.Release()
 		g.finishLayer(l, last, 1)
 		x = last.x
 	}
@@ -618,23 +619,20 @@ type part struct {
 // attend computes the attention of one head of a layer for the part's beams, out of qkv into h.
 func (p part) attend(layer, head, hd int, qkv, h []float32) {
 	d := len(p.past.keys[layer]) * hd
-	off, n, width := head*hd, p.to-p.from, p.past.n+p.steps+1
+	off, n := head*hd, p.to-p.from
 	scale := float32(1 / math.Sqrt(float64(hd)))
 	qkv, h = qkv[(p.row+p.from)*3*d+off:], h[(p.row+p.from)*d+off:]
-	buf := takeFloats(&blockFloats, n*width)
-	defer blockFloats.Put(buf)
-	weights := *buf
+	s := kernels.TakeScores(n, p.past.n, p.steps+1)
+	defer s.Release()
 	// The shared past is a matrix product, whatever the number of beams.
-	p.past.keys[layer][head].Mul(n, qkv, 3*d, false, weights, width)
+	p.past.keys[layer][head].Mul(n, qkv, 3*d, false, s.All, s.Width)
 	kv, row := p.kv[layer][off:], 2*d
 	own := func(i int) []int32 { return p.at[(p.from+i)*p.stride:][:p.steps+1] } // the beam's own tokens, of which there is one in each block of kv
 	for i := range n {
-		w := weights[i*width : (i+1)*width]
-		kernels.DotsAt(w[p.past.n:], qkv[i*3*d:i*3*d+hd], kv, p.width*row, row, own(i), scale)
-		kernels.Softmax(w)
+		kernels.DotsAt(s.Own(i), qkv[i*3*d:i*3*d+hd], kv, p.width*row, row, own(i), scale)
 	}
-	p.past.values[layer][head].Mul(n, weights, width, false, h, d)
+	p.past.values[layer][head].Attend(s, p.past.n, 0, h, d)
 	for i := range n {
-		kernels.AddAt(h[i*d:i*d+hd], kv[d:], p.width*row, row, own(i), weights[i*width+p.past.n:])
+		kernels.AddAt(h[i*d:i*d+hd], kv[d:], p.width*row, row, own(i), s.Own(i))
 	}
 }

@@ -53,7 +53,7 @@ func (n Numbers) keys(tokens, hd int, k []float32, ld int) kernels.Leading {
 }
 
 // values lays one head's values (tokens x hd, rows ld apart) out.
-func (n Numbers) values(tokens, hd int, v []float32, ld int) kernels.Leading {
+func (n Numbers) values(tokens, hd int, v []float32, ld int) kernels.Values {
 	if n == Int16 {
 		return kernels.NewValues16(hd, tokens, v, ld)
 	}

@@ -11,8 +11,8 @@ import (
 //
 // The factors make each row's and column's length (Euclidean norm) that of the greatest integer. So no sum can
 // overflow, whatever the numbers are: by Cauchy and Schwarz no product of two, nor a part of its sum, is
-// beyond most^2, about 2^30; rounding lengthens a row of k by the root of k at most, for which 2^31 has room.
-const most = 1<<15 - 1
+// beyond its square, about 2^30; rounding lengthens a row of k by the root of k at most, for which 2^31 has room.
+const mostInt16 = 1<<15 - 1
 
 // tiny is the length below which a row counts as zero.
 const tiny = 1e-15
@@ -23,7 +23,7 @@ func fit(x []float32) (to, back float32) {
 	if length < tiny {
 		return 0, 0
 	}
-	return most / length, length / most
+	return mostInt16 / length, length / mostInt16
 }
 
 // round writes x times s, rounded to even, to dst.
@@ -38,16 +38,6 @@ func roundGain(dst []int16, x, gain []float32, s float32) {
 	for i := roundGain16Blocks(dst, x, gain, s); i < len(x); i++ {
 		dst[i] = toInt16(float32(x[i]*gain[i]) * s)
 	}
-}
-
-// weigh returns the sum and the greatest of x times gain, which are not negative.
-func weigh(x, gain []float32) (sum, top float32) {
-	sum, top, i := weighBlocks(x, gain)
-	for ; i < len(x); i++ {
-		v := x[i] * gain[i]
-		sum, top = sum+v, max(top, v)
-	}
-	return sum, top
 }
 
 func toInt16(x float32) int16 {
@@ -254,7 +244,8 @@ const (
 // NewValues16 lays B, k x n, out.
 func NewValues16(n, k int, b []float32, ldb int) Values16 {
 	pairs := (k + 1) / 2
-	v := Values16{takeColumns16(n, k, k)} // the factors are rows'
+	v := Values16{takeColumns16(n, k, padded(k))} // the factors are rows'
+	clear(v.by[k:])
 	q := make([]int16, 2*n)
 	for p := range pairs {
 		clear(q)
@@ -280,38 +271,3 @@ var ones = func() (x [nr]float32) {
 	}
 	return x
 }()
-
-// Mul computes C = A B for an A that is not negative; see [Right].
-func (v Values16) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
-	v.MulLeading(m, v.n, v.k, a, lda, add, c, ldc)
-}
-
-// MulLeading is Mul with a part of B; see [Leading].
-func (v Values16) MulLeading(m, n, k int, a []float32, lda int, add bool, c []float32, ldc int) {
-	stride := (v.k + 1) / 2
-	for from := 0; from < k; from += valueBlock {
-		depth := min(valueBlock, k-from)
-		r := takeRows16(m, depth)
-		gains := v.by[from : from+depth]
-		for i := range m {
-			x, q := a[i*lda+from:i*lda+from+depth], r.q[i*r.ld:(i+1)*r.ld]
-			for len(x) > 0 && x[len(x)-1] == 0 { // what a position does not see has no part in how sums are rounded
-				x = x[:len(x)-1]
-			}
-			clear(q[len(x):])
-			sum, top := weigh(x, gains)
-			if sum < least {
-				clear(q)
-				r.by[i] = 0
-				continue
-			}
-			r.by[i] = max(sum/mostWeights, top/most)
-			roundGain(q, x, gains, 1/r.by[i])
-		}
-		pairs := (depth + 1) / 2
-		for j := 0; j < n; j += nr {
-			mul16(m, min(nr, n-j), pairs, r.q, r.ld, r.by, v.data[(j*stride)+from/2*nr:], stride, ones[:], add || from > 0, c[j:], ldc)
-		}
-		rows16Pool.Put(r)
-	}
-}

@@ -44,60 +44,33 @@ func TestInt16Products(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m, n, k := rapid.IntRange(1, 130).Draw(t, "m"), rapid.IntRange(1, 70).Draw(t, "n"), rapid.IntRange(1, 700).Draw(t, "k")
 		add, extra := rapid.Bool().Draw(t, "add"), rapid.IntRange(0, 3).Draw(t, "extra columns")
-		kind := rapid.SampledFrom([]string{"packed", "panels", "values"}).Draw(t, "kind")
+		kind := rapid.SampledFrom([]string{"packed", "panels"}).Draw(t, "kind")
 		lead := rapid.Bool().Draw(t, "leading part")
-		a := drawn(t, m, k, k+extra, kind != "values")
+		a := drawn(t, m, k, k+extra, true)
 		c := drawn(t, m, n, n+extra, true)
 		before := slices.Clone(c)
-		usedN, usedK := n, k
+		usedN := n
 		if lead && kind == "panels" {
 			usedN = rapid.IntRange(1, n).Draw(t, "columns")
 		}
-		if lead && kind == "values" {
-			usedK = rapid.IntRange(1, k).Draw(t, "rows")
-		}
-		var at func(p, j int) float64 // of B
-		// slack of element j: how far rounding may move a product with a row of A.
-		var slack func(row []float32, j int) float64
-		if kind == "values" {
-			b := drawn(t, k, n, n+extra, true)
-			values := NewValues16(n, k, b, n+extra)
-			values.MulLeading(m, n, usedK, a, k+extra, add, c, n+extra)
-			values.Release() // what comes next finds what was there before
-			at = func(p, j int) float64 { return float64(b[p*(n+extra)+j]) }
-			slack = func(row []float32, _ int) (s float64) {
-				for from := 0; from < len(row); from += valueBlock {
-					to := min(len(row), from+valueBlock)
-					var sum, top float64 // of weights times the greatest values of their rows
-					for p := from; p < to; p++ {
-						w := float64(row[p]) * float64(maxAbs(b[p*(n+extra):p*(n+extra)+n]))
-						sum, top = sum+w, max(top, w)
-					}
-					// Half a unit of each weight, and half a unit of each value.
-					s += 0.5*float64(to-from)*max(sum/mostWeights, top/most) + sum/mostValue/2
-				}
-				return s
+		b := drawn(t, n, k, k+extra, true)
+		if kind == "packed" {
+			packed, alone := NewPacked16(n, k, b, k+extra), slices.Clone(c)
+			packed.MulParallel(m, a, k+extra, add, c, n+extra)
+			packed.Mul(m, a, k+extra, add, alone, n+extra)
+			if !slices.Equal(alone, c) {
+				t.Fatal("one goroutine and all processors give different products")
 			}
 		} else {
-			b := drawn(t, n, k, k+extra, true)
-			if kind == "packed" {
-				packed, alone := NewPacked16(n, k, b, k+extra), slices.Clone(c)
-				packed.MulParallel(m, a, k+extra, add, c, n+extra)
-				packed.Mul(m, a, k+extra, add, alone, n+extra)
-				if !slices.Equal(alone, c) {
-					t.Fatal("one goroutine and all processors give different products")
-				}
-			} else {
-				NewPanels16(n, k, b, k+extra, 1).MulLeading(m, usedN, k, a, k+extra, add, c, n+extra)
-			}
-			at = func(p, j int) float64 { return float64(b[j*(k+extra)+p]) }
-			slack = func(row []float32, j int) float64 {
-				x, y := b[j*(k+extra):j*(k+extra)+k], row
-				return math.Sqrt(float64(Dot(x, x))) * math.Sqrt(float64(Dot(y, y))) * (math.Sqrt(float64(k))/most + 1e-6)
-			}
+			NewPanels16(n, k, b, k+extra, 1).MulLeading(m, usedN, k, a, k+extra, add, c, n+extra)
+		}
+		// slack of element j: how far rounding may move a product with a row of A.
+		slack := func(row []float32, j int) float64 {
+			x, y := b[j*(k+extra):j*(k+extra)+k], row
+			return math.Sqrt(float64(Dot(x, x))) * math.Sqrt(float64(Dot(y, y))) * (math.Sqrt(float64(k))/mostInt16 + 1e-6)
 		}
 		for i := range m {
-			row := a[i*(k+extra) : i*(k+extra)+usedK]
+			row := a[i*(k+extra) : i*(k+extra)+k]
 			for j := range n + extra {
 				if at := i*(n+extra) + j; at < len(c) && j >= usedN {
 					if c[at] != before[at] {
@@ -106,8 +79,8 @@ func TestInt16Products(t *testing.T) {
 					continue
 				}
 				var want float64
-				for p := range usedK {
-					want += float64(row[p]) * at(p, j)
+				for p := range k {
+					want += float64(row[p]) * float64(b[j*(k+extra)+p])
 				}
 				allowed := slack(row, j)*1.01 + 1e-6*math.Abs(want) + 1e-15
 				if add {
@@ -134,7 +107,7 @@ func TestInt16Aligned(t *testing.T) {
 			return x
 		}
 		for name, right := range map[string]Right{
-			"packed": NewPacked16(n, k, same(n*k, -3), k), "panels": NewPanels16(n, k, same(n*k, -3), k, 1), "values": NewValues16(n, k, same(n*k, -3), n),
+			"packed": NewPacked16(n, k, same(n*k, -3), k), "panels": NewPanels16(n, k, same(n*k, -3), k, 1),
 		} {
 			c := make([]float32, m*n)
 			right.Mul(m, same(m*k, 2), k, false, c, n)
@@ -144,40 +117,15 @@ func TestInt16Aligned(t *testing.T) {
 				}
 			}
 		}
+		scores, c := TakeScores(m, k, 0), make([]float32, m*n)
+		clear(scores.All)
+		NewValues16(n, k, same(n*k, -3), n).Attend(scores, k, 0, c, n)
+		for i, got := range c {
+			if math.Abs(float64(got/-3-1)) > 2e-2 {
+				t.Fatalf("values of %d: element %d is %v, want -3", k, i, got)
+			}
+		}
 	}
-}
-
-// TestInt16Attention: attention in integers is near that in floats, and what it computes of a position depends neither on
-// where it begins nor on the positions that come later, to the last bit.
-func TestInt16Attention(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		heads, hd, n := rapid.IntRange(1, 3).Draw(t, "heads"), 2*rapid.IntRange(1, 20).Draw(t, "half"), rapid.IntRange(1, 600).Draw(t, "n")
-		d := heads * hd
-		r := rand.New(rand.NewPCG(1, rapid.Uint64().Draw(t, "seed")))
-		qkv, want := random(r, n*3*d), make([]float32, n*d)
-		Attention(want, qkv, []int{0, n}, d, heads, true)
-		attend := func(from, n int) []float32 {
-			var keys, values []Leading
-			for head := range heads {
-				keys = append(keys, NewPanels16(n, hd, qkv[d+head*hd:], 3*d, float32(1/math.Sqrt(float64(hd)))))
-				values = append(values, NewValues16(hd, n, qkv[2*d+head*hd:], 3*d))
-			}
-			out := make([]float32, (n-from)*d)
-			AttentionFrom(out, qkv, keys, values, from, n, d)
-			return out
-		}
-		got := attend(0, n)
-		for i, w := range want {
-			if math.Abs(float64(got[i]-w)) > 2e-3 {
-				t.Fatalf("at %d: %v, want %v", i, got[i], w)
-			}
-		}
-		from := rapid.IntRange(0, n-1).Draw(t, "from")
-		to := rapid.IntRange(from+1, n).Draw(t, "to")
-		if part := attend(from, to); !slices.Equal(part, got[from*d:to*d]) {
-			t.Fatalf("positions %d to %d depend on the others", from, to)
-		}
-	})
 }
 
 // TestInt16NotFinite: what is not a number is not hidden.
@@ -207,7 +155,7 @@ func TestInt16Kernels(t *testing.T) {
 		pairs, lda, ldc := rapid.IntRange(1, 70).Draw(t, "pairs"), rapid.IntRange(0, 5).Draw(t, "more"), rapid.IntRange(nr, nr+5).Draw(t, "ldc")
 		lda += 2 * pairs
 		r := rand.New(rand.NewPCG(2, rapid.Uint64().Draw(t, "seed")))
-		size := rapid.SampledFrom([]int{1, 100, most}).Draw(t, "size")
+		size := rapid.SampledFrom([]int{1, 100, mostInt16}).Draw(t, "size")
 		integer := func() int16 { return int16(r.IntN(2*size+1) - size) }
 		a, b := make([]int16, tiles*mr*lda), make([]uint32, nr*pairs)
 		for i := range a {

@@ -86,7 +86,7 @@ func dotsAt(n int, x *float32, size int, y *float32, block, row int, slots *int3
 func addAt(n int, out *float32, y *float32, block, row int, slots *int32, w *float32)
 
 //go:noescape
-func weigh16(n int, x, gain *float32) (sum, top float32)
+func expWeigh16(n int, x, gain *float32, top float32) (sum, weighed, most float32)
 
 //go:noescape
 func round16(n int, dst *int16, x *float32, s float32)
@@ -136,15 +136,15 @@ func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []flo
 	gemmInt16AVX2(tiles, pairs, &a[0], lda, &b[0], &ra[0], &rb[0], &c[0], ldc, add)
 }
 
-// weighBlocks returns the sum and the greatest of the first of x times gain, and how many it took.
-func weighBlocks(x, gain []float32) (sum, top float32, n int) {
+// expWeighBlocks is expWeigh of the first floats; it returns how many it took, too.
+func expWeighBlocks(x, gain []float32, top float32) (sum, weighed, most float32, n int) {
 	n = len(x) &^ 15
 	if n == 0 || !useAVX2 {
-		return 0, 0, 0
+		return 0, 0, 0, 0
 	}
 	_ = gain[n-1]
-	sum, top = weigh16(n, &x[0], &gain[0])
-	return sum, top, n
+	sum, weighed, most = expWeigh16(n, &x[0], &gain[0], top)
+	return sum, weighed, most, n
 }
 
 // round16Blocks and roundGain16Blocks return how many floats they took.

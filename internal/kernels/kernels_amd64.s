@@ -2435,47 +2435,109 @@ done:
 	VZEROUPPER
 	RET
 
-// func weigh16(n int, x *float32, gain *float32) (sum float32, top float32)
-// Requires: AVX, SSE
-TEXT ·weigh16(SB), NOSPLIT, $0-32
-	MOVQ   n+0(FP), AX
-	MOVQ   x+8(FP), CX
-	MOVQ   gain+16(FP), DX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
+// func expWeigh16(n int, x *float32, gain *float32, top float32) (sum float32, weighed float32, most float32)
+// Requires: AVX, AVX2, FMA3, SSE
+TEXT ·expWeigh16(SB), NOSPLIT, $0-44
+	MOVQ         n+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         gain+16(FP), DX
+	MOVSS        top+24(FP), X0
+	VBROADCASTSS X0, Y0
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
 
-weigh:
-	TESTQ   AX, AX
-	JZ      weighed
-	VMOVUPS (CX), Y4
-	VMULPS  (DX), Y4, Y4
-	VADDPS  Y4, Y0, Y0
-	VMAXPS  Y4, Y1, Y1
-	VMOVUPS 32(CX), Y4
-	VMULPS  32(DX), Y4, Y4
-	VADDPS  Y4, Y2, Y2
-	VMAXPS  Y4, Y3, Y3
-	ADDQ    $0x00000040, CX
-	ADDQ    $0x00000040, DX
-	SUBQ    $0x10, AX
-	JMP     weigh
+loop:
+	TESTQ        AX, AX
+	JZ           done
+	VMOVUPS      (CX), Y7
+	VSUBPS       Y0, Y7, Y7
+	VCMPPS       $0x01, expData<>+0(SB), Y7, Y8
+	VMOVUPS      expData<>+32(SB), Y11
+	VMINPS       Y7, Y11, Y7
+	VMULPS       expData<>+64(SB), Y7, Y9
+	VROUNDPS     $0x08, Y9, Y9
+	VFNMADD231PS expData<>+96(SB), Y9, Y7
+	VFNMADD231PS expData<>+128(SB), Y9, Y7
+	VMOVUPS      expData<>+160(SB), Y10
+	VFMADD213PS  expData<>+192(SB), Y7, Y10
+	VFMADD213PS  expData<>+224(SB), Y7, Y10
+	VFMADD213PS  expData<>+256(SB), Y7, Y10
+	VFMADD213PS  expData<>+288(SB), Y7, Y10
+	VFMADD213PS  expData<>+320(SB), Y7, Y10
+	VMULPS       Y7, Y7, Y11
+	VFMADD213PS  Y7, Y11, Y10
+	VADDPS       expData<>+352(SB), Y10, Y10
+	VCVTPS2DQ    Y9, Y9
+	VPADDD       expData<>+384(SB), Y9, Y9
+	VPSLLD       $0x17, Y9, Y9
+	VMULPS       Y9, Y10, Y10
+	VANDNPS      Y10, Y8, Y7
+	VADDPS       Y7, Y1, Y1
+	VMOVUPS      Y7, (CX)
+	VMULPS       (DX), Y7, Y7
+	VADDPS       Y7, Y2, Y2
+	VMAXPS       Y7, Y3, Y3
+	VMOVUPS      32(CX), Y7
+	VSUBPS       Y0, Y7, Y7
+	VCMPPS       $0x01, expData<>+0(SB), Y7, Y8
+	VMOVUPS      expData<>+32(SB), Y11
+	VMINPS       Y7, Y11, Y7
+	VMULPS       expData<>+64(SB), Y7, Y9
+	VROUNDPS     $0x08, Y9, Y9
+	VFNMADD231PS expData<>+96(SB), Y9, Y7
+	VFNMADD231PS expData<>+128(SB), Y9, Y7
+	VMOVUPS      expData<>+160(SB), Y10
+	VFMADD213PS  expData<>+192(SB), Y7, Y10
+	VFMADD213PS  expData<>+224(SB), Y7, Y10
+	VFMADD213PS  expData<>+256(SB), Y7, Y10
+	VFMADD213PS  expData<>+288(SB), Y7, Y10
+	VFMADD213PS  expData<>+320(SB), Y7, Y10
+	VMULPS       Y7, Y7, Y11
+	VFMADD213PS  Y7, Y11, Y10
+	VADDPS       expData<>+352(SB), Y10, Y10
+	VCVTPS2DQ    Y9, Y9
+	VPADDD       expData<>+384(SB), Y9, Y9
+	VPSLLD       $0x17, Y9, Y9
+	VMULPS       Y9, Y10, Y10
+	VANDNPS      Y10, Y8, Y7
+	VADDPS       Y7, Y4, Y4
+	VMOVUPS      Y7, 32(CX)
+	VMULPS       32(DX), Y7, Y7
+	VADDPS       Y7, Y5, Y5
+	VMAXPS       Y7, Y6, Y6
+	ADDQ         $0x00000040, CX
+	ADDQ         $0x00000040, DX
+	SUBQ         $0x10, AX
+	JMP          loop
 
-weighed:
-	VADDPS       Y2, Y0, Y0
-	VMAXPS       Y3, Y1, Y1
-	VEXTRACTF128 $0x01, Y0, X2
-	VADDPS       X2, X0, X0
-	VHADDPS      X0, X0, X0
-	VHADDPS      X0, X0, X0
-	MOVSS        X0, sum+24(FP)
-	VEXTRACTF128 $0x01, Y1, X2
-	VMAXPS       X2, X1, X1
-	VPERMILPS    $0x4e, X1, X2
-	VMAXPS       X2, X1, X1
-	VPERMILPS    $0xb1, X1, X2
-	VMAXPS       X2, X1, X1
-	MOVSS        X1, top+28(FP)
+done:
+	VADDPS       Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y1, X0
+	VADDPS       X0, X1, X1
+	VMOVHLPS     X1, X1, X0
+	VADDPS       X0, X1, X1
+	VMOVSHDUP    X1, X0
+	VADDPS       X0, X1, X1
+	MOVSS        X1, sum+32(FP)
+	VADDPS       Y5, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X0
+	VADDPS       X0, X2, X2
+	VMOVHLPS     X2, X2, X0
+	VADDPS       X0, X2, X2
+	VMOVSHDUP    X2, X0
+	VADDPS       X0, X2, X2
+	MOVSS        X2, weighed+36(FP)
+	VMAXPS       Y6, Y3, Y3
+	VEXTRACTF128 $0x01, Y3, X0
+	VMAXPS       X0, X3, X3
+	VMOVHLPS     X3, X3, X0
+	VMAXPS       X0, X3, X3
+	VMOVSHDUP    X3, X0
+	VMAXPS       X0, X3, X3
+	MOVSS        X3, most+40(FP)
 	VZEROUPPER
 	RET

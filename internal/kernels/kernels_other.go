@@ -12,7 +12,9 @@ func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []flo
 	gemmInt16Go(tiles, pairs, a, lda, b, ra, rb, c, ldc, add)
 }
 
-func weighBlocks(x, gain []float32) (sum, top float32, n int)         { return 0, 0, 0 }
+func expWeighBlocks(x, gain []float32, top float32) (sum, weighed, most float32, n int) {
+	return 0, 0, 0, 0
+}
 func round16Blocks(dst []int16, x []float32, s float32) int           { return 0 }
 func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int { return 0 }
 

@@ -299,17 +299,16 @@ func Attention(out, qkv []float32, bounds []int, d, heads int, causal bool) {
 // AttentionFrom is causal [Attention] of one row of n positions, for those from a position on; out has no others.
 // keys and values are laid out for products, by head: headDim x n and scaled, and n x headDim. What it computes
 // of a position does not depend on from, to the last bit.
-func AttentionFrom(out, qkv []float32, keys, values []Leading, from, n, d int) {
+func AttentionFrom(out, qkv []float32, keys []Leading, values []Values, from, n, d int) {
 	hd, blocks := d/len(keys), (n-from+attentionRows-1)/attentionRows
 	Parallel(len(keys)*blocks, func(i int) {
 		head, block := i/blocks, blocks-1-i%blocks // the last positions see most, and come first
 		off, q0 := head*hd, from+block*attentionRows
 		q1 := min(n, q0+attentionRows)
-		p := take((q1 - q0) * q1)
-		defer scratch.Put(p)
-		keys[head].MulLeading(q1-q0, q1, hd, qkv[q0*3*d+off:], 3*d, false, *p, q1)
-		softmaxRows(*p, q0, q1, q1, true)
-		values[head].MulLeading(q1-q0, hd, q1, *p, q1, false, out[(q0-from)*d+off:], d)
+		s := TakeScores(q1-q0, q1, 0)
+		defer s.Release()
+		keys[head].MulLeading(q1-q0, q1, hd, qkv[q0*3*d+off:], 3*d, false, s.All, s.Width)
+		values[head].Attend(s, q0+1, 1, out[(q0-from)*d+off:], d)
 	})
 }
 

@@ -305,20 +305,6 @@ func TestAttention(t *testing.T) {
 				t.Fatalf("at %d: %v, want %v", i, out[i], want)
 			}
 		}
-		if last := bounds[len(bounds)-2]; causal && last < n { // from anywhere on, the same to the last bit
-			from := rapid.IntRange(0, n-last-1).Draw(t, "from")
-			part := random(r, (n-last-from)*d)
-			row := qkv[last*3*d:]
-			var keys, values []Leading
-			for head := range heads {
-				keys = append(keys, NewPanels(true, n-last, hd, row[d+head*hd:], 3*d, float32(1/math.Sqrt(float64(hd)))))
-				values = append(values, NewPanels(false, hd, n-last, row[2*d+head*hd:], 3*d, 1))
-			}
-			AttentionFrom(part, row, keys, values, from, n-last, d)
-			if whole := out[(last+from)*d:]; !slices.Equal(part, whole) {
-				t.Fatalf("from %d of %d on: %v, want %v", from, n-last, part, whole)
-			}
-		}
 		// The gradient, along one direction.
 		dy, dir := random(r, n*d), random(r, n*3*d)
 		loss := func(by float32) (s float64) {

@@ -20,7 +20,7 @@ func int16s() {
 	})
 	round16(false)
 	round16(true)
-	weigh16()
+	expWeigh16()
 }
 
 func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
@@ -110,51 +110,51 @@ func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
 	RET()
 }
 
-// weigh16 takes the sum and the greatest of x times gain.
-func weigh16() {
-	TEXT("weigh16", NOSPLIT, "func(n int, x, gain *float32) (sum, top float32)")
-	Doc("weigh16 returns the sum and the greatest of x times gain, for n floats, a multiple of 16, that are not negative.")
+// expWeigh16 is expSum8 that weighs at the same time.
+func expWeigh16() {
+	TEXT("expWeigh16", NOSPLIT, "func(n int, x, gain *float32, top float32) (sum, weighed, most float32)")
+	Doc("expWeigh16 replaces x by e^(x-top), for n floats, a multiple of 16, and returns the sum of that, and the sum and the greatest of that times gain, which is not negative.")
 	n := Load(Param("n"), GP64())
 	x := Load(Param("x"), GP64())
 	gain := Load(Param("gain"), GP64())
-	var sums, tops [2]reg.VecVirtual
+	first, top := XMM(), YMM()
+	Load(Param("top"), first)
+	VBROADCASTSS(first, top)
+	var sums, weighed, tops [2]reg.VecVirtual
 	for i := range sums {
-		sums[i], tops[i] = YMM(), YMM()
-		VXORPS(sums[i], sums[i], sums[i])
-		VXORPS(tops[i], tops[i], tops[i])
+		sums[i], weighed[i], tops[i] = YMM(), YMM(), YMM()
+		for _, acc := range []reg.VecVirtual{sums[i], weighed[i], tops[i]} {
+			VXORPS(acc, acc, acc)
+		}
 	}
-	Label("weigh")
+	Label("loop")
 	TESTQ(n, n)
-	JZ(LabelRef("weighed"))
+	JZ(LabelRef("done"))
 	for i := range sums {
 		v := YMM()
 		VMOVUPS(Mem{Base: x, Disp: 32 * i}, v)
-		VMULPS(Mem{Base: gain, Disp: 32 * i}, v, v)
+		VSUBPS(top, v, v)
+		exp(v)
 		VADDPS(v, sums[i], sums[i])
+		VMOVUPS(v, Mem{Base: x, Disp: 32 * i})
+		VMULPS(Mem{Base: gain, Disp: 32 * i}, v, v)
+		VADDPS(v, weighed[i], weighed[i])
 		VMAXPS(v, tops[i], tops[i])
 	}
 	ADDQ(U32(64), x)
 	ADDQ(U32(64), gain)
 	SUBQ(Imm(16), n)
-	JMP(LabelRef("weigh"))
-	Label("weighed")
-	VADDPS(sums[1], sums[0], sums[0])
-	VMAXPS(tops[1], tops[0], tops[0])
-	high := XMM()
-	low := sums[0].AsX()
-	VEXTRACTF128(Imm(1), sums[0], high)
-	VADDPS(high, low, low)
-	VHADDPS(low, low, low)
-	VHADDPS(low, low, low)
-	Store(low, ReturnIndex(0))
-	low = tops[0].AsX()
-	VEXTRACTF128(Imm(1), tops[0], high)
-	VMAXPS(high, low, low)
-	VPERMILPS(Imm(0x4e), low, high)
-	VMAXPS(high, low, low)
-	VPERMILPS(Imm(0xb1), low, high)
-	VMAXPS(high, low, low)
-	Store(low, ReturnIndex(1))
+	JMP(LabelRef("loop"))
+	Label("done")
+	for i, acc := range [][2]reg.VecVirtual{sums, weighed, tops} {
+		join := VADDPS
+		if i == 2 {
+			join = VMAXPS
+		}
+		join(acc[1], acc[0], acc[0])
+		across(acc[0], join)
+		Store(acc[0].AsX(), ReturnIndex(i))
+	}
 	VZEROUPPER()
 	RET()
 }

@@ -135,19 +135,24 @@ func vector(name, doc string, scalars, pointers []string, begin func(load func(s
 // horizontal adds or takes the greatest of acc's floats and returns it.
 func horizontal(acc reg.VecVirtual, greatest bool) func() {
 	return func() {
-		low, high := acc.AsX(), XMM()
-		VEXTRACTF128(Imm(1), acc, high)
-		join := func(a, b reg.Register) { VADDPS(a, b, low) }
 		if greatest {
-			join = func(a, b reg.Register) { VMAXPS(a, b, low) }
+			across(acc, VMAXPS)
+		} else {
+			across(acc, VADDPS)
 		}
-		join(high, low)
-		VMOVHLPS(low, low, high)
-		join(high, low)
-		VMOVSHDUP(low, high)
-		join(high, low)
-		Store(low, ReturnIndex(0))
+		Store(acc.AsX(), ReturnIndex(0))
 	}
+}
+
+// across joins acc's floats in its first one.
+func across(acc reg.VecVirtual, join func(...Op)) {
+	low, high := acc.AsX(), XMM()
+	VEXTRACTF128(Imm(1), acc, high)
+	join(high, low, low)
+	VMOVHLPS(low, low, high)
+	join(high, low, low)
+	VMOVSHDUP(low, high)
+	join(high, low, low)
 }
 
 func vectors() {

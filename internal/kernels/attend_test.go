@@ -1,0 +1,151 @@
+package kernels
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// TestAttend holds the weighing of values, in floats and in integers, against softmax in float64.
+func TestAttend(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m, n, k := rapid.IntRange(1, 60).Draw(t, "m"), rapid.IntRange(1, 70).Draw(t, "n"), rapid.IntRange(1, 700).Draw(t, "k")
+		own, extra := rapid.IntRange(0, 20).Draw(t, "own"), rapid.IntRange(0, 3).Draw(t, "extra columns")
+		sees, step := rapid.IntRange(1, k).Draw(t, "sees"), rapid.IntRange(0, 1).Draw(t, "step")
+		size := rapid.SampledFrom([]float64{0, 0.1, 3, 200}).Draw(t, "size of the scores")
+		integers := rapid.Bool().Draw(t, "integers")
+		rows := k // that are laid out; one may see less than there is
+		if rapid.Bool().Draw(t, "a part") {
+			rows += rapid.IntRange(1, 300).Draw(t, "more rows")
+		}
+		b := drawn(t, rows, n, n+extra, true)
+		r := rand.New(rand.NewPCG(3, rapid.Uint64().Draw(t, "seed of the scores")))
+		s := TakeScores(m, k, own)
+		for i := range s.All {
+			s.All[i] = float32(math.NaN()) // what is beyond the scores may be anything
+		}
+		weights, weightsOwn := make([][]float64, m), make([][]float64, m) // expected
+		for i := range m {
+			row := append(s.All[i*s.Width:][:k:k], s.Own(i)...)
+			for j := range row {
+				row[j] = float32(r.NormFloat64() * size)
+			}
+			copy(s.All[i*s.Width:], row[:k])
+			copy(s.Own(i), row[k:])
+			visible := min(k, sees+i*step)
+			exps, sum, top := make([]float64, len(row)), 0.0, math.Inf(-1)
+			for j, v := range row {
+				if j < visible || j >= k {
+					top = max(top, float64(v))
+				}
+			}
+			for j, v := range row {
+				if j < visible || j >= k {
+					exps[j] = math.Exp(float64(v) - top)
+					sum += exps[j]
+				}
+			}
+			for j := range exps {
+				exps[j] /= sum
+			}
+			weights[i], weightsOwn[i] = exps[:k], exps[k:]
+		}
+		c := random(r, m*(n+extra))
+		before := slices.Clone(c)
+		if integers {
+			v := NewValues16(n, rows, b, n+extra)
+			defer v.Release() // what comes next finds what was there before
+			v.Attend(s, sees, step, c, n+extra)
+		} else {
+			v := NewPanels(false, n, rows, b, n+extra, 1)
+			defer v.Release()
+			v.Attend(s, sees, step, c, n+extra)
+		}
+		defer s.Release()
+		for i, row := range weights {
+			for j, w := range weightsOwn[i] {
+				if got := float64(s.Own(i)[j]); !(math.Abs(got-w) <= 1e-5*w+1e-30) {
+					t.Fatalf("row %d: its own weight %d is %v, want %v", i, j, got, w)
+				}
+			}
+			var slack, sums float64
+			for from := 0; from < k; from += valueBlock {
+				to := min(k, from+valueBlock)
+				var sum, top float64 // of weights times the greatest values of their rows
+				for p := from; p < to; p++ {
+					w := row[p] * float64(maxAbs(b[p*(n+extra):p*(n+extra)+n]))
+					sum, top = sum+w, max(top, w)
+				}
+				// Half a unit of each weight, and half a unit of each value.
+				slack += 0.5*float64(to-from)*max(sum/mostWeights, top/mostInt16) + sum/mostValue/2
+				sums += sum
+			}
+			if !integers {
+				slack = 0
+			}
+			for j := range n + extra {
+				at := i*(n+extra) + j
+				if j >= n {
+					if c[at] != before[at] {
+						t.Fatalf("row %d, column %d was written", i, j)
+					}
+					continue
+				}
+				var want float64
+				for p, w := range row {
+					want += w * float64(b[p*(n+extra)+j])
+				}
+				if got := float64(c[at]); !(math.Abs(got-want) <= 1.01*slack+1e-5*sums+1e-15) {
+					t.Fatalf("row %d, column %d: %v, want %v +- %v", i, j, got, want, slack)
+				}
+			}
+		}
+	})
+}
+
+// TestAttentionFrom: attention over what is laid out once is near that of training and, in floats and in integers, what it
+// computes of a position depends neither on where it begins nor on the positions that come later, to the last bit.
+func TestAttentionFrom(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		heads, hd, n := rapid.IntRange(1, 3).Draw(t, "heads"), 2*rapid.IntRange(1, 20).Draw(t, "half"), rapid.IntRange(1, 600).Draw(t, "n")
+		d := heads * hd
+		r := rand.New(rand.NewPCG(1, rapid.Uint64().Draw(t, "seed")))
+		qkv, want := random(r, n*3*d), make([]float32, n*d)
+		Attention(want, qkv, []int{0, n}, d, heads, true)
+		from := rapid.IntRange(0, n-1).Draw(t, "from")
+		to := rapid.IntRange(from+1, n).Draw(t, "to")
+		scale := float32(1 / math.Sqrt(float64(hd)))
+		for _, numbers := range []struct {
+			near   float64
+			keys   func(n int, k []float32) Leading
+			values func(n int, v []float32) Values
+		}{
+			{1e-5, func(n int, k []float32) Leading { return NewPanels(true, n, hd, k, 3*d, scale) }, func(n int, v []float32) Values { return NewPanels(false, hd, n, v, 3*d, 1) }},
+			{2e-3, func(n int, k []float32) Leading { return NewPanels16(n, hd, k, 3*d, scale) }, func(n int, v []float32) Values { return NewValues16(hd, n, v, 3*d) }},
+		} {
+			attend := func(from, n int) []float32 {
+				var keys []Leading
+				var values []Values
+				for head := range heads {
+					keys = append(keys, numbers.keys(n, qkv[d+head*hd:]))
+					values = append(values, numbers.values(n, qkv[2*d+head*hd:]))
+				}
+				out := make([]float32, (n-from)*d)
+				AttentionFrom(out, qkv, keys, values, from, n, d)
+				return out
+			}
+			got := attend(0, n)
+			for i, w := range want {
+				if math.Abs(float64(got[i]-w)) > numbers.near {
+					t.Fatalf("at %d: %v, want %v +- %v", i, got[i], w, numbers.near)
+				}
+			}
+			if part := attend(from, to); !slices.Equal(part, got[from*d:to*d]) {
+				t.Fatalf("positions %d to %d depend on the others", from, to)
+			}
+		}
+	})
+}
