@@ -358,7 +358,16 @@ func mulPanels(m, n, k int, a []float32, lda int, b []float32, add bool, c []flo
 // packA lays an mb x kb block of op(A) out as panels of 6 rows, column after column; rows
 // beyond the block are zero. It may write 2 floats beyond the panels.
 func packA(dst []float32, trans bool, a []float32, lda, i0, mb, p0, kb int) {
-	for ir := 0; ir < mb; ir += mr {
+	ir := 0
+	for ; trans && ir+4*mr <= mb; ir += 4 * mr { // row by row: each is read once
+		src := a[p0*lda+i0+ir:]
+		for p := packRowsOf24(kb, dst[ir*kb:], src, lda); p < kb; p++ {
+			for panel := range 4 {
+				copy(dst[(ir+panel*mr)*kb+p*mr:][:mr], src[p*lda+panel*mr:])
+			}
+		}
+	}
+	for ; ir < mb; ir += mr {
 		panel := dst[ir*kb : ir*kb+mr*kb]
 		h := min(mr, mb-ir)
 		if h < mr {

@@ -26,6 +26,9 @@ func dots8AVX2(n int, a *float32, lda int, x, out *float32)
 func packRows6(k int, dst, src *float32, ld int)
 
 //go:noescape
+func packRows24(k int, dst *float32, panel int, src *float32, ld int)
+
+//go:noescape
 func packRows16(k int, dst, src *float32, ld int)
 
 //go:noescape
@@ -221,6 +224,20 @@ func packRowsOf6(k int, dst, src []float32, ld int) int {
 	}
 	packRows6(k, &dst[0], &src[0], ld)
 	return k
+}
+
+// packRowsOf24 is packRowsOf6 for 4 panels side by side, of k rows each; it leaves the last row, at least.
+func packRowsOf24(k int, dst, src []float32, ld int) int {
+	rows := k - 1
+	for rows > 0 && (rows-1)*ld+26 > len(src) {
+		rows--
+	}
+	if rows <= 0 || !useAVX2 {
+		return 0
+	}
+	_ = dst[4*mr*k-1]
+	packRows24(rows, &dst[0], mr*k, &src[0], ld)
+	return rows
 }
 
 // packRowsOf16 copies 16 floats of k rows, if it can.

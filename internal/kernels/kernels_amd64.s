@@ -1545,6 +1545,38 @@ end:
 	VZEROUPPER
 	RET
 
+// func packRows24(k int, dst *float32, panel int, src *float32, ld int)
+// Requires: AVX
+TEXT ·packRows24(SB), NOSPLIT, $0-40
+	MOVQ k+0(FP), AX
+	MOVQ dst+8(FP), CX
+	MOVQ panel+16(FP), DX
+	MOVQ src+24(FP), BX
+	MOVQ ld+32(FP), SI
+	SHLQ $0x02, SI
+	SHLQ $0x02, DX
+	LEAQ (DX)(DX*2), DI
+
+rows:
+	TESTQ   AX, AX
+	JZ      end
+	VMOVUPS (BX), Y0
+	VMOVUPS 24(BX), Y1
+	VMOVUPS 48(BX), Y2
+	VMOVUPS 72(BX), Y3
+	VMOVUPS Y0, (CX)
+	VMOVUPS Y1, (CX)(DX*1)
+	VMOVUPS Y2, (CX)(DX*2)
+	VMOVUPS Y3, (CX)(DI*1)
+	ADDQ    SI, BX
+	ADDQ    $0x18, CX
+	DECQ    AX
+	JMP     rows
+
+end:
+	VZEROUPPER
+	RET
+
 // func packColumns8(k int, dst *float32, stride int, src *float32, ld int)
 // Requires: AVX
 TEXT ·packColumns8(SB), NOSPLIT, $0-40

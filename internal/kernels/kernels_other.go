@@ -29,6 +29,7 @@ func dotBlocks(x, y []float32) (sum float32, n int) { return 0, 0 }
 func dots8(out, a []float32, lda int, x []float32) (n int) { return 0 }
 
 func packRowsOf6(k int, dst, src []float32, ld int) int                          { return 0 }
+func packRowsOf24(k int, dst, src []float32, ld int) int                         { return 0 }
 func packRowsOf16(k int, dst, src []float32, ld int) bool                        { return false }
 func packColumnsOf8(k int, dst []float32, stride int, src []float32, ld int) int { return 0 }
 

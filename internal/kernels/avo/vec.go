@@ -349,6 +349,36 @@ func packs() {
 	VZEROUPPER()
 	RET()
 
+	TEXT("packRows24", NOSPLIT, "func(k int, dst *float32, panel int, src *float32, ld int)")
+	Doc("packRows24 is packRows6 for 4 panels side by side, which begin panel floats apart.")
+	k = Load(Param("k"), GP64())
+	dst = Load(Param("dst"), GP64())
+	panel := Load(Param("panel"), GP64())
+	src = Load(Param("src"), GP64())
+	ld = Load(Param("ld"), GP64())
+	SHLQ(Imm(2), ld)
+	SHLQ(Imm(2), panel)
+	panel3 := GP64()
+	LEAQ(Mem{Base: panel, Index: panel, Scale: 2}, panel3)
+	to := [4]Mem{{Base: dst}, {Base: dst, Index: panel, Scale: 1}, {Base: dst, Index: panel, Scale: 2}, {Base: dst, Index: panel3, Scale: 1}}
+	four := [4]reg.VecVirtual{YMM(), YMM(), YMM(), YMM()}
+	Label("rows")
+	TESTQ(k, k)
+	JZ(LabelRef("end"))
+	for i, v := range four {
+		VMOVUPS(Mem{Base: src, Disp: 24 * i}, v)
+	}
+	for i, v := range four {
+		VMOVUPS(v, to[i])
+	}
+	ADDQ(ld, src)
+	ADDQ(Imm(24), dst)
+	DECQ(k)
+	JMP(LabelRef("rows"))
+	Label("end")
+	VZEROUPPER()
+	RET()
+
 	TEXT("packColumns8", NOSPLIT, "func(k int, dst *float32, stride int, src *float32, ld int)")
 	Doc("packColumns8 transposes 8 rows of k floats, a multiple of 8, ld floats apart, into k rows of 8, stride floats apart.")
 	k = Load(Param("k"), GP64())
