@@ -138,8 +138,9 @@ func (v Values16) Attend(s *Scores, sees, step int, c []float32, ldc int) {
 	}
 }
 
-// expWeigh replaces x by e^(x-top). It returns the sum of that, and the sum and the greatest of that times gain, which is
-// not negative.
+// expWeigh replaces x by e^(x-top), as exactly as 16-bit integers ask for: the relative error is below 1e-5, and what
+// should be zero may be 2^-125. It returns the sum of that, and the sum and the greatest of that times gain, which is not
+// negative. x is not above top.
 func expWeigh(x, gain []float32, top float32) (sum, weighed, most float32) {
 	sum, weighed, most, i := expWeighBlocks(x, gain, top)
 	for ; i < len(x); i++ {

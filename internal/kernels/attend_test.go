@@ -67,7 +67,7 @@ func TestAttend(t *testing.T) {
 		defer s.Release()
 		for i, row := range weights {
 			for j, w := range weightsOwn[i] {
-				if got := float64(s.Own(i)[j]); !(math.Abs(got-w) <= 1e-5*w+1e-30) {
+				if got := float64(s.Own(i)[j]); !(math.Abs(got-w) <= 2e-5*w+1e-30) {
 					t.Fatalf("row %d: its own weight %d is %v, want %v", i, j, got, w)
 				}
 			}
@@ -98,12 +98,43 @@ func TestAttend(t *testing.T) {
 				for p, w := range row {
 					want += w * float64(b[p*(n+extra)+j])
 				}
-				if got := float64(c[at]); !(math.Abs(got-want) <= 1.01*slack+1e-5*sums+1e-15) {
+				if got := float64(c[at]); !(math.Abs(got-want) <= 1.01*slack+2e-5*sums+1e-15) {
 					t.Fatalf("row %d, column %d: %v, want %v +- %v", i, j, got, want, slack)
 				}
 			}
 		}
 	})
+}
+
+// TestExpWeigh: exponentials for integers are as exact as is said.
+func TestExpWeigh(t *testing.T) {
+	const top = 3
+	var x, gain [64]float32
+	for from := float32(top); from > top-90; from -= 64e-3 {
+		for i := range x {
+			x[i], gain[i] = from-float32(i)*1e-3, float32(i%7)
+		}
+		was := x
+		sum, weighed, most := expWeigh(x[:], gain[:], top)
+		var wantSum, wantWeighed, wantMost float64
+		for i, v := range was {
+			want := math.Exp(float64(v) - top)
+			if math.Abs(float64(x[i])-want) > 1e-5*want+3e-38 {
+				t.Fatalf("e^%v is %v, want %v", v-top, x[i], want)
+			}
+			w := want * float64(gain[i])
+			wantSum, wantWeighed, wantMost = wantSum+want, wantWeighed+w, max(wantMost, w)
+		}
+		for i, pair := range [][2]float64{{float64(sum), wantSum}, {float64(weighed), wantWeighed}, {float64(most), wantMost}} {
+			if math.Abs(pair[0]-pair[1]) > 1e-5*pair[1]+1e-35 {
+				t.Fatalf("from %v on, result %d is %v, want %v", from, i, pair[0], pair[1])
+			}
+		}
+	}
+	x[0] = unseen
+	if expWeigh(x[:], gain[:], top); x[0] > 3e-38 {
+		t.Errorf("what is not seen weighs %v", x[0])
+	}
 }
 
 // TestAttentionFrom: attention over what is laid out once is near that of training and, in floats and in integers, what it

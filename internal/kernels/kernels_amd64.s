@@ -979,23 +979,71 @@ DATA expData<>+368(SB)/4, $0x3f800000
 DATA expData<>+372(SB)/4, $0x3f800000
 DATA expData<>+376(SB)/4, $0x3f800000
 DATA expData<>+380(SB)/4, $0x3f800000
-DATA expData<>+384(SB)/4, $0x0000007f
-DATA expData<>+388(SB)/4, $0x0000007f
-DATA expData<>+392(SB)/4, $0x0000007f
-DATA expData<>+396(SB)/4, $0x0000007f
-DATA expData<>+400(SB)/4, $0x0000007f
-DATA expData<>+404(SB)/4, $0x0000007f
-DATA expData<>+408(SB)/4, $0x0000007f
-DATA expData<>+412(SB)/4, $0x0000007f
-DATA expData<>+416(SB)/4, $0x80000000
-DATA expData<>+420(SB)/4, $0x80000000
-DATA expData<>+424(SB)/4, $0x80000000
-DATA expData<>+428(SB)/4, $0x80000000
-DATA expData<>+432(SB)/4, $0x80000000
-DATA expData<>+436(SB)/4, $0x80000000
-DATA expData<>+440(SB)/4, $0x80000000
-DATA expData<>+444(SB)/4, $0x80000000
-GLOBL expData<>(SB), RODATA|NOPTR, $448
+DATA expData<>+384(SB)/4, $0xc2fa0000
+DATA expData<>+388(SB)/4, $0xc2fa0000
+DATA expData<>+392(SB)/4, $0xc2fa0000
+DATA expData<>+396(SB)/4, $0xc2fa0000
+DATA expData<>+400(SB)/4, $0xc2fa0000
+DATA expData<>+404(SB)/4, $0xc2fa0000
+DATA expData<>+408(SB)/4, $0xc2fa0000
+DATA expData<>+412(SB)/4, $0xc2fa0000
+DATA expData<>+416(SB)/4, $0x3c1ccbeb
+DATA expData<>+420(SB)/4, $0x3c1ccbeb
+DATA expData<>+424(SB)/4, $0x3c1ccbeb
+DATA expData<>+428(SB)/4, $0x3c1ccbeb
+DATA expData<>+432(SB)/4, $0x3c1ccbeb
+DATA expData<>+436(SB)/4, $0x3c1ccbeb
+DATA expData<>+440(SB)/4, $0x3c1ccbeb
+DATA expData<>+444(SB)/4, $0x3c1ccbeb
+DATA expData<>+448(SB)/4, $0x3d650a20
+DATA expData<>+452(SB)/4, $0x3d650a20
+DATA expData<>+456(SB)/4, $0x3d650a20
+DATA expData<>+460(SB)/4, $0x3d650a20
+DATA expData<>+464(SB)/4, $0x3d650a20
+DATA expData<>+468(SB)/4, $0x3d650a20
+DATA expData<>+472(SB)/4, $0x3d650a20
+DATA expData<>+476(SB)/4, $0x3d650a20
+DATA expData<>+480(SB)/4, $0x3e76036d
+DATA expData<>+484(SB)/4, $0x3e76036d
+DATA expData<>+488(SB)/4, $0x3e76036d
+DATA expData<>+492(SB)/4, $0x3e76036d
+DATA expData<>+496(SB)/4, $0x3e76036d
+DATA expData<>+500(SB)/4, $0x3e76036d
+DATA expData<>+504(SB)/4, $0x3e76036d
+DATA expData<>+508(SB)/4, $0x3e76036d
+DATA expData<>+512(SB)/4, $0x3f31706e
+DATA expData<>+516(SB)/4, $0x3f31706e
+DATA expData<>+520(SB)/4, $0x3f31706e
+DATA expData<>+524(SB)/4, $0x3f31706e
+DATA expData<>+528(SB)/4, $0x3f31706e
+DATA expData<>+532(SB)/4, $0x3f31706e
+DATA expData<>+536(SB)/4, $0x3f31706e
+DATA expData<>+540(SB)/4, $0x3f31706e
+DATA expData<>+544(SB)/4, $0x3f7ffff4
+DATA expData<>+548(SB)/4, $0x3f7ffff4
+DATA expData<>+552(SB)/4, $0x3f7ffff4
+DATA expData<>+556(SB)/4, $0x3f7ffff4
+DATA expData<>+560(SB)/4, $0x3f7ffff4
+DATA expData<>+564(SB)/4, $0x3f7ffff4
+DATA expData<>+568(SB)/4, $0x3f7ffff4
+DATA expData<>+572(SB)/4, $0x3f7ffff4
+DATA expData<>+576(SB)/4, $0x0000007f
+DATA expData<>+580(SB)/4, $0x0000007f
+DATA expData<>+584(SB)/4, $0x0000007f
+DATA expData<>+588(SB)/4, $0x0000007f
+DATA expData<>+592(SB)/4, $0x0000007f
+DATA expData<>+596(SB)/4, $0x0000007f
+DATA expData<>+600(SB)/4, $0x0000007f
+DATA expData<>+604(SB)/4, $0x0000007f
+DATA expData<>+608(SB)/4, $0x80000000
+DATA expData<>+612(SB)/4, $0x80000000
+DATA expData<>+616(SB)/4, $0x80000000
+DATA expData<>+620(SB)/4, $0x80000000
+DATA expData<>+624(SB)/4, $0x80000000
+DATA expData<>+628(SB)/4, $0x80000000
+DATA expData<>+632(SB)/4, $0x80000000
+DATA expData<>+636(SB)/4, $0x80000000
+GLOBL expData<>(SB), RODATA|NOPTR, $640
 
 // func add8(n int, y *float32, x *float32)
 // Requires: AVX
@@ -1096,7 +1144,7 @@ done:
 TEXT ·maxAbs8(SB), NOSPLIT, $0-20
 	MOVQ    n+0(FP), AX
 	MOVQ    x+8(FP), CX
-	VMOVUPS expData<>+416(SB), Y0
+	VMOVUPS expData<>+608(SB), Y0
 	VXORPS  Y1, Y1, Y1
 
 loop:
@@ -1150,7 +1198,7 @@ loop:
 	VFMADD213PS  Y2, Y6, Y5
 	VADDPS       expData<>+352(SB), Y5, Y5
 	VCVTPS2DQ    Y4, Y4
-	VPADDD       expData<>+384(SB), Y4, Y4
+	VPADDD       expData<>+576(SB), Y4, Y4
 	VPSLLD       $0x17, Y4, Y4
 	VMULPS       Y4, Y5, Y5
 	VANDNPS      Y5, Y3, Y2
@@ -1183,7 +1231,7 @@ loop:
 	TESTQ        AX, AX
 	JZ           done
 	VMOVUPS      (DX), Y0
-	VXORPS       expData<>+416(SB), Y0, Y1
+	VXORPS       expData<>+608(SB), Y0, Y1
 	VCMPPS       $0x01, expData<>+0(SB), Y1, Y2
 	VMOVUPS      expData<>+32(SB), Y5
 	VMINPS       Y1, Y5, Y1
@@ -1201,7 +1249,7 @@ loop:
 	VFMADD213PS  Y1, Y5, Y4
 	VADDPS       expData<>+352(SB), Y4, Y4
 	VCVTPS2DQ    Y3, Y3
-	VPADDD       expData<>+384(SB), Y3, Y3
+	VPADDD       expData<>+576(SB), Y3, Y3
 	VPSLLD       $0x17, Y3, Y3
 	VMULPS       Y3, Y4, Y4
 	VANDNPS      Y4, Y2, Y1
@@ -1236,7 +1284,7 @@ loop:
 	JZ           done
 	VMOVUPS      (SI), Y0
 	VMOVUPS      (BX), Y1
-	VXORPS       expData<>+416(SB), Y0, Y3
+	VXORPS       expData<>+608(SB), Y0, Y3
 	VCMPPS       $0x01, expData<>+0(SB), Y3, Y2
 	VMOVUPS      expData<>+32(SB), Y6
 	VMINPS       Y3, Y6, Y3
@@ -1254,7 +1302,7 @@ loop:
 	VFMADD213PS  Y3, Y6, Y5
 	VADDPS       expData<>+352(SB), Y5, Y5
 	VCVTPS2DQ    Y4, Y4
-	VPADDD       expData<>+384(SB), Y4, Y4
+	VPADDD       expData<>+576(SB), Y4, Y4
 	VPSLLD       $0x17, Y4, Y4
 	VMULPS       Y4, Y5, Y5
 	VANDNPS      Y5, Y2, Y3
@@ -2475,86 +2523,61 @@ TEXT ·expWeigh16(SB), NOSPLIT, $0-44
 	MOVQ         gain+16(FP), DX
 	MOVSS        top+24(FP), X0
 	VBROADCASTSS X0, Y0
-	VXORPS       Y1, Y1, Y1
+	VMOVUPS      expData<>+64(SB), Y1
 	VXORPS       Y2, Y2, Y2
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 	VXORPS       Y5, Y5, Y5
 	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
 
 loop:
-	TESTQ        AX, AX
-	JZ           done
-	VMOVUPS      (CX), Y7
-	VSUBPS       Y0, Y7, Y7
-	VCMPPS       $0x01, expData<>+0(SB), Y7, Y8
-	VMOVUPS      expData<>+32(SB), Y11
-	VMINPS       Y7, Y11, Y7
-	VMULPS       expData<>+64(SB), Y7, Y9
-	VROUNDPS     $0x08, Y9, Y9
-	VFNMADD231PS expData<>+96(SB), Y9, Y7
-	VFNMADD231PS expData<>+128(SB), Y9, Y7
-	VMOVUPS      expData<>+160(SB), Y10
-	VFMADD213PS  expData<>+192(SB), Y7, Y10
-	VFMADD213PS  expData<>+224(SB), Y7, Y10
-	VFMADD213PS  expData<>+256(SB), Y7, Y10
-	VFMADD213PS  expData<>+288(SB), Y7, Y10
-	VFMADD213PS  expData<>+320(SB), Y7, Y10
-	VMULPS       Y7, Y7, Y11
-	VFMADD213PS  Y7, Y11, Y10
-	VADDPS       expData<>+352(SB), Y10, Y10
-	VCVTPS2DQ    Y9, Y9
-	VPADDD       expData<>+384(SB), Y9, Y9
-	VPSLLD       $0x17, Y9, Y9
-	VMULPS       Y9, Y10, Y10
-	VANDNPS      Y10, Y8, Y7
-	VADDPS       Y7, Y1, Y1
-	VMOVUPS      Y7, (CX)
-	VMULPS       (DX), Y7, Y7
-	VADDPS       Y7, Y2, Y2
-	VMAXPS       Y7, Y3, Y3
-	VMOVUPS      32(CX), Y7
-	VSUBPS       Y0, Y7, Y7
-	VCMPPS       $0x01, expData<>+0(SB), Y7, Y8
-	VMOVUPS      expData<>+32(SB), Y11
-	VMINPS       Y7, Y11, Y7
-	VMULPS       expData<>+64(SB), Y7, Y9
-	VROUNDPS     $0x08, Y9, Y9
-	VFNMADD231PS expData<>+96(SB), Y9, Y7
-	VFNMADD231PS expData<>+128(SB), Y9, Y7
-	VMOVUPS      expData<>+160(SB), Y10
-	VFMADD213PS  expData<>+192(SB), Y7, Y10
-	VFMADD213PS  expData<>+224(SB), Y7, Y10
-	VFMADD213PS  expData<>+256(SB), Y7, Y10
-	VFMADD213PS  expData<>+288(SB), Y7, Y10
-	VFMADD213PS  expData<>+320(SB), Y7, Y10
-	VMULPS       Y7, Y7, Y11
-	VFMADD213PS  Y7, Y11, Y10
-	VADDPS       expData<>+352(SB), Y10, Y10
-	VCVTPS2DQ    Y9, Y9
-	VPADDD       expData<>+384(SB), Y9, Y9
-	VPSLLD       $0x17, Y9, Y9
-	VMULPS       Y9, Y10, Y10
-	VANDNPS      Y10, Y8, Y7
-	VADDPS       Y7, Y4, Y4
-	VMOVUPS      Y7, 32(CX)
-	VMULPS       32(DX), Y7, Y7
-	VADDPS       Y7, Y5, Y5
-	VMAXPS       Y7, Y6, Y6
-	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000040, DX
-	SUBQ         $0x10, AX
-	JMP          loop
+	TESTQ       AX, AX
+	JZ          done
+	VMOVUPS     (CX), Y8
+	VSUBPS      Y0, Y8, Y8
+	VMULPS      Y1, Y8, Y8
+	VMAXPS      expData<>+384(SB), Y8, Y8
+	VROUNDPS    $0x08, Y8, Y9
+	VSUBPS      Y9, Y8, Y8
+	VMOVUPS     expData<>+416(SB), Y10
+	VFMADD213PS expData<>+448(SB), Y8, Y10
+	VFMADD213PS expData<>+480(SB), Y8, Y10
+	VFMADD213PS expData<>+512(SB), Y8, Y10
+	VFMADD213PS expData<>+544(SB), Y8, Y10
+	VCVTPS2DQ   Y9, Y9
+	VPSLLD      $0x17, Y9, Y9
+	VPADDD      Y9, Y10, Y8
+	VADDPS      Y8, Y2, Y2
+	VMOVUPS     Y8, (CX)
+	VMULPS      (DX), Y8, Y8
+	VADDPS      Y8, Y3, Y3
+	VMAXPS      Y8, Y4, Y4
+	VMOVUPS     32(CX), Y8
+	VSUBPS      Y0, Y8, Y8
+	VMULPS      Y1, Y8, Y8
+	VMAXPS      expData<>+384(SB), Y8, Y8
+	VROUNDPS    $0x08, Y8, Y9
+	VSUBPS      Y9, Y8, Y8
+	VMOVUPS     expData<>+416(SB), Y10
+	VFMADD213PS expData<>+448(SB), Y8, Y10
+	VFMADD213PS expData<>+480(SB), Y8, Y10
+	VFMADD213PS expData<>+512(SB), Y8, Y10
+	VFMADD213PS expData<>+544(SB), Y8, Y10
+	VCVTPS2DQ   Y9, Y9
+	VPSLLD      $0x17, Y9, Y9
+	VPADDD      Y9, Y10, Y8
+	VADDPS      Y8, Y5, Y5
+	VMOVUPS     Y8, 32(CX)
+	VMULPS      32(DX), Y8, Y8
+	VADDPS      Y8, Y6, Y6
+	VMAXPS      Y8, Y7, Y7
+	ADDQ        $0x00000040, CX
+	ADDQ        $0x00000040, DX
+	SUBQ        $0x10, AX
+	JMP         loop
 
 done:
-	VADDPS       Y4, Y1, Y1
-	VEXTRACTF128 $0x01, Y1, X0
-	VADDPS       X0, X1, X1
-	VMOVHLPS     X1, X1, X0
-	VADDPS       X0, X1, X1
-	VMOVSHDUP    X1, X0
-	VADDPS       X0, X1, X1
-	MOVSS        X1, sum+32(FP)
 	VADDPS       Y5, Y2, Y2
 	VEXTRACTF128 $0x01, Y2, X0
 	VADDPS       X0, X2, X2
@@ -2562,14 +2585,22 @@ done:
 	VADDPS       X0, X2, X2
 	VMOVSHDUP    X2, X0
 	VADDPS       X0, X2, X2
-	MOVSS        X2, weighed+36(FP)
-	VMAXPS       Y6, Y3, Y3
+	MOVSS        X2, sum+32(FP)
+	VADDPS       Y6, Y3, Y3
 	VEXTRACTF128 $0x01, Y3, X0
-	VMAXPS       X0, X3, X3
+	VADDPS       X0, X3, X3
 	VMOVHLPS     X3, X3, X0
-	VMAXPS       X0, X3, X3
+	VADDPS       X0, X3, X3
 	VMOVSHDUP    X3, X0
-	VMAXPS       X0, X3, X3
-	MOVSS        X3, most+40(FP)
+	VADDPS       X0, X3, X3
+	MOVSS        X3, weighed+36(FP)
+	VMAXPS       Y7, Y4, Y4
+	VEXTRACTF128 $0x01, Y4, X0
+	VMAXPS       X0, X4, X4
+	VMOVHLPS     X4, X4, X0
+	VMAXPS       X0, X4, X4
+	VMOVSHDUP    X4, X0
+	VMAXPS       X0, X4, X4
+	MOVSS        X4, most+40(FP)
 	VZEROUPPER
 	RET

@@ -110,16 +110,18 @@ func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
 	RET()
 }
 
-// expWeigh16 is expSum8 that weighs at the same time.
+// expWeigh16 is expSum8 that weighs at the same time, and is as exact as 16-bit integers ask for.
 func expWeigh16() {
 	TEXT("expWeigh16", NOSPLIT, "func(n int, x, gain *float32, top float32) (sum, weighed, most float32)")
-	Doc("expWeigh16 replaces x by e^(x-top), for n floats, a multiple of 16, and returns the sum of that, and the sum and the greatest of that times gain, which is not negative.")
+	Doc("expWeigh16 replaces x by e^(x-top), for n floats, a multiple of 16, and returns the sum of that, and the sum and the greatest of that times gain, which is not negative; x is not above top. The relative error is below 1e-5, and nothing is less than 2^-125.")
 	n := Load(Param("n"), GP64())
 	x := Load(Param("x"), GP64())
 	gain := Load(Param("gain"), GP64())
 	first, top := XMM(), YMM()
 	Load(Param("top"), first)
 	VBROADCASTSS(first, top)
+	log2e := YMM()
+	VMOVUPS(constant(expLog2e), log2e)
 	var sums, weighed, tops [2]reg.VecVirtual
 	for i := range sums {
 		sums[i], weighed[i], tops[i] = YMM(), YMM(), YMM()
@@ -134,7 +136,8 @@ func expWeigh16() {
 		v := YMM()
 		VMOVUPS(Mem{Base: x, Disp: 32 * i}, v)
 		VSUBPS(top, v, v)
-		exp(v)
+		VMULPS(log2e, v, v)
+		exp2(v)
 		VADDPS(v, sums[i], sums[i])
 		VMOVUPS(v, Mem{Base: x, Disp: 32 * i})
 		VMULPS(Mem{Base: gain, Disp: 32 * i}, v, v)

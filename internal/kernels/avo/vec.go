@@ -22,6 +22,12 @@ const (
 	expC4
 	expC5
 	expOne
+	exp2Min
+	exp2C4
+	exp2C3
+	exp2C2
+	exp2C1
+	exp2C0
 	expBias
 	expSign
 )
@@ -31,7 +37,8 @@ var expData Mem
 func expConstants() {
 	expData = GLOBL("expData", RODATA|NOPTR)
 	at := 0
-	for _, v := range []float32{-87, 88, 1.44269504, 0.693359375, -2.12194440e-4, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1} {
+	for _, v := range []float32{-87, 88, 1.44269504, 0.693359375, -2.12194440e-4, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1,
+		-125, 0.009570102, 0.05591786, 0.24024744, 0.6931218, 0.9999993} {
 		for range 8 {
 			DATA(at, U32(math.Float32bits(v))) // the assembler takes $(1) for an integer
 			at += 4
@@ -69,6 +76,22 @@ func exp(x reg.VecVirtual) {
 	VPSLLD(Imm(23), n, n)
 	VMULPS(n, p, p)
 	VANDNPS(p, below, x)
+}
+
+// exp2 replaces x by 2^x with a relative error below 3e-6, or by 2^-125 if it is less; x is not above 127. The
+// polynomial has the least error over half a unit to either side.
+func exp2(x reg.VecVirtual) {
+	n, p := YMM(), YMM()
+	VMAXPS(constant(exp2Min), x, x)
+	VROUNDPS(Imm(8), x, n)
+	VSUBPS(n, x, x)
+	VMOVUPS(constant(exp2C4), p)
+	for c := exp2C3; c <= exp2C0; c++ {
+		VFMADD213PS(constant(c), x, p)
+	}
+	VCVTPS2DQ(n, n)
+	VPSLLD(Imm(23), n, n)
+	VPADDD(n, p, x)
 }
 
 // sigmoid returns 1 / (1 + e^-x) and leaves x.
