@@ -171,7 +171,7 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 	mb := m1 - m0
 	var packed []float32
 	whole := mb / mr * mr // rows that are read where they are
-	if transA {
+	if transA || thrashes(lda) {
 		whole = 0
 	}
 	if whole < mb {
@@ -208,6 +208,13 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 			}
 		}
 	}
+}
+
+// thrashes reports whether rows lda floats apart fall on the same few lines of an L1 cache, which repeats itself every
+// 4 KiB, so that a tile's can't be there at the same time.
+func thrashes(lda int) bool {
+	const every, near = 1024, 2
+	return lda >= every-near && (lda+near)%every <= 2*near
 }
 
 // storeEdge writes the first h rows and w columns of a tile to C, or adds them.
@@ -383,10 +390,14 @@ func packA(dst []float32, trans bool, a []float32, lda, i0, mb, p0, kb int) {
 			}
 			continue
 		}
+		done := 0
+		if ir+8 <= mb { // the 2 rows too many are overwritten, column by column
+			done = packColumnsOf8(kb, dst[ir*kb:], mr, a[(i0+ir)*lda+p0:], lda)
+		}
 		for i := range h {
-			src := a[(i0+ir+i)*lda+p0 : (i0+ir+i)*lda+p0+kb]
-			for p, v := range src {
-				panel[p*mr+i] = v
+			row := a[(i0+ir+i)*lda+p0 : (i0+ir+i)*lda+p0+kb]
+			for p := done; p < kb; p++ {
+				panel[p*mr+i] = row[p]
 			}
 		}
 	}
