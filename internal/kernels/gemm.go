@@ -183,29 +183,25 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 	}
 	var tile [mr * nr]float32
 	for jr := 0; jr < nb; jr += nr {
-		pb := b[jr*kb:]
-		w := min(nr, nb-jr)
-		for ir := 0; ir < mb; ir += mr {
-			out, ld := c[(m0+ir)*ldc+jr:], ldc
-			if w == nr && ir+2*mr <= mb && // two tiles at once
-				(ir+2*mr <= whole && gemm12x16Rows(kb, a[(m0+ir)*lda+p0:], lda, pb, out, ldc, add) ||
-					ir >= whole && gemm12x16(kb, packed[(ir-whole)*kb:], pb, out, ldc, add)) {
-				ir += mr
-				continue
+		pb, out := b[jr*kb:], c[m0*ldc+jr:]
+		w, ir := min(nr, nb-jr), 0
+		if w == nr {
+			inPlace, laidOut := whole/mr, (mb-whole)/mr
+			if inPlace > 0 {
+				gemm6x16Rows(inPlace, kb, a[m0*lda+p0:], lda, pb, out, ldc, add)
 			}
-			h := min(mr, mb-ir)
-			edge := h < mr || w < nr
-			if edge {
-				out, ld = tile[:], nr
+			if laidOut > 0 {
+				gemm6x16(laidOut, kb, packed, pb, out[whole*ldc:], ldc, add)
 			}
+			ir = (inPlace + laidOut) * mr
+		}
+		for ; ir < mb; ir += mr { // tiles at the edge
 			if ir < whole {
-				gemm6x16Rows(kb, a[(m0+ir)*lda+p0:], lda, pb, out, ld, add && !edge)
+				gemm6x16Rows(1, kb, a[(m0+ir)*lda+p0:], lda, pb, tile[:], nr, false)
 			} else {
-				gemm6x16(kb, packed[(ir-whole)*kb:], pb, out, ld, add && !edge)
+				gemm6x16(1, kb, packed[(ir-whole)*kb:], pb, tile[:], nr, false)
 			}
-			if edge {
-				storeEdge(c[(m0+ir)*ldc+jr:], ldc, tile[:], h, w, add)
-			}
+			storeEdge(out[ir*ldc:], ldc, tile[:], min(mr, mb-ir), w, add)
 		}
 	}
 }
@@ -453,31 +449,35 @@ func packB(dst []float32, trans bool, b []float32, ldb, p0, kb, j0, nb int, alph
 }
 
 // gemm6x16Go and gemm6x16RowsGo are the portable micro-kernels; see gemm6x16AVX2.
-func gemm6x16Go(k int, a, b, c []float32, ldc int, add bool) {
-	var acc [mr][nr]float32
-	for p := range k {
-		pa, pb := a[p*mr:p*mr+mr], b[p*nr:p*nr+nr]
-		for i, v := range pa {
-			row := &acc[i]
-			for j, w := range pb {
-				row[j] += v * w
+func gemm6x16Go(tiles, k int, a, b, c []float32, ldc int, add bool) {
+	for tile := range tiles {
+		var acc [mr][nr]float32
+		for p := range k {
+			pa, pb := a[(tile*k+p)*mr:][:mr], b[p*nr:p*nr+nr]
+			for i, v := range pa {
+				row := &acc[i]
+				for j, w := range pb {
+					row[j] += v * w
+				}
 			}
 		}
+		storeTile(&acc, c[tile*mr*ldc:], ldc, add)
 	}
-	storeTile(&acc, c, ldc, add)
 }
 
-func gemm6x16RowsGo(k int, a []float32, lda int, b, c []float32, ldc int, add bool) {
-	var acc [mr][nr]float32
-	for i := range mr {
-		row := &acc[i]
-		for p, v := range a[i*lda : i*lda+k] {
-			for j, w := range b[p*nr : p*nr+nr] {
-				row[j] += v * w
+func gemm6x16RowsGo(tiles, k int, a []float32, lda int, b, c []float32, ldc int, add bool) {
+	for tile := range tiles {
+		var acc [mr][nr]float32
+		for i := range mr {
+			row := &acc[i]
+			for p, v := range a[(tile*mr+i)*lda:][:k] {
+				for j, w := range b[p*nr : p*nr+nr] {
+					row[j] += v * w
+				}
 			}
 		}
+		storeTile(&acc, c[tile*mr*ldc:], ldc, add)
 	}
-	storeTile(&acc, c, ldc, add)
 }
 
 func storeTile(acc *[mr][nr]float32, c []float32, ldc int, add bool) {

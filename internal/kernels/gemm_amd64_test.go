@@ -20,17 +20,16 @@ func TestTwoTilesAtOnce(t *testing.T) {
 		k, lda, ldc := rapid.IntRange(1, 300).Draw(t, "k"), rapid.IntRange(0, 5).Draw(t, "more"), rapid.IntRange(nr, nr+5).Draw(t, "ldc")
 		lda += k
 		r := rand.New(rand.NewPCG(1, rapid.Uint64().Draw(t, "seed")))
-		packed, rows, b, got := random(r, 2*mr*k), random(r, 2*mr*lda), random(r, nr*k), random(r, 2*mr*ldc)
+		tiles := rapid.IntRange(1, 5).Draw(t, "tiles")
+		packed, rows, b, got := random(r, tiles*mr*k), random(r, tiles*mr*lda), random(r, nr*k), random(r, tiles*mr*ldc)
 		add := rapid.Bool().Draw(t, "add")
 		want := slices.Clone(got)
 		if rapid.Bool().Draw(t, "A is packed") {
-			gemm12x16(k, packed, b, got, ldc, add)
-			gemm6x16(k, packed, b, want, ldc, add)
-			gemm6x16(k, packed[mr*k:], b, want[mr*ldc:], ldc, add)
+			gemm6x16(tiles, k, packed, b, got, ldc, add)
+			gemm6x16AVX2(tiles, k, &packed[0], &b[0], &want[0], ldc, add)
 		} else {
-			gemm12x16Rows(k, rows, lda, b, got, ldc, add)
-			gemm6x16Rows(k, rows, lda, b, want, ldc, add)
-			gemm6x16Rows(k, rows[mr*lda:], lda, b, want[mr*ldc:], ldc, add)
+			gemm6x16Rows(tiles, k, rows, lda, b, got, ldc, add)
+			gemm6x16RowsAVX2(tiles, k, &rows[0], lda, &b[0], &want[0], ldc, add)
 		}
 		if !slices.Equal(got, want) {
 			t.Fatalf("%v, want %v", got, want)

@@ -81,27 +81,26 @@ func TestGemm(t *testing.T) {
 func TestMicroKernels(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, k := range []int{1, 2, 3, 4, 5, 7, 8, 64, 255, 256} {
-		a, b := random(r, mr*k), random(r, nr*k)
-		c := random(r, mr*20)
-		want := append([]float32(nil), c...)
-		same := func(what string) {
-			t.Helper()
-			for i := range c {
-				if math.Abs(float64(c[i]-want[i])) > 1e-4 {
-					t.Fatalf("%s, k %d, at %d: %v, want %v", what, k, i, c[i], want[i])
+		for tiles := 1; tiles <= 5; tiles++ {
+			a, b, rows := random(r, tiles*mr*k), random(r, nr*k), random(r, tiles*mr*(k+3))
+			c := random(r, tiles*mr*20)
+			want := append([]float32(nil), c...)
+			same := func(what string) {
+				t.Helper()
+				for i := range c {
+					if math.Abs(float64(c[i]-want[i])) > 1e-4 {
+						t.Fatalf("%s, %d tiles, k %d, at %d: %v, want %v", what, tiles, k, i, c[i], want[i])
+					}
 				}
 			}
-		}
-		for _, add := range []bool{true, false} {
-			gemm6x16Go(k, a, b, want, 20, add)
-			gemm6x16(k, a, b, c, 20, add)
-			same("packed")
-		}
-		rows := random(r, mr*(k+3))
-		for _, add := range []bool{true, false} {
-			gemm6x16RowsGo(k, rows, k+3, b, want, 20, add)
-			gemm6x16Rows(k, rows, k+3, b, c, 20, add)
-			same("rows")
+			for _, add := range []bool{true, false} {
+				gemm6x16Go(tiles, k, a, b, want, 20, add)
+				gemm6x16(tiles, k, a, b, c, 20, add)
+				same("packed")
+				gemm6x16RowsGo(tiles, k, rows, k+3, b, want, 20, add)
+				gemm6x16Rows(tiles, k, rows, k+3, b, c, 20, add)
+				same("rows")
+			}
 		}
 	}
 }

@@ -5,16 +5,16 @@ package kernels
 import "golang.org/x/sys/cpu"
 
 //go:noescape
-func gemm6x16AVX2(k int, a, b, c *float32, ldc int, add bool)
+func gemm6x16AVX2(tiles, k int, a, b, c *float32, ldc int, add bool)
 
 //go:noescape
-func gemm6x16RowsAVX2(k int, a *float32, lda int, b, c *float32, ldc int, add bool)
+func gemm6x16RowsAVX2(tiles, k int, a *float32, lda int, b, c *float32, ldc int, add bool)
 
 //go:noescape
-func gemm12x16AVX512(k int, a, b, c *float32, ldc int, add bool)
+func gemm12x16AVX512(tiles, k int, a, b, c *float32, ldc int, add bool)
 
 //go:noescape
-func gemm12x16RowsAVX512(k int, a *float32, lda int, b, c *float32, ldc int, add bool)
+func gemm12x16RowsAVX512(tiles, k int, a *float32, lda int, b, c *float32, ldc int, add bool)
 
 //go:noescape
 func dotAVX2(n int, x, y *float32) float32
@@ -107,22 +107,36 @@ var useAVX512 = useAVX2 && cpu.X86.HasAVX512F
 // The assembly checks no bounds: each wrapper reads the last float that it reaches of
 // every slice, which panics before anything is out of bounds.
 
-func gemm6x16(k int, a, b, c []float32, ldc int, add bool) {
-	if useAVX2 {
-		_, _, _ = a[mr*k-1], b[nr*k-1], c[(mr-1)*ldc+nr-1]
-		gemm6x16AVX2(k, &a[0], &b[0], &c[0], ldc, add)
+func gemm6x16(tiles, k int, a, b, c []float32, ldc int, add bool) {
+	if !useAVX2 || tiles == 0 {
+		gemm6x16Go(tiles, k, a, b, c, ldc, add)
 		return
 	}
-	gemm6x16Go(k, a, b, c, ldc, add)
+	_, _, _ = a[mr*tiles*k-1], b[nr*k-1], c[(mr*tiles-1)*ldc+nr-1]
+	if pairs := tiles / 2; useAVX512 && pairs > 0 {
+		gemm12x16AVX512(pairs, k, &a[0], &b[0], &c[0], ldc, add)
+		if tiles%2 == 0 {
+			return
+		}
+		tiles, a, c = 1, a[2*mr*pairs*k:], c[2*mr*pairs*ldc:]
+	}
+	gemm6x16AVX2(tiles, k, &a[0], &b[0], &c[0], ldc, add)
 }
 
-func gemm6x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool) {
-	if useAVX2 {
-		_, _, _ = a[(mr-1)*lda+k-1], b[nr*k-1], c[(mr-1)*ldc+nr-1]
-		gemm6x16RowsAVX2(k, &a[0], lda, &b[0], &c[0], ldc, add)
+func gemm6x16Rows(tiles, k int, a []float32, lda int, b, c []float32, ldc int, add bool) {
+	if !useAVX2 || tiles == 0 {
+		gemm6x16RowsGo(tiles, k, a, lda, b, c, ldc, add)
 		return
 	}
-	gemm6x16RowsGo(k, a, lda, b, c, ldc, add)
+	_, _, _ = a[(mr*tiles-1)*lda+k-1], b[nr*k-1], c[(mr*tiles-1)*ldc+nr-1]
+	if pairs := tiles / 2; useAVX512 && pairs > 0 {
+		gemm12x16RowsAVX512(pairs, k, &a[0], lda, &b[0], &c[0], ldc, add)
+		if tiles%2 == 0 {
+			return
+		}
+		tiles, a, c = 1, a[2*mr*pairs*lda:], c[2*mr*pairs*ldc:]
+	}
+	gemm6x16RowsAVX2(tiles, k, &a[0], lda, &b[0], &c[0], ldc, add)
 }
 
 func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []float32, ldc int, add bool) {
@@ -169,25 +183,6 @@ func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int {
 	_, _ = dst[n-1], gain[n-1]
 	roundGain16(n, &dst[0], &x[0], &gain[0], s)
 	return n
-}
-
-// gemm12x16 and gemm12x16Rows compute two tiles, one above the other, if the processor does that at once.
-func gemm12x16(k int, a, b, c []float32, ldc int, add bool) bool {
-	if !useAVX512 {
-		return false
-	}
-	_, _, _ = a[2*mr*k-1], b[nr*k-1], c[(2*mr-1)*ldc+nr-1]
-	gemm12x16AVX512(k, &a[0], &b[0], &c[0], ldc, add)
-	return true
-}
-
-func gemm12x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool) bool {
-	if !useAVX512 {
-		return false
-	}
-	_, _, _ = a[(2*mr-1)*lda+k-1], b[nr*k-1], c[(2*mr-1)*ldc+nr-1]
-	gemm12x16RowsAVX512(k, &a[0], lda, &b[0], &c[0], ldc, add)
-	return true
 }
 
 // dotBlocks returns the inner product of the first floats of x and y, and how many it

@@ -2,10 +2,12 @@
 
 package kernels
 
-func gemm6x16(k int, a, b, c []float32, ldc int, add bool) { gemm6x16Go(k, a, b, c, ldc, add) }
+func gemm6x16(tiles, k int, a, b, c []float32, ldc int, add bool) {
+	gemm6x16Go(tiles, k, a, b, c, ldc, add)
+}
 
-func gemm6x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool) {
-	gemm6x16RowsGo(k, a, lda, b, c, ldc, add)
+func gemm6x16Rows(tiles, k int, a []float32, lda int, b, c []float32, ldc int, add bool) {
+	gemm6x16RowsGo(tiles, k, a, lda, b, c, ldc, add)
 }
 
 func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []float32, ldc int, add bool) {
@@ -17,12 +19,6 @@ func expWeighBlocks(x, gain []float32, top float32) (sum, weighed, most float32,
 }
 func round16Blocks(dst []int16, x []float32, s float32) int           { return 0 }
 func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int { return 0 }
-
-func gemm12x16(k int, a, b, c []float32, ldc int, add bool) bool { return false }
-
-func gemm12x16Rows(k int, a []float32, lda int, b, c []float32, ldc int, add bool) bool {
-	return false
-}
 
 func dotBlocks(x, y []float32) (sum float32, n int) { return 0, 0 }
 

@@ -11,10 +11,10 @@ import (
 
 func main() {
 	ConstraintExpr("!purego")
-	gemm("gemm6x16AVX2", "gemm6x16AVX2 computes C = A B, or C += A B with add, for a 6 x 16 tile of C: A is packed as k columns of 6, B as k rows of 16, C has rows ldc floats apart.", true)
+	gemm("gemm6x16AVX2", "gemm6x16AVX2 computes C = A B, or C += A B with add, for 6 x 16 tiles of C, one above the other: A is packed as k columns of 6 for each, B as k rows of 16, C has rows ldc floats apart.", true)
 	gemm("gemm6x16RowsAVX2", "gemm6x16RowsAVX2 is gemm6x16AVX2 for an A that is not packed, with rows lda floats apart.", false)
-	gemm512("gemm12x16AVX512", "gemm12x16AVX512 is gemm6x16AVX2 for two tiles, one above the other.", true)
-	gemm512("gemm12x16RowsAVX512", "gemm12x16RowsAVX512 is gemm6x16RowsAVX2 for two tiles, one above the other.", false)
+	gemm512("gemm12x16AVX512", "gemm12x16AVX512 is gemm6x16AVX2 for pairs of tiles.", true)
+	gemm512("gemm12x16RowsAVX512", "gemm12x16RowsAVX512 is gemm6x16RowsAVX2 for pairs of tiles.", false)
 	dot()
 	dots8()
 	vectors()
@@ -23,28 +23,33 @@ func main() {
 	Generate()
 }
 
-func gemm(name, doc string, packed bool) {
-	signature := "func(k int, a *float32, lda int, b, c *float32, ldc int, add bool)"
+// signature is that of a product's micro-kernel.
+func signature(packed bool) string {
 	if packed {
-		signature = "func(k int, a, b, c *float32, ldc int, add bool)"
+		return "func(tiles, k int, a, b, c *float32, ldc int, add bool)"
 	}
-	TEXT(name, NOSPLIT, signature)
+	return "func(tiles, k int, a *float32, lda int, b, c *float32, ldc int, add bool)"
+}
+
+func gemm(name, doc string, packed bool) {
+	TEXT(name, NOSPLIT, signature(packed))
 	Doc(doc)
-	k := Load(Param("k"), GP64())
-	a := Load(Param("a"), GP64())
-	b := Load(Param("b"), GP64())
+	first := Load(Param("a"), GP64())
 	c := Load(Param("c"), GP64())
 	ldc := Load(Param("ldc"), GP64())
-	add := Load(Param("add"), GP8())
 	SHLQ(Imm(2), ldc)
+	a, a3, b, n := GP64(), GP64(), GP64(), GP64()
 	at := func(row, step int) Mem { return Mem{Base: a, Disp: 24*step + 4*row} }
+	begin := func() {
+		MOVQ(first, a)
+		Load(Param("k"), n)
+		IMUL3Q(Imm(24), n, n)
+		ADDQ(n, first)
+	}
 	advance := func(n int) { ADDQ(Imm(uint64(24*n)), a) }
 	if !packed {
 		lda := Load(Param("lda"), GP64())
 		SHLQ(Imm(2), lda)
-		a3 := GP64()
-		LEAQ(Mem{Base: a, Index: lda, Scale: 2}, a3)
-		ADDQ(lda, a3)
 		at = func(row, step int) Mem {
 			m := Mem{Base: a, Disp: 4 * step}
 			if row >= 3 {
@@ -55,12 +60,22 @@ func gemm(name, doc string, packed bool) {
 			}
 			return m
 		}
+		begin = func() {
+			MOVQ(first, a)
+			LEAQ(Mem{Base: a, Index: lda, Scale: 2}, a3)
+			ADDQ(lda, a3)
+			LEAQ(Mem{Base: a3, Index: lda, Scale: 2}, first)
+			ADDQ(lda, first)
+		}
 		advance = func(n int) {
 			ADDQ(Imm(uint64(4*n)), a)
 			ADDQ(Imm(uint64(4*n)), a3)
 		}
 	}
-
+	Label("tile")
+	begin()
+	Load(Param("k"), n)
+	Load(Param("b"), b)
 	var acc [6][2]reg.VecVirtual
 	for i := range acc {
 		for j := range acc[i] {
@@ -69,7 +84,7 @@ func gemm(name, doc string, packed bool) {
 		}
 	}
 	b0, b1, ai := YMM(), YMM(), YMM()
-	step := func(n int) {
+	fours(n, func(n int) {
 		for s := range n {
 			VMOVUPS(Mem{Base: b, Disp: 64 * s}, b0)
 			VMOVUPS(Mem{Base: b, Disp: 64*s + 32}, b1)
@@ -81,9 +96,8 @@ func gemm(name, doc string, packed bool) {
 		}
 		advance(n)
 		ADDQ(U32(64*n), b)
-	}
-	fours(k, step)
-	store := func(sum bool) {
+	})
+	storeTiles(func(sum bool) {
 		for i := range acc {
 			for j := range acc[i] {
 				m := Mem{Base: c, Disp: 32 * j}
@@ -92,18 +106,29 @@ func gemm(name, doc string, packed bool) {
 				}
 				VMOVUPS(acc[i][j], m)
 			}
-			if i < len(acc)-1 {
-				ADDQ(ldc, c)
-			}
+			ADDQ(ldc, c)
 		}
-		VZEROUPPER()
-		RET()
-	}
+	})
+}
+
+// storeTiles ends a kernel: store writes a tile, or adds it to C, and leaves C at the next one.
+func storeTiles(store func(sum bool)) {
+	add := Load(Param("add"), GP8())
 	TESTB(add, add)
 	JZ(LabelRef("over"))
 	store(true)
+	JMP(LabelRef("next"))
 	Label("over")
 	store(false)
+	Label("next")
+	tiles, err := Param("tiles").Resolve()
+	if err != nil {
+		panic(err)
+	}
+	DECQ(tiles.Addr)
+	JNZ(LabelRef("tile"))
+	VZEROUPPER()
+	RET()
 }
 
 // fours makes n steps, four at a time while there are as many. Then the label store begins.
@@ -126,39 +151,32 @@ func fours(n reg.Register, step func(n int)) {
 // gemm512 is gemm with registers of 16 floats: one for each row of the tile, and A's floats come out of memory as they are
 // multiplied. The sums are those of gemm, bit for bit.
 func gemm512(name, doc string, packed bool) {
-	signature := "func(k int, a *float32, lda int, b, c *float32, ldc int, add bool)"
-	if packed {
-		signature = "func(k int, a, b, c *float32, ldc int, add bool)"
-	}
-	TEXT(name, NOSPLIT, signature)
+	TEXT(name, NOSPLIT, signature(packed))
 	Doc(doc)
-	k := Load(Param("k"), GP64())
-	b := Load(Param("b"), GP64())
+	b, n := GP64(), GP64()
+	first := Load(Param("a"), GP64())
 	c := Load(Param("c"), GP64())
 	ldc := Load(Param("ldc"), GP64())
-	add := Load(Param("add"), GP8())
 	SHLQ(Imm(2), ldc)
-	var bases []reg.Register // of rows 0, 3, 6 and 9, or of the two packed tiles
+	bases := []reg.GPVirtual{GP64(), GP64()} // of rows 0, 3, 6 and 9, or of the two packed tiles
 	var at func(row, step int) Mem
+	var begin func()
 	size := 4 // from a step to the next
-	first := Load(Param("a"), GP64())
-	bases = append(bases, first)
 	if packed {
 		size = 24
-		second := GP64()
-		IMUL3Q(Imm(24), k, second)
-		ADDQ(first, second)
-		bases = append(bases, second)
 		at = func(row, step int) Mem { return Mem{Base: bases[row/6], Disp: 24*step + 4*(row%6)} }
+		begin = func() {
+			Load(Param("k"), n)
+			IMUL3Q(Imm(24), n, n)
+			for _, base := range bases {
+				MOVQ(first, base)
+				ADDQ(n, first)
+			}
+		}
 	} else {
 		lda := Load(Param("lda"), GP64())
 		SHLQ(Imm(2), lda)
-		for len(bases) < 4 {
-			base := GP64()
-			LEAQ(Mem{Base: bases[len(bases)-1], Index: lda, Scale: 2}, base)
-			ADDQ(lda, base)
-			bases = append(bases, base)
-		}
+		bases = append(bases, GP64(), GP64())
 		at = func(row, step int) Mem {
 			m := Mem{Base: bases[row/3], Disp: 4 * step}
 			if row%3 > 0 {
@@ -166,14 +184,25 @@ func gemm512(name, doc string, packed bool) {
 			}
 			return m
 		}
+		begin = func() {
+			for _, base := range bases {
+				MOVQ(first, base)
+				LEAQ(Mem{Base: first, Index: lda, Scale: 2}, first)
+				ADDQ(lda, first)
+			}
+		}
 	}
+	Label("tile")
+	begin()
+	Load(Param("k"), n)
+	Load(Param("b"), b)
 	var acc [12]reg.VecVirtual
 	for i := range acc {
 		acc[i] = ZMM()
 		VPXORD(acc[i], acc[i], acc[i])
 	}
 	row := ZMM()
-	step := func(n int) {
+	fours(n, func(n int) {
 		for s := range n {
 			VMOVUPS(Mem{Base: b, Disp: 64 * s}, row)
 			for i := range acc {
@@ -184,27 +213,17 @@ func gemm512(name, doc string, packed bool) {
 			ADDQ(U32(size*n), base)
 		}
 		ADDQ(U32(64*n), b)
-	}
-	fours(k, step)
-	store := func(sum bool) {
+	})
+	storeTiles(func(sum bool) {
 		for i := range acc {
 			m := Mem{Base: c}
 			if sum {
 				VADDPS(m, acc[i], acc[i])
 			}
 			VMOVUPS(acc[i], m)
-			if i < len(acc)-1 {
-				ADDQ(ldc, c)
-			}
+			ADDQ(ldc, c)
 		}
-		VZEROUPPER()
-		RET()
-	}
-	TESTB(add, add)
-	JZ(LabelRef("over"))
-	store(true)
-	Label("over")
-	store(false)
+	})
 }
 
 func dots8() {
