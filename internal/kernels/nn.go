@@ -503,6 +503,14 @@ func gather(h []float32, at []int32, d int) *[]float32 {
 // Add adds x to y.
 func Add(y, x []float32) {
 	x = x[:len(y)]
+	const chunk = 1 << 15
+	if len(y) > chunk {
+		Parallel((len(y)+chunk-1)/chunk, func(i int) {
+			lo, hi := i*chunk, min(len(y), (i+1)*chunk)
+			Add(y[lo:hi], x[lo:hi])
+		})
+		return
+	}
 	for i := addBlocks(y, x); i < len(y); i++ {
 		y[i] += x[i]
 	}
