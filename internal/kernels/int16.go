@@ -110,30 +110,33 @@ func takeColumns16(n, k, factors int) *columns16 {
 // Release lets others have its memory; see [Leading].
 func (c *columns16) Release() { columns16Pool.Put(c) }
 
-// put sets column j.
-func (c *columns16) put(j int, q []int16, by float32) {
-	at := c.data[j/nr*nr*((c.k+1)/2)+j%nr:]
-	for p := 0; p < c.k; p += 2 {
-		v := uint32(uint16(q[p]))
-		if p+1 < c.k {
-			v |= uint32(uint16(q[p+1])) << 16
-		}
-		at[p/2*nr] = v
-	}
-	c.by[j] = by
-}
-
 // newTransposed16 lays out the transpose of B, n x k, times alpha.
 func newTransposed16(n, k int, b []float32, ldb int, alpha float32) *columns16 {
-	c, q := takeColumns16(n, k, panelFloats(n, 1)), make([]int16, k)
-	for j := range n {
-		x := b[j*ldb : j*ldb+k]
-		s, back := fit(x)
-		round(q, x, s)
-		c.put(j, q, back*alpha)
+	c, pairs := takeColumns16(n, k, panelFloats(n, 1)), (k+1)/2
+	r := takeRows16(nr, k)
+	defer rows16Pool.Put(r)
+	for from := 0; from < n; from += nr {
+		rows := min(nr, n-from)
+		r.fill(rows, k, b[from*ldb:], ldb)
+		panel := c.data[from*pairs:][:nr*pairs]
+		done := 0
+		if rows == nr {
+			done = packPairsOf8(pairs, panel, r.q, pairs)
+			packPairsOf8(pairs, panel[8:], r.q[8*2*pairs:], pairs)
+		}
+		for j := range rows {
+			q := r.q[j*r.ld : (j+1)*r.ld]
+			for p := done; p < pairs; p++ {
+				panel[p*nr+j] = pair(q[2*p], q[2*p+1])
+			}
+			c.by[from+j] = r.by[j] * alpha
+		}
 	}
 	return c
 }
+
+// pair is two integers, the first in the low half.
+func pair(low, high int16) uint32 { return uint32(uint16(low)) | uint32(uint16(high))<<16 }
 
 // mul16 computes the first m rows of C = A B, or adds to them, for the first n columns of panels b, each of which
 // is stride pairs of rows long, of which the first are taken. by are the factors of columns; rows' are of a.
@@ -246,19 +249,25 @@ func NewValues16(n, k int, b []float32, ldb int) Values16 {
 	pairs := (k + 1) / 2
 	v := Values16{takeColumns16(n, k, padded(k))} // the factors are rows'
 	clear(v.by[k:])
-	q := make([]int16, 2*n)
-	for p := range pairs {
-		clear(q)
-		for i := 2 * p; i < min(k, 2*p+2); i++ {
-			x := b[i*ldb : i*ldb+n]
-			v.by[i] = 0
-			if top := maxAbs(x); !(top < tiny) {
-				round(q[i%2*n:][:n], x, mostValue/top)
-				v.by[i] = top / mostValue
-			}
+	zeros := make([]float32, n)
+	factor := func(i int) (x []float32, s float32) {
+		if i == k {
+			return zeros, 0
 		}
-		for j := range n {
-			v.data[(j/nr*pairs+p)*nr+j%nr] = uint32(uint16(q[j])) | uint32(uint16(q[n+j]))<<16
+		x = b[i*ldb : i*ldb+n]
+		top := maxAbs(x)
+		if top < tiny {
+			v.by[i] = 0
+			return zeros, 0
+		}
+		v.by[i] = top / mostValue
+		return x, mostValue / top
+	}
+	for p := range pairs {
+		x, sx := factor(2 * p)
+		y, sy := factor(2*p + 1)
+		for j := roundPairsOf16(v.data[p*nr:], nr*pairs, x, y, sx, sy); j < n; j++ {
+			v.data[(j/nr*pairs+p)*nr+j%nr] = pair(toInt16(x[j]*sx), toInt16(y[j]*sy))
 		}
 	}
 	return v

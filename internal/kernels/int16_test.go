@@ -194,3 +194,41 @@ func BenchmarkInt16(b *testing.B) {
 		}
 	}
 }
+
+// TestInt16Layout: what is laid out many numbers at a time is where it should be.
+func TestInt16Layout(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n, k, extra := rapid.IntRange(1, 70).Draw(t, "n"), rapid.IntRange(1, 70).Draw(t, "k"), rapid.IntRange(0, 3).Draw(t, "extra columns")
+		pairs := (k + 1) / 2
+		at := func(j, p int) int { return (j/nr*pairs+p)*nr + j%nr }
+		b := drawn(t, n, k, k+extra, true)
+		keys := NewPanels16(n, k, b, k+extra, 0.5)
+		for j := range n {
+			x := append(slices.Clone(b[j*(k+extra):][:k]), 0)
+			s, back := fit(x[:k])
+			if keys.by[j] != back*0.5 {
+				t.Fatalf("column %d is multiplied by %v, want %v", j, keys.by[j], back*0.5)
+			}
+			for p := range pairs {
+				if got, want := keys.data[at(j, p)], pair(toInt16(x[2*p]*s), toInt16(x[2*p+1]*s)); got != want {
+					t.Fatalf("column %d, pair %d: %x, want %x", j, p, got, want)
+				}
+			}
+		}
+		b = drawn(t, k, n, n+extra, true)
+		values := NewValues16(n, k, b, n+extra)
+		for p := range pairs {
+			for j := range n {
+				var want [2]int16
+				for i := range want {
+					if row := 2*p + i; row < k && values.by[row] > 0 {
+						want[i] = toInt16(b[row*(n+extra)+j] * (mostValue / maxAbs(b[row*(n+extra):][:n])))
+					}
+				}
+				if got := values.data[at(j, p)]; got != pair(want[0], want[1]) {
+					t.Fatalf("column %d, pair %d: %x, want %v", j, p, got, want)
+				}
+			}
+		}
+	})
+}

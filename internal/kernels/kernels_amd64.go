@@ -35,6 +35,9 @@ func packRows16(k int, dst, src *float32, ld int)
 func packColumns8(k int, dst *float32, stride int, src *float32, ld int)
 
 //go:noescape
+func packPairs8(k int, dst *uint32, stride int, src *int16, ld int)
+
+//go:noescape
 func add8(n int, y, x *float32)
 
 //go:noescape
@@ -93,6 +96,9 @@ func expWeigh16(n int, x, gain *float32, top float32) (sum, weighed, most float3
 
 //go:noescape
 func round16(n int, dst *int16, x *float32, s float32)
+
+//go:noescape
+func roundPairs16(n int, dst *uint32, panel int, x, y *float32, sx, sy float32)
 
 //go:noescape
 func roundGain16(n int, dst *int16, x, gain *float32, s float32)
@@ -254,6 +260,28 @@ func packColumnsOf8(k int, dst []float32, stride int, src []float32, ld int) int
 	_, _ = dst[(k-1)*stride+7], src[7*ld+k-1]
 	packColumns8(k, &dst[0], stride, &src[0], ld)
 	return k
+}
+
+// packPairsOf8 is packColumnsOf8 of pairs of integers, for a panel's columns.
+func packPairsOf8(pairs int, dst []uint32, src []int16, ld int) int {
+	k := pairs &^ 7
+	if k == 0 || !useAVX2 {
+		return 0
+	}
+	_, _ = dst[(k-1)*nr+7], src[2*(7*ld+k)-1]
+	packPairs8(k, &dst[0], nr, &src[0], ld)
+	return k
+}
+
+// roundPairsOf16 rounds the first floats of two rows to pairs of integers, and returns how many.
+func roundPairsOf16(dst []uint32, panel int, x, y []float32, sx, sy float32) int {
+	n := len(x) &^ 15
+	if n == 0 || !useAVX2 {
+		return 0
+	}
+	_, _ = y[n-1], dst[(n/nr-1)*panel+nr-1]
+	roundPairs16(n, &dst[0], panel, &x[0], &y[0], sx, sy)
+	return n
 }
 
 // blocks is how much of a slice the vector kernels take.

@@ -1743,6 +1743,79 @@ end:
 	VZEROUPPER
 	RET
 
+// func packPairs8(k int, dst *uint32, stride int, src *int16, ld int)
+// Requires: AVX
+TEXT ·packPairs8(SB), NOSPLIT, $0-40
+	MOVQ k+0(FP), AX
+	MOVQ dst+8(FP), CX
+	MOVQ stride+16(FP), DX
+	MOVQ src+24(FP), BX
+	MOVQ ld+32(FP), SI
+	SHLQ $0x02, SI
+	SHLQ $0x02, DX
+	LEAQ (SI)(SI*2), DI
+	LEAQ (BX)(SI*4), R8
+
+eight:
+	TESTQ      AX, AX
+	JZ         end
+	VMOVUPS    (BX), Y0
+	VMOVUPS    (BX)(SI*1), Y1
+	VMOVUPS    (BX)(SI*2), Y2
+	VMOVUPS    (BX)(DI*1), Y3
+	VMOVUPS    (R8), Y4
+	VMOVUPS    (R8)(SI*1), Y5
+	VMOVUPS    (R8)(SI*2), Y6
+	VMOVUPS    (R8)(DI*1), Y7
+	VUNPCKLPS  Y1, Y0, Y8
+	VUNPCKHPS  Y1, Y0, Y9
+	VUNPCKLPS  Y3, Y2, Y10
+	VUNPCKHPS  Y3, Y2, Y11
+	VUNPCKLPS  Y5, Y4, Y12
+	VUNPCKHPS  Y5, Y4, Y13
+	VUNPCKLPS  Y7, Y6, Y5
+	VUNPCKHPS  Y7, Y6, Y7
+	VSHUFPS    $0x44, Y10, Y8, Y0
+	VSHUFPS    $0xee, Y10, Y8, Y1
+	VSHUFPS    $0x44, Y11, Y9, Y2
+	VSHUFPS    $0xee, Y11, Y9, Y3
+	VSHUFPS    $0x44, Y5, Y12, Y4
+	VSHUFPS    $0xee, Y5, Y12, Y5
+	VSHUFPS    $0x44, Y7, Y13, Y6
+	VSHUFPS    $0xee, Y7, Y13, Y7
+	VPERM2F128 $0x20, Y4, Y0, Y8
+	VMOVUPS    Y8, (CX)
+	ADDQ       DX, CX
+	VPERM2F128 $0x20, Y5, Y1, Y9
+	VMOVUPS    Y9, (CX)
+	ADDQ       DX, CX
+	VPERM2F128 $0x20, Y6, Y2, Y10
+	VMOVUPS    Y10, (CX)
+	ADDQ       DX, CX
+	VPERM2F128 $0x20, Y7, Y3, Y11
+	VMOVUPS    Y11, (CX)
+	ADDQ       DX, CX
+	VPERM2F128 $0x31, Y4, Y0, Y12
+	VMOVUPS    Y12, (CX)
+	ADDQ       DX, CX
+	VPERM2F128 $0x31, Y5, Y1, Y13
+	VMOVUPS    Y13, (CX)
+	ADDQ       DX, CX
+	VPERM2F128 $0x31, Y6, Y2, Y5
+	VMOVUPS    Y5, (CX)
+	ADDQ       DX, CX
+	VPERM2F128 $0x31, Y7, Y3, Y7
+	VMOVUPS    Y7, (CX)
+	ADDQ       DX, CX
+	ADDQ       $0x20, BX
+	ADDQ       $0x20, R8
+	SUBQ       $0x08, AX
+	JMP        eight
+
+end:
+	VZEROUPPER
+	RET
+
 // func dotsAt(n int, x *float32, size int, y *float32, block int, row int, slots *int32, s float32, out *float32)
 // Requires: AVX, FMA3, SSE
 TEXT ·dotsAt(SB), NOSPLIT, $0-72
@@ -2647,5 +2720,46 @@ done:
 	VMOVSHDUP    X4, X0
 	VMAXPS       X0, X4, X4
 	MOVSS        X4, most+40(FP)
+	VZEROUPPER
+	RET
+
+// func roundPairs16(n int, dst *uint32, panel int, x *float32, y *float32, sx float32, sy float32)
+// Requires: AVX, AVX2, SSE
+TEXT ·roundPairs16(SB), NOSPLIT, $0-48
+	MOVQ         n+0(FP), AX
+	MOVQ         dst+8(FP), CX
+	MOVQ         panel+16(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         x+24(FP), BX
+	MOVQ         y+32(FP), SI
+	MOVSS        sx+40(FP), X0
+	VBROADCASTSS X0, Y0
+	MOVSS        sy+44(FP), X1
+	VBROADCASTSS X1, Y1
+
+sixteen:
+	TESTQ     AX, AX
+	JZ        done
+	VMULPS    (BX), Y0, Y2
+	VCVTPS2DQ Y2, Y2
+	VMULPS    (SI), Y1, Y3
+	VCVTPS2DQ Y3, Y3
+	VPSLLD    $0x10, Y3, Y3
+	VPBLENDW  $0xaa, Y3, Y2, Y2
+	VMOVDQU   Y2, (CX)
+	VMULPS    32(BX), Y0, Y2
+	VCVTPS2DQ Y2, Y2
+	VMULPS    32(SI), Y1, Y3
+	VCVTPS2DQ Y3, Y3
+	VPSLLD    $0x10, Y3, Y3
+	VPBLENDW  $0xaa, Y3, Y2, Y2
+	VMOVDQU   Y2, 32(CX)
+	ADDQ      $0x00000040, BX
+	ADDQ      $0x00000040, SI
+	ADDQ      DX, CX
+	SUBQ      $0x10, AX
+	JMP       sixteen
+
+done:
 	VZEROUPPER
 	RET

@@ -20,6 +20,10 @@ func expWeighBlocks(x, gain []float32, top float32) (sum, weighed, most float32,
 func round16Blocks(dst []int16, x []float32, s float32) int           { return 0 }
 func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int { return 0 }
 
+func packPairsOf8(pairs int, dst []uint32, src []int16, ld int) int { return 0 }
+
+func roundPairsOf16(dst []uint32, panel int, x, y []float32, sx, sy float32) int { return 0 }
+
 func dotBlocks(x, y []float32) (sum float32, n int) { return 0, 0 }
 
 func dots8(out, a []float32, lda int, x []float32) (n int) { return 0 }

@@ -21,6 +21,7 @@ func int16s() {
 	round16(false)
 	round16(true)
 	expWeigh16()
+	roundPairs16()
 }
 
 func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
@@ -203,6 +204,46 @@ func round16(gains bool) {
 		ADDQ(U32(64), b)
 	}
 	ADDQ(Imm(32), dst)
+	SUBQ(Imm(16), n)
+	JMP(LabelRef("sixteen"))
+	Label("done")
+	VZEROUPPER()
+	RET()
+}
+
+// roundPairs16 makes pairs of two rows.
+func roundPairs16() {
+	TEXT("roundPairs16", NOSPLIT, "func(n int, dst *uint32, panel int, x, y *float32, sx, sy float32)")
+	Doc("roundPairs16 rounds n floats, a multiple of 16, of x times sx and of y times sy, to pairs of integers, x's in the low half: 16 of them every panel.")
+	n := Load(Param("n"), GP64())
+	dst := Load(Param("dst"), GP64())
+	panel := Load(Param("panel"), GP64())
+	SHLQ(Imm(2), panel)
+	bases := []reg.Register{Load(Param("x"), GP64()), Load(Param("y"), GP64())}
+	var scales []reg.VecVirtual
+	for _, name := range []string{"sx", "sy"} {
+		low, s := XMM(), YMM()
+		Load(Param(name), low)
+		VBROADCASTSS(low, s)
+		scales = append(scales, s)
+	}
+	Label("sixteen")
+	TESTQ(n, n)
+	JZ(LabelRef("done"))
+	for half := range 2 {
+		v := []reg.VecVirtual{YMM(), YMM()}
+		for i := range v {
+			VMULPS(Mem{Base: bases[i], Disp: 32 * half}, scales[i], v[i])
+			VCVTPS2DQ(v[i], v[i])
+		}
+		VPSLLD(Imm(16), v[1], v[1])
+		VPBLENDW(Imm(0xaa), v[1], v[0], v[0])
+		VMOVDQU(v[0], Mem{Base: dst, Disp: 32 * half})
+	}
+	for _, b := range bases {
+		ADDQ(U32(64), b)
+	}
+	ADDQ(panel, dst)
 	SUBQ(Imm(16), n)
 	JMP(LabelRef("sixteen"))
 	Label("done")

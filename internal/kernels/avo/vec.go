@@ -402,13 +402,18 @@ func packs() {
 	VZEROUPPER()
 	RET()
 
-	TEXT("packColumns8", NOSPLIT, "func(k int, dst *float32, stride int, src *float32, ld int)")
-	Doc("packColumns8 transposes 8 rows of k floats, a multiple of 8, ld floats apart, into k rows of 8, stride floats apart.")
-	k = Load(Param("k"), GP64())
-	dst = Load(Param("dst"), GP64())
+	columns8("packColumns8", "func(k int, dst *float32, stride int, src *float32, ld int)", "packColumns8 transposes 8 rows of k floats, a multiple of 8, ld floats apart, into k rows of 8, stride floats apart.")
+	columns8("packPairs8", "func(k int, dst *uint32, stride int, src *int16, ld int)", "packPairs8 is packColumns8 of pairs of integers: k, stride and ld count pairs.")
+}
+
+func columns8(name, signature, doc string) {
+	TEXT(name, NOSPLIT, signature)
+	Doc(doc)
+	k := Load(Param("k"), GP64())
+	dst := Load(Param("dst"), GP64())
 	stride := Load(Param("stride"), GP64())
-	src = Load(Param("src"), GP64())
-	ld = Load(Param("ld"), GP64())
+	src := Load(Param("src"), GP64())
+	ld := Load(Param("ld"), GP64())
 	SHLQ(Imm(2), ld)
 	SHLQ(Imm(2), stride)
 	ld3, src4 := GP64(), GP64()
