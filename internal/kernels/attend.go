@@ -16,9 +16,9 @@ type Values interface {
 type Scores struct {
 	All   []float32
 	Width int // of a row
-	OwnAt int // where those of the query's own keys begin
 
 	rows, keys, own int
+	ownAt           int // where those of the query's own keys begin
 	from            *[]float32
 }
 
@@ -31,14 +31,14 @@ func padded(n int) int { return (n + scoreBlock - 1) / scoreBlock * scoreBlock }
 func TakeScores(rows, keys, own int) *Scores {
 	width := padded(keys) + padded(own)
 	data := take(rows * width)
-	return &Scores{All: *data, Width: width, OwnAt: padded(keys), rows: rows, keys: keys, own: own, from: data}
+	return &Scores{All: *data, Width: width, rows: rows, keys: keys, own: own, ownAt: padded(keys), from: data}
 }
 
 // Release lets others have the memory.
 func (s *Scores) Release() { scratch.Put(s.from) }
 
 // Own are row i's scores with its own keys or, later, their weights.
-func (s *Scores) Own(i int) []float32 { return s.All[i*s.Width+s.OwnAt:][:s.own] }
+func (s *Scores) Own(i int) []float32 { return s.All[i*s.Width+s.ownAt:][:s.own] }
 
 // unseen is a score whose exponential is zero, next to any other's.
 const unseen = -math.MaxFloat32
@@ -47,7 +47,7 @@ const unseen = -math.MaxFloat32
 // blocks. It returns the scores of the keys that it sees, and its own, with those, and the greatest.
 func (s *Scores) begin(i, sees int) (keys, own []float32, top float32) {
 	row := s.All[i*s.Width : (i+1)*s.Width]
-	keys, own = row[:padded(sees)], row[s.OwnAt:s.OwnAt+padded(s.own)]
+	keys, own = row[:padded(sees)], row[s.ownAt:s.ownAt+padded(s.own)]
 	fill(keys[sees:], unseen)
 	fill(own[s.own:], unseen)
 	top = unseen

@@ -4,7 +4,7 @@
 //
 // Matrices are row-major slices; an argument ld is the distance between rows.
 // Kernels with a derivative come as a pair with the same shapes, Foo and
-// FooBackward; a Backward adds to the gradients that it is given.
+// FooBackward; a Backward adds to the gradients that it is given, unless it says that it computes them.
 //
 // Work is split over goroutines by rows of the output, never along a sum, so a
 // result does not depend on how many there are.
