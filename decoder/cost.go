@@ -15,8 +15,8 @@ func (c Config) FLOPs(tokens int) float64 {
 type Memory struct {
 	Weights     int64 // as trained, and their average
 	Optimizer   int64 // gradients and moments
-	Activations int64 // of a batch, and the gradients of a layer
-	Scratch     int64 // logits, and what the kernels lay out meanwhile
+	Activations int64 // of a batch, the softmax of its logits, and the gradients of a layer
+	Scratch     int64 // what the kernels lay out meanwhile
 }
 
 // Total is the sum.
@@ -39,7 +39,7 @@ func (c Config) Memory(tokens int) Memory {
 	weights := c.count()
 	lanes := c.lanes(tokens)
 	n, in := int64(lanes), c.laneTokens(tokens, lanes)
-	return Memory{Weights: 2 * 4 * weights, Optimizer: (2 + n) * 4 * weights, Activations: n * 4 * c.activations(in), Scratch: n * (c.keptLogits(in) + c.scratch(in))}
+	return Memory{Weights: 2 * 4 * weights, Optimizer: (2 + n) * 4 * weights, Activations: n * (4*c.activations(in) + c.keptLogits(in)), Scratch: n * c.scratch(in)}
 }
 
 // activations is how many floats a lane keeps of so many tokens.

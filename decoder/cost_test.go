@@ -2,6 +2,7 @@ package decoder
 
 import (
 	"runtime"
+	"slices"
 	"testing"
 
 	"onerec/internal/ops"
@@ -40,7 +41,8 @@ func TestMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, solver := testBatch(t, c, 1, Row{Session: []Item{make(Item, c.Levels)}}), ops.NewSolver(1e-3, 0)
+		row := Row{Session: slices.Repeat([]Item{make(Item, c.Levels)}, c.MaxItems())}
+		b, solver := testBatch(t, c, 1, slices.Repeat([]Row{row}, tokens/c.MaxLen)...), ops.NewSolver(1e-3, 0)
 		if _, err := g.Step(b, nil, Dropout{}, solver); err != nil {
 			t.Fatal(err)
 		}

@@ -114,11 +114,9 @@ func (v Values16) Attend(s *Scores, sees, step int, c []float32, ldc int) {
 			x, gains := keys[from:to], v.by[from:to]
 			part, weighed, most := expWeigh(x, gains, top)
 			sum += part
-			factor := max(weighed/mostWeights, most/mostInt16)
-			if weighed < least {
-				factor = 0
-				clear(q[from:to])
-			} else {
+			factor := float32(0) // of a row that may hold anything, then
+			if weighed >= least {
+				factor = max(weighed/mostWeights, most/mostInt16)
 				roundGain(q[from:to], x, gains, 1/factor)
 			}
 			by[b*rows+i] = factor

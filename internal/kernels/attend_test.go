@@ -56,6 +56,9 @@ func TestAttend(t *testing.T) {
 		c := random(r, m*(n+extra))
 		before := slices.Clone(c)
 		if integers {
+			used := takeColumns16(n, rows, padded(rows))
+			fill(used.by, float32(math.NaN()))
+			used.Release()
 			v := NewValues16(n, rows, b, n+extra)
 			defer v.Release() // what comes next finds what was there before
 			v.Attend(s, sees, step, c, n+extra)

@@ -71,6 +71,7 @@ func SwiGLULinear(b Rows, u, w *gorgonia.Node) *gorgonia.Node {
 		dw := Apply("swiglu linear dw", matrix(d, f), func(dw []float32, g [][]float32) {
 			kernels.Gemm(true, false, d, f, b.Len(), 1, g[0], d, *h, f, 0, dw, f)
 			kernels.Put(h)
+			h = nil // or it would be kept, whoever has it next
 		}, nil, dy, du)
 		return gorgonia.Nodes{du, dw}
 	}, u, w)
