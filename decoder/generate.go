@@ -436,23 +436,12 @@ type activations struct {
 	all        *[]float32
 }
 
-// Memory is used again: large pieces for passes, small ones for blocks of their rows.
-var passFloats, blockFloats = sync.Pool{New: newFloats}, sync.Pool{New: newFloats}
-
-func newFloats() any { return new([]float32) }
-
-func takeFloats(pool *sync.Pool, n int) *[]float32 {
-	p := pool.Get().(*[]float32)
-	if cap(*p) < n {
-		*p = make([]float32, n)
-	}
-	*p = (*p)[:n]
-	return p
-}
+var passFloats = sync.Pool{New: func() any { return new([]float32) }}
 
 func newActivations(c Config, n, qkv int) *activations {
 	d := c.Dim
-	all := takeFloats(&passFloats, n*(2*d+1)+qkv*3*d)
+	all, size := passFloats.Get().(*[]float32), n*(2*d+1)+qkv*3*d
+	*all = slices.Grow((*all)[:0], size)[:size]
 	x, h, rest := (*all)[:n*d], (*all)[n*d:2*n*d], (*all)[2*n*d:]
 	return &activations{x, h, rest[:n], rest[n:], all}
 }
@@ -479,8 +468,8 @@ func (g *Generator) finishLayer(l int, a *activations, n int) {
 	p := g.layers[l]
 	kernels.Blocks(n, func(lo, hi int, mul kernels.Product) {
 		n, h, x := hi-lo, a.h[lo*d:], a.x[lo*d:]
-		buf := takeFloats(&blockFloats, n*3*f)
-		defer blockFloats.Put(buf)
+		buf := kernels.Take(n * 3 * f)
+		defer kernels.Put(buf)
 		up, act := (*buf)[:n*2*f], (*buf)[n*2*f:]
 		mul(p.out, n, h, d, true, x, d)
 		kernels.RMSNorm(h, a.rstd[lo:], x, g.w.layer(l).normFF, n, d)

@@ -50,15 +50,16 @@ func (s *Scores) begin(i, sees int) (keys, own []float32, top float32) {
 	keys, own = row[:padded(sees)], row[s.ownAt:s.ownAt+padded(s.own)]
 	fill(keys[sees:], unseen)
 	fill(own[s.own:], unseen)
-	top = unseen
-	for _, part := range [][]float32{keys, own} {
-		var at int
-		top, at = maxBlocks(part, top)
-		for _, v := range part[at:] {
-			top = max(top, v)
-		}
+	return keys, own, greatest(own, greatest(keys, unseen))
+}
+
+// greatest returns the greatest of x, at least top.
+func greatest(x []float32, top float32) float32 {
+	top, i := maxBlocks(x, top)
+	for _, v := range x[i:] {
+		top = max(top, v)
 	}
-	return keys, own, top
+	return top
 }
 
 func fill(x []float32, v float32) {

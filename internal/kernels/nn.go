@@ -340,16 +340,8 @@ func Softmax(x []float32) { softmax(x) }
 
 // softmax is Softmax; it returns the greatest of x and the sum of the exponentials of what the others are less.
 func softmax(x []float32) (top, sum float32) {
-	top, i := maxBlocks(x, x[0])
-	for _, v := range x[i:] {
-		top = max(top, v)
-	}
-	sum, i = expSumBlocks(x, top)
-	for ; i < len(x); i++ {
-		e := Exp(x[i] - top)
-		x[i] = e
-		sum += e
-	}
+	top = greatest(x, x[0])
+	sum = expSum(x, top)
 	scale(x, 1/sum)
 	return top, sum
 }

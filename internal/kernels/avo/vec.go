@@ -326,6 +326,21 @@ func vectors() {
 	packs()
 }
 
+// eachRow makes a function of a copy of each of k rows, which are ld bytes apart in src and size bytes in dst.
+func eachRow(k, dst, src, ld reg.Register, size uint64, row func()) {
+	Label("rows")
+	TESTQ(k, k)
+	JZ(LabelRef("end"))
+	row()
+	ADDQ(ld, src)
+	ADDQ(Imm(size), dst)
+	DECQ(k)
+	JMP(LabelRef("rows"))
+	Label("end")
+	VZEROUPPER()
+	RET()
+}
+
 // packs are the copies that lay matrices out for the micro-kernel.
 func packs() {
 	TEXT("packRows16", NOSPLIT, "func(k int, dst, src *float32, ld int)")
@@ -336,20 +351,12 @@ func packs() {
 	ld := Load(Param("ld"), GP64())
 	SHLQ(Imm(2), ld)
 	x, y := YMM(), YMM()
-	Label("rows")
-	TESTQ(k, k)
-	JZ(LabelRef("end"))
-	VMOVUPS(Mem{Base: src}, x)
-	VMOVUPS(Mem{Base: src, Disp: 32}, y)
-	VMOVUPS(x, Mem{Base: dst})
-	VMOVUPS(y, Mem{Base: dst, Disp: 32})
-	ADDQ(ld, src)
-	ADDQ(Imm(64), dst)
-	DECQ(k)
-	JMP(LabelRef("rows"))
-	Label("end")
-	VZEROUPPER()
-	RET()
+	eachRow(k, dst, src, ld, 64, func() {
+		VMOVUPS(Mem{Base: src}, x)
+		VMOVUPS(Mem{Base: src, Disp: 32}, y)
+		VMOVUPS(x, Mem{Base: dst})
+		VMOVUPS(y, Mem{Base: dst, Disp: 32})
+	})
 
 	TEXT("packRows6", NOSPLIT, "func(k int, dst, src *float32, ld int)")
 	Doc("packRows6 copies 6 floats of each of k rows, ld floats apart; it reads and writes 8, so the last row is not its own.")
@@ -359,18 +366,10 @@ func packs() {
 	ld = Load(Param("ld"), GP64())
 	SHLQ(Imm(2), ld)
 	x = YMM()
-	Label("rows")
-	TESTQ(k, k)
-	JZ(LabelRef("end"))
-	VMOVUPS(Mem{Base: src}, x)
-	VMOVUPS(x, Mem{Base: dst})
-	ADDQ(ld, src)
-	ADDQ(Imm(24), dst)
-	DECQ(k)
-	JMP(LabelRef("rows"))
-	Label("end")
-	VZEROUPPER()
-	RET()
+	eachRow(k, dst, src, ld, 24, func() {
+		VMOVUPS(Mem{Base: src}, x)
+		VMOVUPS(x, Mem{Base: dst})
+	})
 
 	TEXT("packRows24", NOSPLIT, "func(k int, dst *float32, panel int, src *float32, ld int)")
 	Doc("packRows24 is packRows6 for 4 panels side by side, which begin panel floats apart.")
@@ -385,22 +384,14 @@ func packs() {
 	LEAQ(Mem{Base: panel, Index: panel, Scale: 2}, panel3)
 	to := [4]Mem{{Base: dst}, {Base: dst, Index: panel, Scale: 1}, {Base: dst, Index: panel, Scale: 2}, {Base: dst, Index: panel3, Scale: 1}}
 	four := [4]reg.VecVirtual{YMM(), YMM(), YMM(), YMM()}
-	Label("rows")
-	TESTQ(k, k)
-	JZ(LabelRef("end"))
-	for i, v := range four {
-		VMOVUPS(Mem{Base: src, Disp: 24 * i}, v)
-	}
-	for i, v := range four {
-		VMOVUPS(v, to[i])
-	}
-	ADDQ(ld, src)
-	ADDQ(Imm(24), dst)
-	DECQ(k)
-	JMP(LabelRef("rows"))
-	Label("end")
-	VZEROUPPER()
-	RET()
+	eachRow(k, dst, src, ld, 24, func() {
+		for i, v := range four {
+			VMOVUPS(Mem{Base: src, Disp: 24 * i}, v)
+		}
+		for i, v := range four {
+			VMOVUPS(v, to[i])
+		}
+	})
 
 	columns8("packColumns8", "func(k int, dst *float32, stride int, src *float32, ld int)", "packColumns8 transposes 8 rows of k floats, a multiple of 8, ld floats apart, into k rows of 8, stride floats apart.")
 	columns8("packPairs8", "func(k int, dst *uint32, stride int, src *int16, ld int)", "packPairs8 is packColumns8 of pairs of integers: k, stride and ld count pairs.")
