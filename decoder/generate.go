@@ -17,9 +17,14 @@ import (
 // item twice. It is safe for concurrent use; the weights must not change
 // meanwhile.
 type Generator struct {
+	*network
+	all, trie *semanticid.Trie // of all items, and of those that it may write
+	ids       func(item int32) Item
+}
+
+// network is a model as generation runs it.
+type network struct {
 	w      *Weights
-	trie   *semanticid.Trie
-	ids    func(item int32) Item
 	rotary *kernels.Rotary
 
 	// The weights, laid out once for the products that every step makes.
@@ -38,7 +43,8 @@ func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
 	if err := w.Config.speaks(cb.Levels(), cb.Codes()); err != nil {
 		return nil, err
 	}
-	return newGenerator(w, semanticid.NewTrie(cb), cb.ID, Float32), nil
+	trie := semanticid.NewTrie(cb)
+	return &Generator{newNetwork(w, Float32), trie, trie, cb.ID}, nil
 }
 
 // With returns a generator of other weights for the same items, in the same numbers. The two share the
@@ -47,7 +53,7 @@ func (g *Generator) With(w *Weights) (*Generator, error) {
 	if err := w.Config.speaks(g.w.Config.Levels, g.w.Config.Codes); err != nil {
 		return nil, err
 	}
-	return newGenerator(w, g.trie, g.ids, g.numbers), nil
+	return &Generator{newNetwork(w, g.numbers), g.all, g.trie, g.ids}, nil
 }
 
 // In returns a generator of the same model that computes in other numbers; the two share the trie.
@@ -55,25 +61,31 @@ func (g *Generator) In(numbers Numbers) *Generator {
 	if numbers == g.numbers {
 		return g
 	}
-	return newGenerator(g.w, g.trie, g.ids, numbers)
+	return &Generator{newNetwork(g.w, numbers), g.all, g.trie, g.ids}
 }
 
-func newGenerator(w *Weights, trie *semanticid.Trie, ids func(int32) Item, numbers Numbers) *Generator {
+// Without returns a generator of the same model that writes none of the given items (indexes in the codebook), but all
+// others, whatever g left out. The two share all but the trie's counts, the keys and values of a [Past] too.
+func (g *Generator) Without(items map[int32]bool) *Generator {
+	return &Generator{g.network, g.all, g.all.Without(items), g.ids}
+}
+
+func newNetwork(w *Weights, numbers Numbers) *network {
 	c := w.Config
 	d, f := c.Dim, c.Hidden
-	g := &Generator{w: w, trie: trie, ids: ids, numbers: numbers, rotary: kernels.NewRotary(d/c.Heads, c.MaxLen), embed: numbers.weights(c.Vocab(), d, w.embed())}
-	g.company.run = g.run
+	net := &network{w: w, numbers: numbers, rotary: kernels.NewRotary(d/c.Heads, c.MaxLen), embed: numbers.weights(c.Vocab(), d, w.embed())}
+	net.company.run = net.run
 	for level := range c.Levels {
-		g.codes = append(g.codes, numbers.weights(c.Codes, d, w.embed()[int(c.token(level, 0))*d:]))
+		net.codes = append(net.codes, numbers.weights(c.Codes, d, w.embed()[int(c.token(level, 0))*d:]))
 	}
 	for l := range c.Layers {
 		of := w.layer(l)
-		g.layers = append(g.layers, packedLayer{
+		net.layers = append(net.layers, packedLayer{
 			qkv: numbers.weights(3*d, d, of.qkv), out: numbers.weights(d, d, of.out),
 			up: numbers.weights(2*f, d, of.up), down: numbers.weights(d, f, of.down),
 		})
 	}
-	return g
+	return net
 }
 
 // Config returns that of the weights.
@@ -210,8 +222,11 @@ func (g *Generator) countExcluded(exclude map[int32]bool) []map[int32]int32 {
 	}
 	for item := range exclude {
 		path, ok := g.trie.Path(g.ids(item))
-		for l := 0; ok && l < len(path); l++ {
-			counts[l][path[l]]++
+		if last := len(path) - 1; !ok || g.trie.Under(last, path[last]) == 0 {
+			continue // nobody's, or left out already
+		}
+		for l, node := range path {
+			counts[l][node]++
 		}
 	}
 	return counts
@@ -378,22 +393,22 @@ func (p *prefix) release() {
 // prefill runs tokens through the model at once, but for those that an earlier search's past has, if
 // there is one. It returns their cache and the last one's hidden state. Of the last layer only the keys
 // and values of all tokens are needed, and the rest of the last token alone.
-func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
-	c, n, from := g.w.Config, len(tokens), 0
+func (net *network) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
+	c, n, from := net.w.Config, len(tokens), 0
 	if kept != nil {
-		from = kept.begin(g, tokens)
+		from = kept.begin(net, tokens)
 	}
 	d, hd, m := c.Dim, c.Dim/c.Heads, n-from
 	buf := newActivations(c, m, n)
 	defer buf.release()
 	x, h, qkv := buf.x, buf.h, buf.qkv // x and h of the tokens from from on, qkv of all
 	for i, t := range tokens[from:] {
-		copy(x[i*d:(i+1)*d], g.w.embed()[int(t)*d:])
+		copy(x[i*d:(i+1)*d], net.w.embed()[int(t)*d:])
 	}
 	place := func(row int) int { return from + row }
 	p := &prefix{n: n, keys: make([][]kernels.Leading, c.Layers), values: make([][]kernels.Values, c.Layers)}
 	for l := range c.Layers {
-		g.beginLayer(l, buf, m, qkv[from*3*d:], place)
+		net.beginLayer(l, buf, m, qkv[from*3*d:], place)
 		if kept != nil {
 			kept.fill(l, d, qkv)
 			kept.keep(l, d, qkv)
@@ -401,14 +416,14 @@ func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 		p.keys[l], p.values[l] = make([]kernels.Leading, c.Heads), make([]kernels.Values, c.Heads)
 		kernels.Parallel(2*c.Heads, func(i int) {
 			if head := i / 2; i%2 == 0 {
-				p.keys[l][head] = g.numbers.keys(n, hd, qkv[d+head*hd:], 3*d)
+				p.keys[l][head] = net.numbers.keys(n, hd, qkv[d+head*hd:], 3*d)
 			} else {
-				p.values[l][head] = g.numbers.values(n, hd, qkv[2*d+head*hd:], 3*d)
+				p.values[l][head] = net.numbers.values(n, hd, qkv[2*d+head*hd:], 3*d)
 			}
 		})
 		if l < c.Layers-1 {
 			kernels.AttentionFrom(h, qkv, p.keys[l], p.values[l], from, n, d)
-			g.finishLayer(l, buf, m)
+			net.finishLayer(l, buf, m)
 			continue
 		}
 		last := newActivations(c, 1, 0)
@@ -421,11 +436,11 @@ func (g *Generator) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 			p.values[l][head].Attend(s, n, 0, last.h[off:], d)
 		}
 		s.Release()
-		g.finishLayer(l, last, 1)
+		net.finishLayer(l, last, 1)
 		x = last.x
 	}
 	out := make([]float32, d)
-	kernels.RMSNorm(out, make([]float32, 1), x, g.w.norm(), 1, d)
+	kernels.RMSNorm(out, make([]float32, 1), x, net.w.norm(), 1, d)
 	return p, out
 }
 
@@ -449,30 +464,30 @@ func newActivations(c Config, n, qkv int) *activations {
 func (a *activations) release() { passFloats.Put(a.all) }
 
 // beginLayer computes the queries, keys and values (n x 3d) of tokens that stand at the given places; h is overwritten.
-func (g *Generator) beginLayer(l int, a *activations, n int, qkv []float32, place func(row int) int) {
-	d := g.w.Config.Dim
+func (net *network) beginLayer(l int, a *activations, n int, qkv []float32, place func(row int) int) {
+	d := net.w.Config.Dim
 	kernels.Blocks(n, func(lo, hi int, mul kernels.Product) {
 		h := a.h[lo*d:]
-		kernels.RMSNorm(h, a.rstd[lo:], a.x[lo*d:], g.w.layer(l).normAttn, hi-lo, d)
-		mul(g.layers[l].qkv, hi-lo, h, d, false, qkv[lo*3*d:], 3*d)
+		kernels.RMSNorm(h, a.rstd[lo:], a.x[lo*d:], net.w.layer(l).normAttn, hi-lo, d)
+		mul(net.layers[l].qkv, hi-lo, h, d, false, qkv[lo*3*d:], 3*d)
 		for i := lo; i < hi; i++ {
-			g.rotary.Turn(qkv[i*3*d:i*3*d+2*d], place(i), false)
+			net.rotary.Turn(qkv[i*3*d:i*3*d+2*d], place(i), false)
 		}
 	})
 }
 
 // finishLayer adds the attention's output projection, of h, and the feed-forward part
 // to x; h is overwritten.
-func (g *Generator) finishLayer(l int, a *activations, n int) {
-	d, f := g.w.Config.Dim, g.w.Config.Hidden
-	p := g.layers[l]
+func (net *network) finishLayer(l int, a *activations, n int) {
+	d, f := net.w.Config.Dim, net.w.Config.Hidden
+	p := net.layers[l]
 	kernels.Blocks(n, func(lo, hi int, mul kernels.Product) {
 		n, h, x := hi-lo, a.h[lo*d:], a.x[lo*d:]
 		buf := kernels.Take(n * 3 * f)
 		defer kernels.Put(buf)
 		up, act := (*buf)[:n*2*f], (*buf)[n*2*f:]
 		mul(p.out, n, h, d, true, x, d)
-		kernels.RMSNorm(h, a.rstd[lo:], x, g.w.layer(l).normFF, n, d)
+		kernels.RMSNorm(h, a.rstd[lo:], x, net.w.layer(l).normFF, n, d)
 		mul(p.up, n, h, d, false, up, 2*f)
 		kernels.SwiGLU(act, up, n, f)
 		mul(p.down, n, act, f, true, x, d)
@@ -528,15 +543,15 @@ type pass struct {
 }
 
 // step runs one token of every beam and returns the hidden states (beams x d).
-func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
+func (net *network) step(s *suffix, token func(beam int) int32) []float32 {
 	p := &pass{suffix: s, tokens: make([]int32, s.beams)}
 	for i := range p.tokens {
 		p.tokens[i] = token(i)
 	}
 	if s.social {
-		g.company.step(p)
+		net.company.step(p)
 	} else {
-		g.run([]*pass{p})
+		net.run([]*pass{p})
 	}
 	return p.hidden
 }
@@ -544,8 +559,8 @@ func (g *Generator) step(s *suffix, token func(beam int) int32) []float32 {
 // run takes passes of different searches through the model as one: products with the
 // weights are those of all rows at once, each row attends to its own search's past. What
 // comes out of a pass does not depend on the others.
-func (g *Generator) run(passes []*pass) {
-	c, n := g.w.Config, 0
+func (net *network) run(passes []*pass) {
+	c, n := net.w.Config, 0
 	for _, p := range passes {
 		n += len(p.tokens)
 	}
@@ -555,7 +570,7 @@ func (g *Generator) run(passes []*pass) {
 	parts, row := make([]part, 0, 2*len(passes)), 0
 	for _, p := range passes {
 		for i, t := range p.tokens {
-			copy(a.x[(row+i)*d:(row+i+1)*d], g.w.embed()[int(t)*d:])
+			copy(a.x[(row+i)*d:(row+i+1)*d], net.w.embed()[int(t)*d:])
 			places = append(places, p.suffix.past.n+p.suffix.steps)
 		}
 		first := p.suffix.write(len(p.tokens))
@@ -565,7 +580,7 @@ func (g *Generator) run(passes []*pass) {
 		row += len(p.tokens)
 	}
 	for l := range c.Layers {
-		g.beginLayer(l, a, n, a.qkv, func(row int) int { return places[row] })
+		net.beginLayer(l, a, n, a.qkv, func(row int) int { return places[row] })
 		for _, p := range parts {
 			for i := p.from; i < p.to; i++ {
 				copy(p.kv[l][(p.steps*p.width+p.first+i)*2*d:][:2*d], a.qkv[(p.row+i)*3*d+d:])
@@ -574,10 +589,10 @@ func (g *Generator) run(passes []*pass) {
 		kernels.Parallel(c.Heads*len(parts), func(i int) {
 			parts[i%len(parts)].attend(l, i/len(parts), hd, a.qkv, a.h)
 		})
-		g.finishLayer(l, a, n)
+		net.finishLayer(l, a, n)
 	}
 	out := make([]float32, n*d)
-	kernels.RMSNorm(out, a.rstd, a.x, g.w.norm(), n, d)
+	kernels.RMSNorm(out, a.rstd, a.x, net.w.norm(), n, d)
 	for _, p := range passes {
 		p.suffix.steps++
 		p.hidden, out = out[:len(p.tokens)*d:len(p.tokens)*d], out[len(p.tokens)*d:]

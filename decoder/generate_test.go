@@ -3,8 +3,10 @@ package decoder
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -221,6 +223,68 @@ func TestListsHoldRealDistinctItems(t *testing.T) {
 			t.Fatalf("with too few items: %v, %v", lists, err)
 		}
 	}
+}
+
+// TestWithoutAsExcluding: a generator without some items writes what it would write if each search excluded them, to
+// the last bit, the user's own exclusions, passes in company and a past from the time before on top; and with them
+// again it is as it was.
+func TestWithoutAsExcluding(t *testing.T) {
+	const items = 60
+	c := testConfig()
+	c.Levels, c.Codes = 3, 5
+	cb := randomCodebook(t, items, c.Levels, c.Codes, 1)
+	w := randomWeights(t, c, 7)
+	plain, err := NewGenerator(w, cb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		some := func(name string) map[int32]bool {
+			set := make(map[int32]bool)
+			for _, item := range rapid.SliceOfN(rapid.Int32Range(0, items-1), 0, items).Draw(t, name) {
+				set[item] = true
+			}
+			return set
+		}
+		withdrawn, own := some("withdrawn"), some("own")
+		both := maps.Clone(own)
+		maps.Copy(both, withdrawn)
+		of := plain.In(rapid.SampledFrom([]Numbers{Float32, Int16}).Draw(t, "numbers"))
+		without := of.Without(some("before")).Without(withdrawn)
+		o := Options{
+			History: []Item{cb.ID(3), cb.ID(4)}, Length: rapid.IntRange(1, 3).Draw(t, "length"), Width: rapid.SampledFrom([]int{1, 8, 40}).Draw(t, "width"),
+			Temperature: rapid.SampledFrom([]float64{0, 1}).Draw(t, "temperature"),
+		}
+		search := func(gen *Generator, exclude map[int32]bool, past *Past) ([]List, []Next) {
+			t.Helper()
+			o := o
+			o.Exclude, o.Past, o.Rand = exclude, past, rand.New(rand.NewPCG(3, 4))
+			lists, err := gen.Generate(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			next, err := gen.Next(o, 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return lists, next
+		}
+		var past Past
+		search(of, own, &past)
+		lists, next := search(without, own, &past)
+		if all, kept := past.Tokens(); kept != all-1 {
+			t.Fatalf("of %d tokens that the model read before, it kept %d", all, kept)
+		}
+		wantLists, wantNext := search(of, both, nil)
+		if !reflect.DeepEqual(lists, wantLists) || !reflect.DeepEqual(next, wantNext) {
+			t.Fatalf("without %v:\n%v\n%v\nexcluded:\n%v\n%v", withdrawn, lists, next, wantLists, wantNext)
+		}
+		lists, next = search(without.Without(nil), own, nil)
+		wantLists, wantNext = search(of, own, nil)
+		if !reflect.DeepEqual(lists, wantLists) || !reflect.DeepEqual(next, wantNext) {
+			t.Fatal("with all items again it is not as it was")
+		}
+	})
 }
 
 // TestTopChoices: the best in order, among equals the earlier, as sorting all of them gives.

@@ -15,7 +15,7 @@ import (
 // another model, as after a swap, counts as empty; it does not keep that model in memory. One search
 // at a time may use it.
 type Past struct {
-	of     weak.Pointer[Generator]
+	of     weak.Pointer[network]
 	tokens []int32
 	kv     [][]float32 // by layer: tokens x 2d, the turned keys and the values
 	kept   int
@@ -36,9 +36,9 @@ func (p *Past) Tokens() (all, kept int) { return len(p.tokens), p.kept }
 
 // begin makes p that of a row which is about to be read, and returns how many tokens at its front need
 // not be: never all, since what follows is told by the last one's hidden state.
-func (p *Past) begin(g *Generator, tokens []int32) (kept int) {
-	c := g.w.Config
-	if of := weak.Make(g); p.of != of {
+func (p *Past) begin(net *network, tokens []int32) (kept int) {
+	c := net.w.Config
+	if of := weak.Make(net); p.of != of {
 		*p = Past{of: of, kv: make([][]float32, c.Layers)}
 	}
 	for kept < min(len(p.tokens), len(tokens)-1) && p.tokens[kept] == tokens[kept] {

@@ -426,6 +426,49 @@ func TestOrthonormal(t *testing.T) {
 	})
 }
 
+// TestTrieWithout: below every node a trie without some items counts those that are left; the trie that it was made of is as before.
+func TestTrieWithout(t *testing.T) {
+	const n, levels, codes = 40, 3, 4
+	rapid.Check(t, func(t *rapid.T) {
+		ids := rapid.SliceOfNDistinct(rapid.SliceOfN(rapid.Uint16Range(0, codes-1), levels, levels), n, n, func(id []uint16) string { return fmt.Sprint(id) }).Draw(t, "ids")
+		cb := &Codebook{levels: levels, codes: codes}
+		for i, id := range ids {
+			cb.items, cb.ids = append(cb.items, fmt.Sprint(i)), append(cb.ids, id...)
+		}
+		whole := NewTrie(cb)
+		check := func(trie *Trie, gone map[int32]bool) {
+			t.Helper()
+			left := make(map[string]int32)
+			for i, id := range ids {
+				for l := range levels {
+					if !gone[int32(i)] {
+						left[fmt.Sprint(id[:l+1])]++
+					}
+				}
+			}
+			for _, id := range ids {
+				path, ok := trie.Path(id)
+				if !ok || trie.Len() != n {
+					t.Fatalf("the trie of %d items has no %v", trie.Len(), id)
+				}
+				for l, node := range path {
+					if got, want := trie.Under(l, node), left[fmt.Sprint(id[:l+1])]; got != want {
+						t.Fatalf("below %v are %d items, want %d", id[:l+1], got, want)
+					}
+				}
+			}
+		}
+		for _, name := range []string{"some", "others"} {
+			gone := make(map[int32]bool)
+			for _, i := range rapid.SliceOfN(rapid.Int32Range(0, n-1), 0, n).Draw(t, name) {
+				gone[i] = true
+			}
+			check(whole.Without(gone), gone)
+		}
+		check(whole, nil)
+	})
+}
+
 // TestTrieIsSmall: a million IDs take at most 24 bytes each, and every one is found.
 func TestTrieIsSmall(t *testing.T) {
 	const n, k, levels = 1_000_000, 1024, 3

@@ -15,7 +15,7 @@ type Trie struct {
 
 type trieLevel struct {
 	code  []uint16
-	under []int32 // items below the node; empty at the last level, where there is one
+	under []int32 // items below the node that may be written; empty at the last level while there is one below each
 	first []int32 // first child in the next level; one more than codes, so that first[i+1] ends node i
 }
 
@@ -80,12 +80,39 @@ func (t *Trie) Children(l int, i int32) (lo, hi int32) {
 // Code returns the code of node i of level l.
 func (t *Trie) Code(l int, i int32) uint16 { return t.levels[l].code[i] }
 
-// Under returns how many items are below node i of level l.
+// Under returns how many items are below node i of level l, but for those that the trie is [Trie.Without].
 func (t *Trie) Under(l int, i int32) int32 {
-	if l == len(t.levels)-1 {
-		return 1
+	if under := t.levels[l].under; len(under) > 0 {
+		return under[i]
 	}
-	return t.levels[l].under[i]
+	return 1
+}
+
+// Without returns the trie without some items, given by index: they keep their nodes, but [Trie.Under] does not count
+// them. The two share all but these counts.
+func (t *Trie) Without(items map[int32]bool) *Trie {
+	if len(items) == 0 {
+		return t
+	}
+	out := &Trie{levels: slices.Clone(t.levels), items: t.items}
+	last := len(t.levels) - 1
+	for l := last; l >= 0; l-- {
+		under := make([]int32, len(t.levels[l].code))
+		for i := range under {
+			if l == last {
+				if under[i] = t.Under(l, int32(i)); items[t.items[i]] {
+					under[i] = 0
+				}
+				continue
+			}
+			lo, hi := t.Children(l, int32(i))
+			for child := lo; child < hi; child++ {
+				under[i] += out.Under(l+1, child)
+			}
+		}
+		out.levels[l].under = under
+	}
+	return out
 }
 
 // Path returns the node of each level on the way to an ID, false if no item has
@@ -113,5 +140,5 @@ func (t *Trie) Item(i int32) int32 { return t.items[i] }
 // Levels is L.
 func (t *Trie) Levels() int { return len(t.levels) }
 
-// Len is the number of items.
+// Len is the number of items, those that it is [Trie.Without] among them.
 func (t *Trie) Len() int { return len(t.items) }
