@@ -568,7 +568,7 @@ func TestActs(t *testing.T) {
 // TestLooksUp: what a recommender says of users and items, and what it does not.
 func TestLooksUp(t *testing.T) {
 	w := newWorld(t)
-	status, token := http.StatusOK, ""
+	status, token, withdrawn := http.StatusOK, "", false
 	api := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		token = r.Header.Get("Authorization")
 		rw.WriteHeader(status)
@@ -581,7 +581,7 @@ func TestLooksUp(t *testing.T) {
 		case r.URL.Path == "/v1/recommendations":
 			v = recommender.Answer{CheckpointVersion: "000009-aa", Channel: "released", Source: "model", Items: []recommender.Item{{ItemID: "i9", SemanticID: []uint16{1, 2, 3}, LogProb: -1.5}}}
 		case r.URL.Path == "/v1/items/i9":
-			v = recommender.ItemInfo{ItemID: "i9", SemanticID: []uint16{1, 2, 3}, CheckpointVersion: "000009-aa", Neighbours: []recommender.Neighbour{{ItemID: "i8", SemanticID: []uint16{1, 2, 9}, CommonCodes: 2}, {ItemID: "odd", CommonCodes: 99}}}
+			v = recommender.ItemInfo{ItemID: "i9", SemanticID: []uint16{1, 2, 3}, CheckpointVersion: "000009-aa", Withdrawn: withdrawn, Neighbours: []recommender.Neighbour{{ItemID: "i8", SemanticID: []uint16{1, 2, 9}, CommonCodes: 2}, {ItemID: "odd", CommonCodes: 99}}}
 		default:
 			t.Errorf("asked for %s", r.URL.Path)
 		}
@@ -602,6 +602,11 @@ func TestLooksUp(t *testing.T) {
 	}
 	if strings.Index(body, "i&lt;2&gt;") > strings.Index(body, ">i1<") {
 		t.Error("the history is not the newest first")
+	}
+	for _, withdrawn = range []bool{true, false} {
+		if _, body, _ := get(t, srv.URL+"/item?id=i9"); strings.Contains(body, "onerec items restore i9") != withdrawn {
+			t.Errorf("the page of an item that is withdrawn (%v): %s", withdrawn, body)
+		}
 	}
 	if _, body, _ := get(t, srv.URL+"/item?id=i9"); !strings.Contains(body, "<mark>1 › 2</mark> › 9") {
 		t.Errorf("the item's page: %s", body)

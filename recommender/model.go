@@ -35,7 +35,7 @@ func (s *Service) announced(ctx context.Context, channel string, ref *onerecv1.C
 		slot, old = &s.canary, s.canary.Load()
 		if ref == nil {
 			if old != nil {
-				slot.Store(nil)
+				s.serve(slot, nil)
 				s.Log.Info("the canary was withdrawn", "version", old.ref.Version)
 			}
 			return
@@ -53,7 +53,7 @@ func (s *Service) announced(ctx context.Context, channel string, ref *onerecv1.C
 		s.Log.Error("checkpoint refused, serving goes on with what is loaded", "version", ref.Version, "channel", ref.Channel, "error", err)
 		return
 	}
-	slot.Store(m)
+	s.serve(slot, m)
 	s.Metrics.swap("loaded")
 	s.Metrics.serving(m)
 	s.Log.Info("serving", "version", ref.Version, "channel", ref.Channel, "items", m.cb.Len(), "session_to_serving_p99", m.waited(publisher.MetricAgeP99))

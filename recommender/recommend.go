@@ -100,7 +100,7 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 			seen[item] = !q.IncludeSeen
 		}
 		a.Source, a.Why = "popular", "no model has been announced yet"
-		for _, item := range s.users.popular(q.N, seen) {
+		for _, item := range s.users.popular(q.N, func(item string) bool { return seen[item] || s.isWithdrawn(item) }) {
 			a.Items = append(a.Items, Item{ItemID: item})
 		}
 		return a, nil
@@ -203,6 +203,7 @@ type ItemInfo struct {
 	ItemID            string      `json:"item_id"`
 	SemanticID        []uint16    `json:"semantic_id"`
 	CheckpointVersion string      `json:"checkpoint_version"`
+	Withdrawn         bool        `json:"withdrawn"`  // it is not recommended
 	Neighbours        []Neighbour `json:"neighbours"` // those with most first codes in common, most first
 }
 
@@ -224,7 +225,7 @@ func (s *Service) Item(id string) (*ItemInfo, error) {
 	if !ok {
 		return nil, &problem{Title: "Not Found", Status: http.StatusNotFound, Detail: fmt.Sprintf("checkpoint %s knows no item %.64q", m.ref.Version, id)}
 	}
-	out := &ItemInfo{ItemID: id, SemanticID: m.cb.ID(i), CheckpointVersion: m.ref.Version, Neighbours: []Neighbour{}}
+	out := &ItemInfo{ItemID: id, SemanticID: m.cb.ID(i), CheckpointVersion: m.ref.Version, Withdrawn: s.isWithdrawn(id), Neighbours: []Neighbour{}}
 	for _, n := range m.cb.Neighbours(i, neighbours) {
 		out.Neighbours = append(out.Neighbours, Neighbour{m.cb.Item(n.Item), m.cb.ID(n.Item), n.Codes})
 	}

@@ -3,8 +3,8 @@
 // It follows the checkpoints topic and swaps models between requests: a request
 // holds on to the model that it began with, so no answer is a mixture. It follows
 // the views topic and keeps each user's history with the code that the
-// sessionizer uses for training rows. Without a model it answers with popular
-// items and says so.
+// sessionizer uses for training rows. It follows the items topic and recommends nothing
+// that is withdrawn. Without a model it answers with popular items and says so.
 //
 //	POST /v1/recommendations   {"user_id": "u1", "n": 5}
 //	GET  /v1/items/{id}        an item's semantic ID and its neighbours
@@ -25,6 +25,7 @@ import (
 	"maps"
 	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -52,8 +53,9 @@ type Service struct {
 	Policy        history.Policy
 	Beams         int             // width of the beam search
 	Numbers       decoder.Numbers // that searches compute in
-	// MaxUsers and MaxItems bound what is remembered, HistoryCache (bytes) what models made of the
-	// histories of those who asked last; 0: every request reads all of its user's.
+	// MaxUsers and MaxItems bound what is remembered of users, and of items: how popular they are, and
+	// which are withdrawn. HistoryCache (bytes) bounds what models made of the histories of those who
+	// asked last; 0: every request reads all of its user's.
 	MaxUsers, MaxItems int
 	HistoryCache       int64
 	// MaxWait is how long a request may have to wait for others before its own search begins; one
@@ -69,6 +71,8 @@ type Service struct {
 	users          *users
 	pasts          *pasts
 	loaded, canary atomic.Pointer[model]
+	serving        sync.RWMutex // of withdrawn, and held while what serves is exchanged
+	withdrawn      withdrawn
 	caughtUp       atomic.Bool
 	admission      *admission
 }
@@ -77,25 +81,33 @@ type Service struct {
 func (s *Service) Open() {
 	s.users = newUsers(s.Policy, s.MaxUsers, s.MaxItems)
 	s.pasts = newPasts(s.HistoryCache)
+	s.withdrawn = withdrawn{max: s.MaxItems, items: make(map[string]bool)}
 	s.admission = newAdmission(runtime.GOMAXPROCS(0)*decoder.SideBySide(s.Beams), cmp.Or(s.MaxWait, time.Second))
 }
 
-// Run follows views and checkpoints until ctx ends.
+// Run follows items, checkpoints and views until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	// What is there already comes first, so that readiness means something.
-	refs, err := publisher.Current(ctx, s.Cluster, s.Model)
-	if err == nil {
-		for channel, ref := range refs {
-			s.announced(ctx, channel, ref)
+	g, running := errgroup.WithContext(ctx)
+	known := make(chan struct{})
+	g.Go(func() error { return s.followItems(running, func() { close(known) }) })
+	g.Go(func() error {
+		select {
+		case <-known: // what was withdrawn before is not recommended for a moment
+		case <-running.Done():
+			return nil
 		}
-		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return s.followViews(ctx) })
-		g.Go(func() error {
-			return publisher.Follow(ctx, s.Cluster, s.Model, func(channel string, ref *onerecv1.CheckpointRef) { s.announced(ctx, channel, ref) })
-		})
-		err = g.Wait()
-	}
-	if err != nil && ctx.Err() == nil {
+		// What is there already comes first, so that readiness means something.
+		refs, err := publisher.Current(running, s.Cluster, s.Model)
+		if err != nil {
+			return err
+		}
+		for channel, ref := range refs {
+			s.announced(running, channel, ref)
+		}
+		g.Go(func() error { return s.followViews(running) })
+		return publisher.Follow(running, s.Cluster, s.Model, func(channel string, ref *onerecv1.CheckpointRef) { s.announced(running, channel, ref) })
+	})
+	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
@@ -115,9 +127,29 @@ func (s *Service) Ready() error {
 	return nil
 }
 
-// followViews keeps the histories; it reads the topic from its beginning.
+// followViews keeps the histories.
 func (s *Service) followViews(ctx context.Context) error {
-	spans, err := s.Cluster.Spans(ctx, schemas.TopicViews)
+	record := func(r *kgo.Record) error {
+		if len(r.Value) == 0 { // a watermark
+			return nil
+		}
+		var v schemas.RawView
+		if err := v.Scan(r.Value); err != nil {
+			return fmt.Errorf("topic %s partition %d offset %d is no View (only ingest may write there): %w", r.Topic, r.Partition, r.Offset, err)
+		}
+		s.users.add(&v)
+		return nil
+	}
+	return s.follow(ctx, schemas.TopicViews, record, func() { s.Metrics.setUsers(s.users.len()) }, func() {
+		s.caughtUp.Store(true)
+		s.OnReady()
+	})
+}
+
+// follow calls record with the committed records of a topic, from its beginning on until ctx ends; polled after every
+// few of them, and caughtUp once, when it has read what was there when it began.
+func (s *Service) follow(ctx context.Context, topic string, record func(*kgo.Record) error, polled, caughtUp func()) error {
+	spans, err := s.Cluster.Spans(ctx, topic)
 	if err != nil {
 		return err
 	}
@@ -128,7 +160,7 @@ func (s *Service) followViews(ctx context.Context) error {
 	cl, err := s.Cluster.Client(
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.KeepControlRecords(),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{schemas.TopicViews: at}),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: at}),
 	)
 	if err != nil {
 		return err
@@ -139,30 +171,27 @@ func (s *Service) followViews(ctx context.Context) error {
 	for {
 		if len(spans) == 0 && !ready {
 			ready = true
-			s.caughtUp.Store(true)
-			s.OnReady()
+			caughtUp()
 		}
 		fetches := cl.PollRecords(ctx, 10_000)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err := fetches.Err(); err != nil {
-			return fmt.Errorf("read topic %s: %w", schemas.TopicViews, err)
+			return fmt.Errorf("read topic %s: %w", topic, err)
 		}
 		for r := range fetches.RecordsAll() {
 			if span, ok := spans[r.Partition]; ok && r.Offset >= span.To-1 {
 				delete(spans, r.Partition)
 			}
-			if r.Attrs.IsControl() || len(r.Value) == 0 { // an empty value is a watermark
+			if r.Attrs.IsControl() {
 				continue
 			}
-			var v schemas.RawView
-			if err := v.Scan(r.Value); err != nil {
-				return fmt.Errorf("topic %s partition %d offset %d is no View (only ingest may write there): %w", r.Topic, r.Partition, r.Offset, err)
+			if err := record(r); err != nil {
+				return err
 			}
-			s.users.add(&v)
 		}
-		s.Metrics.setUsers(s.users.len())
+		polled()
 	}
 }
 
@@ -193,6 +222,7 @@ type Metrics struct {
 	users    prometheus.Gauge
 	tokens   *prometheus.CounterVec
 	pasts    prometheus.Gauge
+	gone     prometheus.Gauge
 }
 
 // NewMetrics registers the metrics.
@@ -206,8 +236,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		users:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_serve_users", Help: "Users whose history is in memory."}),
 		tokens:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_serve_history_tokens_total", Help: "Tokens of users' histories: read by the model for a request, or kept from the user's last one."}, []string{"source"}),
 		pasts:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_serve_history_cache_bytes", Help: "Memory for what models made of the histories of the users who asked last."}),
+		gone:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_serve_withdrawn_items", Help: "Items that are not recommended because their record on the items topic says that they are withdrawn."}),
 	}
-	reg.MustRegister(m.requests, m.latency, m.swaps, m.created, m.waited, m.users, m.tokens, m.pasts)
+	reg.MustRegister(m.requests, m.latency, m.swaps, m.created, m.waited, m.users, m.tokens, m.pasts, m.gone)
 	return m
 }
 
@@ -255,5 +286,11 @@ func (m *Metrics) read(past *decoder.Past) {
 func (m *Metrics) setPasts(bytes int64) {
 	if m != nil {
 		m.pasts.Set(float64(bytes))
+	}
+}
+
+func (m *Metrics) setWithdrawn(n int) {
+	if m != nil {
+		m.gone.Set(float64(n))
 	}
 }

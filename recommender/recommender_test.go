@@ -107,7 +107,6 @@ type world struct {
 	dir     string
 	cluster stream.Cluster
 	client  *kgo.Client
-	ready   chan struct{}
 }
 
 // start runs a recommender against an embedded broker.
@@ -120,7 +119,7 @@ func startWith(t *testing.T, change func(*Service)) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	w := &world{dir: t.TempDir(), cluster: stream.Cluster{Brokers: b.Brokers()}, ready: make(chan struct{})}
+	w := &world{dir: t.TempDir(), cluster: stream.Cluster{Brokers: b.Brokers()}}
 	if w.store, err = publisher.Open(t.Context(), w.dir, publisher.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -132,21 +131,37 @@ func startWith(t *testing.T, change func(*Service)) *world {
 		t.Fatal(err)
 	}
 	w.svc = service()
-	w.svc.Cluster, w.svc.Store = w.cluster, w.store
 	change(w.svc)
-	w.svc.OnReady = sync.OnceFunc(func() { close(w.ready) })
-	w.svc.Open()
+	w.run(t, w.svc)
+	return w
+}
+
+// again runs another recommender, as a process that starts later.
+func (w *world) again(t *testing.T) *Service {
+	t.Helper()
+	svc := service()
+	svc.CanaryPercent = w.svc.CanaryPercent
+	w.run(t, svc)
+	return svc
+}
+
+// run runs a recommender until the test ends, and waits until it is ready.
+func (w *world) run(t *testing.T, svc *Service) {
+	t.Helper()
+	svc.Cluster, svc.Store = w.cluster, w.store
+	ready := make(chan struct{})
+	svc.OnReady = sync.OnceFunc(func() { close(ready) })
+	svc.Open()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- w.svc.Run(ctx) }()
+	go func() { done <- svc.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	<-w.ready
-	return w
+	<-ready
 }
 
 func service() *Service {

@@ -80,7 +80,7 @@ func (u *users) history(id string) (items history.Items, before int) {
 }
 
 // popular returns the n most popular items that are not excluded.
-func (u *users) popular(n int, exclude map[string]bool) []string {
+func (u *users) popular(n int, excluded func(item string) bool) []string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.top == nil {
@@ -95,7 +95,7 @@ func (u *users) popular(n int, exclude map[string]bool) []string {
 		if len(out) == n {
 			break
 		}
-		if !exclude[item] {
+		if !excluded(item) {
 			out = append(out, item)
 		}
 	}

@@ -411,7 +411,8 @@ func (x *View) GetCheckpointVersion() string {
 }
 
 // Item is what the catalogue knows of a video. The newest record of an item counts; a
-// record without a value takes the item out of the catalogue.
+// record without a value takes the item out of the catalogue: nothing is known of it any more,
+// not even that it was withdrawn.
 // Topic: items, key: item_id.
 type Item struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -428,7 +429,11 @@ type Item struct {
 	Attributes []string `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty"`
 	// Content embedding; empty where there is none. All items' are of one width, and near
 	// each other where the items are alike.
-	Embedding     []float32 `protobuf:"fixed32,6,rep,packed,name=embedding,proto3" json:"embedding,omitempty"`
+	Embedding []float32 `protobuf:"fixed32,6,rep,packed,name=embedding,proto3" json:"embedding,omitempty"`
+	// Whether it must not be recommended: it was taken down, say, or may not be shown yet. Recommenders
+	// heed it as soon as they read the record. The item keeps its place in histories and its
+	// semantic ID, so that it can come back.
+	Withdrawn     bool `protobuf:"varint,7,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,6 +508,13 @@ func (x *Item) GetEmbedding() []float32 {
 		return x.Embedding
 	}
 	return nil
+}
+
+func (x *Item) GetWithdrawn() bool {
+	if x != nil {
+		return x.Withdrawn
+	}
+	return false
 }
 
 // HistoryItem is an item that the user engaged with.
@@ -1511,7 +1523,7 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\adislike\x18\v \x01(\bR\adislike\x12\x18\n" +
 	"\asurface\x18\f \x01(\tR\asurface\x12+\n" +
 	"\x11recommendation_id\x18\r \x01(\tR\x10recommendationId\x12-\n" +
-	"\x12checkpoint_version\x18\x0e \x01(\tR\x11checkpointVersion\"\xb3\x01\n" +
+	"\x12checkpoint_version\x18\x0e \x01(\tR\x11checkpointVersion\"\xd1\x01\n" +
 	"\x04Item\x12\x17\n" +
 	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12\x1f\n" +
@@ -1522,7 +1534,8 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\n" +
 	"attributes\x18\x05 \x03(\tR\n" +
 	"attributes\x12\x1c\n" +
-	"\tembedding\x18\x06 \x03(\x02R\tembedding\"J\n" +
+	"\tembedding\x18\x06 \x03(\x02R\tembedding\x12\x1c\n" +
+	"\twithdrawn\x18\a \x01(\bR\twithdrawn\"J\n" +
 	"\vHistoryItem\x12\x17\n" +
 	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x12\"\n" +
 	"\revent_time_ms\x18\x02 \x01(\x03R\veventTimeMs\"\xa4\x03\n" +
