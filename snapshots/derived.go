@@ -18,6 +18,7 @@ type Item struct {
 	DurationMs        int64     `parquet:"duration_ms" unit:"ms" doc:"length; 0: unknown" example:"21000"`
 	Created           time.Time `parquet:"created,timestamp(microsecond)" unit:"UTC" doc:"when it was published; 1970: unknown" example:"2025-12-01 09:00:00"`
 	Attributes        []string  `parquet:"attributes,list" doc:"what it has in common with others" example:"[author:17]"`
+	Withdrawn         bool      `parquet:"withdrawn" doc:"whether it must not be recommended" example:"false"`
 	Codes             []int32   `parquet:"codes,list" doc:"its semantic ID, level by level; empty: it has none yet" example:"[3, 17, 4]"`
 	SemanticID        string    `parquet:"semantic_id" doc:"the same as text; items with a common beginning are alike" example:"3-17-4"`
 	CheckpointVersion string    `parquet:"checkpoint_version,dict" doc:"whose semantic IDs these are" example:"000007-9f3ac1d2"`

@@ -21,7 +21,6 @@ import (
 	"onerec/internal/app"
 	"onerec/internal/progress"
 	"onerec/schemas"
-	"onerec/schemas/onerecv1"
 	"onerec/semanticid"
 )
 
@@ -406,63 +405,6 @@ func (c *cli) exportCodebook() *cobra.Command {
 	cmd.Flags().StringVar(&out, "out", "", "file; empty: standard output")
 	required(cmd, "codebook")
 	return cmd
-}
-
-// items puts a catalogue onto its topic.
-func (c *cli) items() *cobra.Command {
-	parent := &cobra.Command{Use: "items", Short: "Put a catalogue onto the items topic", GroupID: "tools", Args: cobra.NoArgs, RunE: help}
-	var embeddings, attributes string
-	put := c.tool(&cobra.Command{
-		Use: "put", Short: "Write items with embeddings and attributes from files",
-		Long: `Writes a record for each item in --embeddings or --attributes onto the topic ` + schemas.TopicItems + `.
-The newest record of an item counts. A catalogue service would write there itself.`,
-		Example: "  onerec items put --embeddings items.parquet --attributes attributes.json",
-	}, func(cmd *cobra.Command, a *app.App, _ []string) error {
-		ctx := cmd.Context()
-		by := make(map[string]*onerecv1.Item)
-		var items []*onerecv1.Item
-		item := func(id string) *onerecv1.Item {
-			if by[id] == nil {
-				by[id] = &onerecv1.Item{ItemId: id}
-				items = append(items, by[id])
-			}
-			return by[id]
-		}
-		if embeddings != "" {
-			e, err := semanticid.ReadEmbeddings(ctx, embeddings)
-			if err != nil {
-				return err
-			}
-			for i, id := range e.Items {
-				item(id).Embedding = e.X[i*e.Dim : (i+1)*e.Dim]
-			}
-		}
-		if attributes != "" {
-			of, err := readAttributes(attributes)
-			if err != nil {
-				return err
-			}
-			for _, id := range of.items {
-				item(id).Attributes = of.of(id)
-			}
-		}
-		if err := a.Open(ctx); err != nil {
-			return err
-		}
-		if err := a.PutItems(ctx, items); err != nil {
-			return err
-		}
-		if c.json {
-			return printJSON(cmd.OutOrStdout(), map[string]int{"items": len(items)})
-		}
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%d items are on topic %s\n", len(items), schemas.TopicItems)
-		return err
-	})
-	put.Flags().StringVar(&embeddings, "embeddings", "", "file of item embeddings: Parquet or Arrow IPC")
-	put.Flags().StringVar(&attributes, "attributes", "", "JSON file of attributes, {\"item\": [1, \"tag\"]}, gzipped or not")
-	put.MarkFlagsOneRequired("embeddings", "attributes")
-	parent.AddCommand(put)
-	return parent
 }
 
 func formatOf(path string) string {

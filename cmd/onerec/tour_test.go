@@ -16,6 +16,9 @@ func TestTour(t *testing.T) {
 	if os.Getenv("ONEREC_TOUR") == "" {
 		t.Skip("ONEREC_TOUR is not set")
 	}
+	if _, err := exec.LookPath("duckdb"); err != nil {
+		t.Fatal("the tour asks DuckDB, whose command line is not on the PATH: ", err)
+	}
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
@@ -56,8 +59,12 @@ func TestTour(t *testing.T) {
 		}
 	}
 	// A round may release a newer version meanwhile, so what is served is one or the other, and a model's.
-	if n := strings.Count(string(out), `"source":"model"`); n != 2 {
+	if n := strings.Count(string(out), `"source":"model"`); n != 3 {
 		t.Errorf("%d answers of a model", n)
+	}
+	without, err := os.ReadFile(filepath.Join(dir, "without.json"))
+	if gone := regexp.MustCompile(`(?m)^(\S+) +withdrawn `).FindStringSubmatch(string(out)); err != nil || gone == nil || strings.Contains(string(without), `"`+gone[1]+`"`) {
+		t.Errorf("%v; %v is withdrawn, and recommended is %s", err, gone, without)
 	}
 	good := regexp.MustCompile(`(?m)^\d+ sessions, (\d+) good$`).FindAllStringSubmatch(string(out), -1)
 	if len(good) != 2 || len(good[0][1]) > len(good[1][1]) || good[0][1] >= good[1][1] && len(good[0][1]) == len(good[1][1]) {

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -19,6 +20,23 @@ import (
 // an item that was refused.
 func (a *App) Catalogue(ctx context.Context) (*semanticid.Catalogue, error) {
 	c := new(semanticid.Catalogue)
+	err := a.eachItem(ctx, func(id string, item *onerecv1.Item, wrong error) {
+		switch {
+		case wrong != nil:
+			c.Refused++
+			c.Why = wrong.Error()
+		case item == nil:
+			c.Remove(id)
+		default:
+			c.Put(item)
+		}
+	})
+	return c, err
+}
+
+// eachItem calls fn with the records of the items topic in their order: an item, nil for one that was taken out, or what
+// is wrong with the record.
+func (a *App) eachItem(ctx context.Context, fn func(id string, item *onerecv1.Item, wrong error)) error {
 	n := 0
 	err := a.withClient(ctx, func(*kgo.Client) error {
 		return a.cluster().ReadTopic(ctx, schemas.TopicItems, func(r *kgo.Record) error {
@@ -26,21 +44,61 @@ func (a *App) Catalogue(ctx context.Context) (*semanticid.Catalogue, error) {
 				a.Progress.Update("read the catalogue", "records", n, 0)
 			}
 			if r.Value == nil {
-				c.Remove(string(r.Key))
+				fn(string(r.Key), nil, nil)
 				return nil
 			}
 			item := new(onerecv1.Item)
 			if err := proto.Unmarshal(r.Value, item); err != nil {
-				c.Refused++
-				c.Why = fmt.Sprintf("topic %s partition %d offset %d is no Item: %v", r.Topic, r.Partition, r.Offset, err)
+				fn(string(r.Key), nil, fmt.Errorf("topic %s partition %d offset %d is no Item: %w", r.Topic, r.Partition, r.Offset, err))
 				return nil
 			}
-			c.Put(item)
+			fn(item.ItemId, item, nil)
 			return nil
 		})
 	})
 	a.Progress.Done()
-	return c, err
+	return err
+}
+
+// WithdrawItems writes that items must not be recommended, or, with gone unset, that they may be again, and keeps what
+// else their records say. It returns the items for which that is new.
+func (a *App) WithdrawItems(ctx context.Context, ids []string, gone bool) (changed []string, err error) {
+	records := make(map[string]*onerecv1.Item)
+	for _, id := range ids {
+		if id == "" || len(id) > schemas.MaxIDBytes {
+			return nil, fmt.Errorf("item %.40q: an id has 1 to %d bytes, this one %d", id, schemas.MaxIDBytes, len(id))
+		}
+		records[id] = &onerecv1.Item{ItemId: id}
+	}
+	err = a.eachItem(ctx, func(id string, item *onerecv1.Item, wrong error) {
+		if _, wanted := records[id]; !wanted || wrong != nil {
+			return
+		}
+		if item == nil {
+			item = &onerecv1.Item{ItemId: id}
+		}
+		records[id] = item
+	})
+	if err != nil {
+		return nil, err
+	}
+	var items []*onerecv1.Item
+	for _, id := range slices.Compact(slices.Sorted(slices.Values(ids))) {
+		if item := records[id]; item.Withdrawn != gone {
+			item.Withdrawn = gone
+			items, changed = append(items, item), append(changed, id)
+		}
+	}
+	return changed, a.PutItems(ctx, items)
+}
+
+// KeepWithdrawn marks those of items that are withdrawn now, so that other news of them does not bring them back.
+func (a *App) KeepWithdrawn(ctx context.Context, items map[string]*onerecv1.Item) error {
+	return a.eachItem(ctx, func(id string, item *onerecv1.Item, wrong error) {
+		if news := items[id]; news != nil && wrong == nil {
+			news.Withdrawn = item.GetWithdrawn()
+		}
+	})
 }
 
 // PutItems writes items into the items topic.

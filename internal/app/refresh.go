@@ -35,7 +35,7 @@ func (a *App) RefreshTables(ctx context.Context) (out Refreshed, err error) {
 	for item := range catalogue.All {
 		known[item.ItemId] = len(items)
 		items = append(items, snapshots.Item{
-			ItemID: item.ItemId, Title: item.Title, DurationMs: item.DurationMs, Created: time.UnixMilli(item.CreatedMs).UTC(), Attributes: catalogue.Attributes(item.ItemId),
+			ItemID: item.ItemId, Title: item.Title, DurationMs: item.DurationMs, Created: time.UnixMilli(item.CreatedMs).UTC(), Attributes: catalogue.Attributes(item.ItemId), Withdrawn: item.Withdrawn,
 		})
 	}
 	err = a.withStore(ctx, func(store *publisher.Store) error {
