@@ -39,6 +39,7 @@ import (
 	"onerec/publisher"
 	"onerec/schemas"
 	"onerec/schemas/onerecv1"
+	"onerec/semanticid"
 )
 
 // Service answers requests.
@@ -72,7 +73,7 @@ type Service struct {
 	pasts          *pasts
 	loaded, canary atomic.Pointer[model]
 	serving        sync.RWMutex // of withdrawn, and held while what serves is exchanged
-	withdrawn      withdrawn
+	withdrawn      semanticid.Withdrawn
 	caughtUp       atomic.Bool
 	admission      *admission
 }
@@ -81,7 +82,7 @@ type Service struct {
 func (s *Service) Open() {
 	s.users = newUsers(s.Policy, s.MaxUsers, s.MaxItems)
 	s.pasts = newPasts(s.HistoryCache)
-	s.withdrawn = withdrawn{max: s.MaxItems, items: make(map[string]bool)}
+	s.withdrawn.MaxItems = s.MaxItems
 	s.admission = newAdmission(runtime.GOMAXPROCS(0)*decoder.SideBySide(s.Beams), cmp.Or(s.MaxWait, time.Second))
 }
 

@@ -1,9 +1,7 @@
 package recommender
 
 import (
-	"bytes"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -105,29 +103,5 @@ func TestWithdrawn(t *testing.T) {
 		for _, item := range []string{"i3", "i4"} {
 			eventually(t, item+" is back", func() bool { all, _ := everywhere(svc, item); return all })
 		}
-	}
-}
-
-// TestTooManyWithdrawn: items for which there is no room stay recommended, and the log says so.
-func TestTooManyWithdrawn(t *testing.T) {
-	var log bytes.Buffer
-	w := startWith(t, func(s *Service) {
-		s.MaxItems = 2
-		s.Log = slog.New(slog.NewTextHandler(&log, nil))
-	})
-	w.publish(t, publisher.ChannelReleased, 1)
-	for _, id := range []string{"i1", "i2", "i2", "i3"} {
-		w.item(t, id, &onerecv1.Item{ItemId: id, Withdrawn: true})
-	}
-	w.item(t, "i1", &onerecv1.Item{ItemId: "i1"})
-	w.item(t, "i4", &onerecv1.Item{ItemId: "i4", Withdrawn: true})
-	eventually(t, "i4 is withdrawn", func() bool { return w.svc.isWithdrawn("i4") })
-	for id, want := range map[string]bool{"i1": false, "i2": true, "i3": false} {
-		if w.svc.isWithdrawn(id) != want {
-			t.Errorf("%s is withdrawn: %v", id, !want)
-		}
-	}
-	if got := strings.Count(log.String(), "raise --max-items"); got != 1 || !strings.Contains(log.String(), "item=i3") {
-		t.Errorf("%d warnings:\n%s", got, log.String())
 	}
 }

@@ -171,6 +171,8 @@ type Judges struct {
 	Averages Averages
 	// Facts are durations and priors of the codebook's items by their index. Or nil.
 	Facts []Viewed
+	// Withdrawn are items that nobody is recommended, by their index; no candidate holds one.
+	Withdrawn map[int32]bool
 }
 
 // Align runs one round: draw, score, pair best against worst, train a copy of
@@ -218,6 +220,7 @@ func (a *aligner) draw(ctx context.Context, w *decoder.Weights, prompts []Prompt
 	if err != nil {
 		return nil, err
 	}
+	gen = gen.Without(a.Withdrawn)
 	out := make([][]decoder.List, len(prompts))
 	errs := make([]error, len(prompts))
 	const chunk = 16

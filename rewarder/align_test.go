@@ -369,6 +369,33 @@ func TestPoisonedRewards(t *testing.T) {
 	}
 }
 
+// TestNoCandidateIsWithdrawn: in a round no reward model is asked about an item that nobody is recommended.
+func TestNoCandidateIsWithdrawn(t *testing.T) {
+	cb := testCodebook(t)
+	gone, asked := make(map[int32]bool), make(map[string]bool)
+	for i := int32(0); i < int32(cb.Len()); i += 2 {
+		gone[i] = true
+	}
+	watching := scorer(func(id semanticid.Item) float64 {
+		asked[fmt.Sprint(id)] = true
+		return 0.2 + 0.6*float64(id[0])/testCodes
+	})
+	w, err := decoder.NewWeights(decoder.Config{Layers: 1, Dim: 16, Heads: 2, Hidden: 24, Levels: testLevels, Codes: testCodes, MaxLen: 40}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	judges := Judges{Reward: watching, Second: watching, Averages: Averages{1000, 0.5, 0.5, 0}, Withdrawn: gone}
+	_, o, err := Align(t.Context(), w, cb, judges, testPrompts(cb, "train", 40, rand.New(rand.NewPCG(1, 1))), testPrompts(cb, "held", 30, rand.New(rand.NewPCG(2, 2))), alignConfig(), nil)
+	if err != nil || o.Pairs == 0 || len(asked) < 5 {
+		t.Fatalf("%d pairs of %d items; %v", o.Pairs, len(asked), err)
+	}
+	for i := range gone {
+		if asked[fmt.Sprint(cb.ID(i))] {
+			t.Errorf("item %d, which is withdrawn, was a candidate's", i)
+		}
+	}
+}
+
 // TestLosses: whatever is learned from the pairs, what would be served to others is worth more afterwards.
 func TestLosses(t *testing.T) {
 	cb := testCodebook(t)

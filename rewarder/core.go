@@ -34,6 +34,9 @@ func DefaultCoreConfig() CoreConfig {
 // Core is the rewarder's pure part: sessions in, rounds out. What it does depends on nothing but
 // the sessions, the configuration and the seeds. It is not safe for concurrent use.
 type Core struct {
+	// Withdrawn are items that no candidate of a round holds.
+	Withdrawn semanticid.Withdrawn
+
 	cfg           CoreConfig
 	data          *dataset
 	model, second *Model
@@ -145,7 +148,7 @@ func (c *Core) tensors() []safetensors.Tensor {
 // not a finite number, is an outcome that is not accepted, and not an error; after the latter the next
 // Learn begins with new models.
 func (c *Core) Round(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, cfg AlignConfig, progress func(stage, unit string, done, total int)) (*decoder.Weights, *Outcome, error) {
-	judges := Judges{Reward: c.model, Averages: c.avg, Facts: c.facts}
+	judges := Judges{Reward: c.model, Averages: c.avg, Facts: c.facts, Withdrawn: c.Withdrawn.In(cb)}
 	if c.second != nil {
 		judges.Second = c.second
 	}

@@ -85,7 +85,7 @@ type Report struct {
 func (s *Service) Run(ctx context.Context) (*Report, error) {
 	var last *Report
 	err := stream.Lead(ctx, s.Cluster, Group, s.Static, s.OnReady, func(ctx context.Context) error {
-		r := &run{Service: s, core: NewCore(s.Reward), offsets: make(map[int32]int64), report: new(Report)}
+		r := &run{Service: s, core: NewCore(s.Reward), offsets: make(map[int32]int64), items: make(map[int32]int64), report: new(Report)}
 		err := r.run(ctx)
 		last = r.report
 		if ctx.Err() == nil {
@@ -105,6 +105,7 @@ type run struct {
 	*Service
 	core    *Core
 	offsets map[int32]int64 // of sessions.judged: the next session to read
+	items   map[int32]int64 // of the items topic: the next record
 	rounds  int32           // made so far, by anyone
 	report  *Report
 }
@@ -264,15 +265,11 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 	return nil
 }
 
-// read takes the sessions that are new on sessions.judged.
+// read takes the sessions that are new on sessions.judged, and what is new of items.
 func (r *run) read(ctx context.Context) error {
-	spans, err := r.Cluster.Spans(ctx, schemas.TopicJudgedSessions)
+	todo, err := r.unread(ctx, schemas.TopicJudgedSessions, r.offsets)
 	if err != nil {
 		return err
-	}
-	todo := maps.Clone(spans)
-	for p, s := range todo {
-		todo[p] = stream.Span{From: max(s.From, r.offsets[p]), To: s.To}
 	}
 	err = stream.ReadMerged(ctx, r.Cluster, schemas.TopicJudgedSessions, todo, func(rec *kgo.Record) (*onerecv1.JudgedSession, error) {
 		j := new(onerecv1.JudgedSession)
@@ -290,10 +287,39 @@ func (r *run) read(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for p, s := range todo {
-		r.offsets[p] = max(r.offsets[p], s.To)
+	wereRead(todo, r.offsets)
+	if todo, err = r.unread(ctx, schemas.TopicItems, r.items); err != nil {
+		return err
 	}
+	for p, span := range todo {
+		err := r.Cluster.ReadSpan(ctx, schemas.TopicItems, p, span, func(rec *kgo.Record) error {
+			if _, err := r.core.Withdrawn.Read(rec.Key, rec.Value); err != nil {
+				r.Log.Error("a record is passed over", "topic", rec.Topic, "partition", rec.Partition, "offset", rec.Offset, "error", err)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	wereRead(todo, r.items)
 	return nil
+}
+
+// unread returns what a topic has from the given offsets on.
+func (r *run) unread(ctx context.Context, topic string, from map[int32]int64) (map[int32]stream.Span, error) {
+	todo, err := r.Cluster.Spans(ctx, topic)
+	for p, s := range todo {
+		todo[p] = stream.Span{From: max(s.From, from[p]), To: s.To}
+	}
+	return todo, err
+}
+
+// wereRead moves offsets behind spans.
+func wereRead(spans map[int32]stream.Span, offsets map[int32]int64) {
+	for p, s := range spans {
+		offsets[p] = max(offsets[p], s.To)
+	}
 }
 
 // release publishes the aligned model and points the released channel at it.

@@ -1,8 +1,17 @@
 package rewarder
 
 import (
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"onerec/internal/stream"
+	"onerec/schemas"
+	"onerec/schemas/onerecv1"
 )
 
 // TestSchedule: a round begins by time or by number of sessions, whichever is first, and never
@@ -42,6 +51,56 @@ func TestSchedule(t *testing.T) {
 		}
 		if w := s.wait(start.Add(2 * time.Hour)); w <= 0 { // overdue, and nothing new: no busy loop
 			t.Errorf("%s: wait %v", name, w)
+		}
+	}
+}
+
+// TestReadWithdrawn: before each round the rewarder reads on in the items topic, and passes over what is no Item.
+func TestReadWithdrawn(t *testing.T) {
+	b, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	cluster := stream.Cluster{Brokers: b.Brokers()}
+	cl, err := cluster.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	if _, err := stream.CreateTopics(t.Context(), cl, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	r := &run{Service: &Service{Cluster: cluster, Log: slog.New(slog.DiscardHandler)}, core: NewCore(DefaultCoreConfig()), offsets: make(map[int32]int64), items: make(map[int32]int64)}
+	for step, tt := range []struct {
+		item *onerecv1.Item // nil: a record that is none
+		want string
+	}{
+		{&onerecv1.Item{ItemId: "a", Withdrawn: true}, "a"},
+		{nil, "a"},
+		{&onerecv1.Item{ItemId: "b", Withdrawn: true}, "a b"},
+		{&onerecv1.Item{ItemId: "a"}, "b"},
+	} {
+		record := &kgo.Record{Topic: schemas.TopicItems, Key: []byte("x"), Value: []byte("no item")}
+		if tt.item != nil {
+			if record.Value, err = proto.Marshal(tt.item); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := cl.ProduceSync(t.Context(), record).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.read(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, id := range []string{"a", "b", "x"} {
+			if r.core.Withdrawn.Has(id) {
+				got = append(got, id)
+			}
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("after record %d: withdrawn are %v, want %s", step, got, tt.want)
 		}
 	}
 }
