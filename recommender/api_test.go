@@ -9,10 +9,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/big"
 	"net"
@@ -21,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,14 +83,14 @@ func TestOpenAPI(t *testing.T) {
 	w.publish(t, publisher.ChannelReleased, 1)
 	eventually(t, "a model serves", func() bool { return w.svc.Ready() == nil })
 	for _, body := range []string{
-		`{"user_id":"u","n":3,"surface":"feed"}`, `{"history":["i1","i2"],"n":20,"mode":"next"}`, `{"history":["i1","nobody"],"n":2,"mode":"list","include_seen":true}`,
+		`{"user_id":"u","n":3,"surface":"feed"}`, `{"history":["i1","i2"],"n":20,"mode":"next"}`, `{"history":["i1","nobody"],"n":2,"mode":"list","include_seen":true,"exclude":["i3","nobody"]}`,
 		`{"user_id":"u","n":2,"channel":"released"}`, `{"user_id":"u","history":null,"n":1}`,
 	} {
 		check("POST", "/v1/recommendations", body, 200, true)
 	}
 	check("POST", "/v1/recommendations", `{"user_id":"u","channel":"canary"}`, 404, true)
 	check("POST", "/v1/recommendations", `{"user_id":"u","n":99}`, 400, true) // more than the model writes, which the document can't know
-	for _, body := range []string{`{"user_id":"u","n":101}`, `{"user_id":"u","mode":"all"}`, `{"user_id":7}`, `{"user_id":"u","colour":"red"}`, `[]`, `{"user_id":"u"}{}`, `{`} {
+	for _, body := range []string{`{"user_id":"u","n":101}`, `{"user_id":"u","mode":"all"}`, `{"user_id":7}`, `{"user_id":"u","colour":"red"}`, `[]`, `{"user_id":"u"}{}`, `{`, `{"user_id":"u","exclude":["i1"` + strings.Repeat(`,"i1"`, maxExclude) + `]}`} {
 		check("POST", "/v1/recommendations", body, 400, false)
 	}
 	check("GET", "/v1/items/i3", "", 200, true)
@@ -123,6 +126,48 @@ func libopenapiPaths(t *testing.T, doc libopenapi.Document) map[string]bool {
 		out[path] = true
 	}
 	return out
+}
+
+// TestPages: who excludes what earlier answers showed gets other items until there are none: page by page all that the
+// user may be shown, from the model and without one.
+func TestPages(t *testing.T) {
+	w := start(t)
+	for i := range 20 {
+		w.view(t, "fan", fmt.Sprint("i", i), int64(1000+i))
+	}
+	w.view(t, "u", "i7", 1000)
+	eventually(t, "the views are read", func() bool { return len(w.svc.History("fan")) == 20 && len(w.svc.History("u")) == 1 })
+	pages := func(mode, source string) {
+		t.Helper()
+		shown := map[string]bool{}
+		for {
+			excluded, err := json.Marshal(slices.Collect(maps.Keys(shown)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			code, a, body := ask(t, w.svc.Handler(), fmt.Sprintf(`{"user_id":"u","n":4,"mode":%q,"exclude":%s}`, mode, excluded))
+			if code != 200 || a.Source != source {
+				t.Fatal(code, body)
+			}
+			for _, item := range a.Items {
+				if shown[item.ItemID] || item.ItemID == "i7" {
+					t.Fatalf("%s was shown or seen before", item.ItemID)
+				}
+				shown[item.ItemID] = true
+			}
+			if len(a.Items) < 4 {
+				break
+			}
+		}
+		if len(shown) != 19 {
+			t.Errorf("%s: %d items in all, want 19", mode, len(shown))
+		}
+	}
+	pages("next", "popular")
+	w.publish(t, publisher.ChannelReleased, 1)
+	eventually(t, "a model serves", func() bool { return w.svc.Ready() == nil })
+	pages("next", "model")
+	pages("list", "model")
 }
 
 // TestCanary: the same share of the users, whoever asks, and none when it is withdrawn.

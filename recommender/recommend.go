@@ -16,6 +16,7 @@ const (
 	maxBody    = 64 << 10 // bytes
 	maxN       = 100
 	maxHistory = 1000
+	maxExclude = 1000
 )
 
 // Request asks for recommendations.
@@ -29,6 +30,8 @@ type Request struct {
 	Mode string `json:"mode,omitempty"`
 	// IncludeSeen allows items of the history.
 	IncludeSeen bool `json:"include_seen,omitempty"`
+	// Exclude are items that must not be recommended, as those that an earlier answer showed.
+	Exclude []string `json:"exclude,omitempty"`
 	// Surface is where the items will be shown; it comes back in the answer, for the view events.
 	Surface string `json:"surface,omitempty"`
 	// Channel asks for the model of a channel, whoever the user is; empty: the user's.
@@ -69,6 +72,8 @@ func (q *Request) check() error {
 		return badRequest("n is %d, allowed is 1 to %d", q.N, maxN)
 	case len(q.History) > maxHistory:
 		return badRequest("history has %d items, at most %d are allowed", len(q.History), maxHistory)
+	case len(q.Exclude) > maxExclude:
+		return badRequest("exclude has %d items, at most %d are allowed", len(q.Exclude), maxExclude)
 	case q.Mode != "" && q.Mode != "list" && q.Mode != "next":
 		return badRequest("mode is %q, allowed are list and next", q.Mode)
 	case len(q.Surface) > schemas.MaxIDBytes:
@@ -95,12 +100,9 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 		return nil, err
 	}
 	if m == nil {
-		seen := make(map[string]bool)
-		for _, item := range items {
-			seen[item] = !q.IncludeSeen
-		}
+		excluded := q.excluded(items)
 		a.Source, a.Why = "popular", "no model has been announced yet"
-		for _, item := range s.users.popular(q.N, func(item string) bool { return seen[item] || s.isWithdrawn(item) }) {
+		for _, item := range s.users.popular(q.N, func(item string) bool { return excluded[item] || s.isWithdrawn(item) }) {
 			a.Items = append(a.Items, Item{ItemID: item})
 		}
 		return a, nil
@@ -137,6 +139,20 @@ func (q Request) length() int {
 	return q.N
 }
 
+// excluded returns the items that must not be recommended to a user with a history.
+func (q Request) excluded(history []string) map[string]bool {
+	excluded := make(map[string]bool)
+	for _, item := range q.Exclude {
+		excluded[item] = true
+	}
+	if !q.IncludeSeen {
+		for _, item := range history {
+			excluded[item] = true
+		}
+	}
+	return excluded
+}
+
 // ask returns what the model is asked for: to go on from the newest items of a history that it knows, as many as there is
 // room for; fewer if that keeps the first ones steady. There were some before them.
 func (m *model) ask(q Request, items []string, before, beams int, keep bool) decoder.Options {
@@ -145,9 +161,11 @@ func (m *model) ask(q Request, items []string, before, beams int, keep bool) dec
 	for at, item := range items {
 		if i, ok := m.cb.Index(item); ok {
 			o.History, places = append(o.History, m.cb.ID(i)), append(places, before+at)
-			if !q.IncludeSeen {
-				o.Exclude[i] = true
-			}
+		}
+	}
+	for item := range q.excluded(items) {
+		if i, ok := m.cb.Index(item); ok {
+			o.Exclude[i] = true
 		}
 	}
 	room := m.longest - o.Length

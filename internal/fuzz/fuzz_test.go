@@ -23,7 +23,7 @@ func FuzzRequest(f *testing.F) {
 	s := &recommender.Service{Model: "m", Policy: history.DefaultPolicy(), Beams: 8, MaxUsers: 100, MaxItems: 100, Log: slog.New(slog.DiscardHandler)}
 	s.Open()
 	h := s.Handler()
-	f.Add(`{"user_id":"u","n":5,"history":["a"],"mode":"next","include_seen":true,"surface":"feed","channel":""}`)
+	f.Add(`{"user_id":"u","n":5,"history":["a"],"mode":"next","include_seen":true,"exclude":["b"],"surface":"feed","channel":""}`)
 	f.Add(`{"user_id":1}`)
 	f.Fuzz(func(t *testing.T, body string) {
 		rec := httptest.NewRecorder()
