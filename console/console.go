@@ -49,6 +49,8 @@ type Operations interface {
 	Rollback(ctx context.Context, version string) (from, to string, err error)
 	// Withdraw takes the canary away from its users.
 	Withdraw(ctx context.Context) (before string, err error)
+	// WithdrawItem takes an item out of recommendations or, with gone unset, lets it be recommended again.
+	WithdrawItem(ctx context.Context, item string, gone bool) error
 	// Replay sends dead letters to views.raw again: all with a reason or, if it is empty, the one at
 	// partition and offset.
 	Replay(ctx context.Context, reason string, partition int32, offset int64) (n int, err error)

@@ -115,6 +115,7 @@ func (w *world) announce(version, hash, channel string) {
 type operations struct {
 	w        *world
 	replayed []string
+	items    []string
 }
 
 func (o *operations) Promote(_ context.Context, version, channel string) (string, error) {
@@ -129,6 +130,11 @@ func (o *operations) Rollback(_ context.Context, version string) (string, string
 
 func (o *operations) Withdraw(ctx context.Context) (string, error) {
 	return "", publisher.Withdraw(ctx, o.w.cl, "default", publisher.ChannelCanary)
+}
+
+func (o *operations) WithdrawItem(_ context.Context, item string, gone bool) error {
+	o.items = append(o.items, fmt.Sprint(item, gone))
+	return nil
 }
 
 func (o *operations) Replay(_ context.Context, reason string, partition int32, offset int64) (int, error) {
@@ -555,10 +561,20 @@ func TestActs(t *testing.T) {
 	if got := fmt.Sprint(w.ops.replayed); got != "[/1/7]" {
 		t.Errorf("replayed %s", got)
 	}
+	if _, body, _ := get(t, srv.URL+"/confirm?do=withdraw-item&item="+url.QueryEscape("i <9>")); !strings.Contains(body, "i &lt;9&gt;, whatever model serves") || !strings.Contains(body, `name="item" value="i &lt;9&gt;"`) {
+		t.Errorf("the question: %s", body)
+	}
+	do(url.Values{"do": {"withdraw-item"}, "item": {"i <9>"}}, http.StatusSeeOther, "")
+	if _, _, h := send(t, http.MethodPost, srv.URL+"/act", url.Values{"do": {"restore-item"}, "item": {"i <9>"}}); h.Get("Location") != "/item?id=i+%3C9%3E&done=restore-item" {
+		t.Errorf("afterwards to %s", h.Get("Location"))
+	}
+	if got := fmt.Sprint(w.ops.items); got != "[i <9>true i <9>false]" {
+		t.Errorf("items: %s", got)
+	}
 	eventually(t, "it is released", func() bool { return c.versions.at(publisher.ChannelReleased) == two })
 	for _, form := range []url.Values{
 		{"do": {"explode"}}, {}, {"do": {"promote"}, "version": {"nobody"}, "channel": {"released"}}, {"do": {"promote"}, "version": {one}, "channel": {"candidate"}},
-		{"do": {"rollback"}, "version": {"../../etc"}}, {"do": {"withdraw"}}, {"do": {"replay"}, "partition": {"x"}, "offset": {"1"}}, {"do": {"replay"}, "partition": {"1"}, "offset": {"-1"}},
+		{"do": {"rollback"}, "version": {"../../etc"}}, {"do": {"withdraw"}}, {"do": {"withdraw-item"}}, {"do": {"restore-item"}, "item": {strings.Repeat("x", 300)}}, {"do": {"replay"}, "partition": {"x"}, "offset": {"1"}}, {"do": {"replay"}, "partition": {"1"}, "offset": {"-1"}},
 	} {
 		form.Set("expect", two)
 		do(form, http.StatusBadRequest, "alert")
@@ -604,9 +620,12 @@ func TestLooksUp(t *testing.T) {
 		t.Error("the history is not the newest first")
 	}
 	for _, withdrawn = range []bool{true, false} {
-		if _, body, _ := get(t, srv.URL+"/item?id=i9"); strings.Contains(body, "onerec items restore i9") != withdrawn {
+		if _, body, _ := get(t, srv.URL+"/item?id=i9"); strings.Contains(body, "do=restore-item&amp;item=i9") != withdrawn || strings.Contains(body, "do=withdraw-item&amp;item=i9") == withdrawn {
 			t.Errorf("the page of an item that is withdrawn (%v): %s", withdrawn, body)
 		}
+	}
+	if _, body, _ := get(t, srv.URL+"/item?id=i9&done=withdraw-item"); !strings.Contains(body, "no answer holds it") {
+		t.Errorf("the item's page after it was taken down: %s", body)
 	}
 	if _, body, _ := get(t, srv.URL+"/item?id=i9"); !strings.Contains(body, "<mark>1 › 2</mark> › 9") {
 		t.Errorf("the item's page: %s", body)

@@ -13,6 +13,7 @@ import (
 
 	"onerec/internal/access"
 	"onerec/publisher"
+	"onerec/schemas"
 )
 
 // role is what somebody may do.
@@ -49,7 +50,9 @@ func (c *Console) Handler() http.Handler {
 		c.show(w, r, "user-page", http.StatusOK, func(p *page) { p.Title, p.User = "User", c.user(r.Context(), input(r, "id")) })
 	})
 	inside.HandleFunc("GET /item", func(w http.ResponseWriter, r *http.Request) {
-		c.show(w, r, "item-page", http.StatusOK, func(p *page) { p.Title, p.Item = "Item", c.item(r.Context(), input(r, "id")) })
+		c.show(w, r, "item-page", http.StatusOK, func(p *page) {
+			p.Title, p.Item, p.Message = "Item", c.item(r.Context(), input(r, "id")), done[input(r, "done")]
+		})
 	})
 	inside.HandleFunc("GET /rounds", func(w http.ResponseWriter, r *http.Request) {
 		c.show(w, r, "rounds-page", http.StatusOK, func(p *page) {
@@ -181,9 +184,14 @@ func (c *Console) index(w http.ResponseWriter, r *http.Request) {
 
 // done are the messages after an operation; only these can be shown, whatever a link says.
 var done = map[string]string{
-	"promote": "Done: the channel points at the version, and fleets load it.", "rollback": "Done: the earlier version is released again, and fleets load it.",
-	"withdraw": "Done: the canary's users get what is released.", "replay": "Done: the dead letters were sent to views.raw again.",
-	"sign-in": "You are signed in.", "sign-out": "You are signed out.",
+	"promote":       "Done: the channel points at the version, and fleets load it.",
+	"rollback":      "Done: the earlier version is released again, and fleets load it.",
+	"withdraw":      "Done: the canary's users get what is released.",
+	"withdraw-item": "Done: no answer holds it as soon as the recommenders have read so.",
+	"restore-item":  "Done: it is recommended again as soon as the recommenders have read so.",
+	"replay":        "Done: the dead letters were sent to views.raw again.",
+	"sign-in":       "You are signed in.",
+	"sign-out":      "You are signed out.",
 }
 
 // input is a parameter of a request, of a length that anything here can have.
@@ -202,9 +210,10 @@ func number(r *http.Request, name string) int {
 
 // operation is what somebody wants to do, as a form carries it.
 type operation struct {
-	Do                string // promote, rollback, withdraw, replay
+	Do                string // promote, rollback, withdraw, withdraw-item, restore-item, replay
 	Version, Channel  string
 	Expect            string // what was released when the question was asked
+	Item              string
 	Reason            string
 	Partition, Offset string
 	Title, Question   string
@@ -212,7 +221,7 @@ type operation struct {
 }
 
 func (c *Console) operation(r *http.Request) (o operation, err error) {
-	o = operation{Do: input(r, "do"), Version: input(r, "version"), Channel: input(r, "channel"), Expect: input(r, "expect"), Reason: input(r, "reason"), Partition: input(r, "partition"), Offset: input(r, "offset")}
+	o = operation{Do: input(r, "do"), Version: input(r, "version"), Channel: input(r, "channel"), Expect: input(r, "expect"), Item: input(r, "item"), Reason: input(r, "reason"), Partition: input(r, "partition"), Offset: input(r, "offset")}
 	released := c.versions.at(publisher.ChannelReleased)
 	or := func(version, other string) string {
 		if version == "" {
@@ -248,6 +257,17 @@ func (c *Console) operation(r *http.Request) (o operation, err error) {
 		}
 		o.Title = "Withdraw the canary"
 		o.Question = fmt.Sprintf("The users who get %s get %s again.", canary, or(released, "popular items"))
+	case "withdraw-item", "restore-item":
+		if o.Item == "" || len(o.Item) > schemas.MaxIDBytes {
+			return o, fmt.Errorf("an item's id has 1 to %d bytes, this one %d", schemas.MaxIDBytes, len(o.Item))
+		}
+		if o.Do == "withdraw-item" {
+			o.Title = "Take " + o.Item + " out of recommendations"
+			o.Question = fmt.Sprintf("No answer that begins a moment later holds item %s, whatever model serves. It stays in users' histories.", o.Item)
+			return o, nil
+		}
+		o.Title = "Recommend " + o.Item + " again"
+		o.Question = fmt.Sprintf("Item %s is recommended to whom the models think it suits, as before it was withdrawn.", o.Item)
 	case "replay":
 		if o.Reason != "" {
 			o.Title = "Replay dead letters"
@@ -265,6 +285,11 @@ func (c *Console) operation(r *http.Request) (o operation, err error) {
 		return o, fmt.Errorf("there is nothing called %q to do", o.Do)
 	}
 	return o, nil
+}
+
+// ofVersions reports whether what is done changes which version serves.
+func (o operation) ofVersions() bool {
+	return o.Do == "promote" || o.Do == "rollback" || o.Do == "withdraw"
 }
 
 // confirm asks whether something is meant.
@@ -303,11 +328,11 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, http.StatusBadRequest, err.Error())
 		return
 	}
-	if released := c.versions.at(publisher.ChannelReleased); o.Do != "replay" && released != o.Expect {
+	if released := c.versions.at(publisher.ChannelReleased); o.ofVersions() && released != o.Expect {
 		c.fail(w, r, http.StatusConflict, fmt.Sprintf("nothing was done: meanwhile %s was released, when you were asked it was %s; look again", released, o.Expect))
 		return
 	}
-	ctx := r.Context()
+	ctx, next := r.Context(), "/?done="
 	switch o.Do {
 	case "promote":
 		_, err = c.Operations.Promote(ctx, o.Version, o.Channel)
@@ -315,17 +340,20 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 		_, _, err = c.Operations.Rollback(ctx, o.Version)
 	case "withdraw":
 		_, err = c.Operations.Withdraw(ctx)
+	case "withdraw-item", "restore-item":
+		err = c.Operations.WithdrawItem(ctx, o.Item, o.Do == "withdraw-item")
+		next = "/item?id=" + url.QueryEscape(o.Item) + "&done="
 	case "replay":
 		partition, _ := strconv.ParseInt(o.Partition, 10, 32) // operation has looked at them
 		offset, _ := strconv.ParseInt(o.Offset, 10, 64)
 		_, err = c.Operations.Replay(ctx, o.Reason, int32(partition), offset)
 	}
-	c.Log.Info("console operation", "do", o.Do, "version", o.Version, "channel", o.Channel, "reason", o.Reason, "partition", o.Partition, "offset", o.Offset, "from", r.RemoteAddr, "error", err)
+	c.Log.Info("console operation", "do", o.Do, "version", o.Version, "channel", o.Channel, "item", o.Item, "reason", o.Reason, "partition", o.Partition, "offset", o.Offset, "from", r.RemoteAddr, "error", err)
 	if err != nil {
 		c.fail(w, r, http.StatusBadGateway, "nothing was done: "+err.Error())
 		return
 	}
-	http.Redirect(w, r, "/?done="+url.QueryEscape(o.Do), http.StatusSeeOther)
+	http.Redirect(w, r, next+url.QueryEscape(o.Do), http.StatusSeeOther)
 }
 
 // cookie names a browser that has signed in.

@@ -92,6 +92,12 @@ func (a *App) WithdrawItems(ctx context.Context, ids []string, gone bool) (chang
 	return changed, a.PutItems(ctx, items)
 }
 
+// WithdrawItem is [App.WithdrawItems] of one item.
+func (a *App) WithdrawItem(ctx context.Context, id string, gone bool) error {
+	_, err := a.WithdrawItems(ctx, []string{id}, gone)
+	return err
+}
+
 // KeepWithdrawn marks those of items that are withdrawn now, so that other news of them does not bring them back.
 func (a *App) KeepWithdrawn(ctx context.Context, items map[string]*onerecv1.Item) error {
 	return a.eachItem(ctx, func(id string, item *onerecv1.Item, wrong error) {
