@@ -267,7 +267,7 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 
 // read takes the sessions that are new on sessions.judged, and what is new of items.
 func (r *run) read(ctx context.Context) error {
-	todo, err := r.unread(ctx, schemas.TopicJudgedSessions, r.offsets)
+	todo, err := r.Cluster.Unread(ctx, schemas.TopicJudgedSessions, r.offsets)
 	if err != nil {
 		return err
 	}
@@ -287,8 +287,8 @@ func (r *run) read(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	wereRead(todo, r.offsets)
-	if todo, err = r.unread(ctx, schemas.TopicItems, r.items); err != nil {
+	stream.Advance(r.offsets, todo)
+	if todo, err = r.Cluster.Unread(ctx, schemas.TopicItems, r.items); err != nil {
 		return err
 	}
 	for p, span := range todo {
@@ -302,24 +302,8 @@ func (r *run) read(ctx context.Context) error {
 			return err
 		}
 	}
-	wereRead(todo, r.items)
+	stream.Advance(r.items, todo)
 	return nil
-}
-
-// unread returns what a topic has from the given offsets on.
-func (r *run) unread(ctx context.Context, topic string, from map[int32]int64) (map[int32]stream.Span, error) {
-	todo, err := r.Cluster.Spans(ctx, topic)
-	for p, s := range todo {
-		todo[p] = stream.Span{From: max(s.From, from[p]), To: s.To}
-	}
-	return todo, err
-}
-
-// wereRead moves offsets behind spans.
-func wereRead(spans map[int32]stream.Span, offsets map[int32]int64) {
-	for p, s := range spans {
-		offsets[p] = max(offsets[p], s.To)
-	}
 }
 
 // release publishes the aligned model and points the released channel at it.

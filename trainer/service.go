@@ -116,13 +116,9 @@ func (r *run) run(ctx context.Context) error {
 			return err
 		}
 	}
-	spans, err := r.Cluster.Spans(ctx, schemas.TopicGoodSessions)
+	todo, err := r.Cluster.Unread(ctx, schemas.TopicGoodSessions, r.offsets)
 	if err != nil {
 		return err
-	}
-	todo := maps.Clone(spans)
-	for p, s := range todo {
-		todo[p] = stream.Span{From: max(s.From, r.offsets[p]), To: s.To}
 	}
 	type arrived struct { // partitions are decoded side by side, and learned from one after the other
 		*onerecv1.Session
@@ -140,9 +136,7 @@ func (r *run) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for p, s := range todo {
-		r.offsets[p] = max(r.offsets[p], s.To)
-	}
+	stream.Advance(r.offsets, todo)
 	if r.Once {
 		if !r.learner.Ready() {
 			if r.learner.Waiting() == 0 {
@@ -383,16 +377,14 @@ func (r *run) trains() {
 // and before each candidate, so that what is learned between two candidates depends on the
 // sessions alone.
 func (r *run) describe(ctx context.Context, until map[int32]int64) error {
-	spans, err := r.Cluster.Spans(ctx, schemas.TopicItems)
+	spans, err := r.Cluster.Unread(ctx, schemas.TopicItems, r.items)
 	if err != nil {
 		return err
 	}
-	for p, s := range spans {
-		s.From = max(s.From, r.items[p])
-		if until != nil {
-			s.To = min(s.To, until[p])
+	if until != nil {
+		for p, s := range spans {
+			spans[p] = stream.Span{From: s.From, To: min(s.To, until[p])}
 		}
-		spans[p] = s
 	}
 	refused := r.learner.Catalogue().Refused
 	decode := func(rec *kgo.Record) (*kgo.Record, error) { return rec, nil }
@@ -414,9 +406,7 @@ func (r *run) describe(ctx context.Context, until map[int32]int64) error {
 	if err != nil {
 		return fmt.Errorf("read what is known of items: %w", err)
 	}
-	for p, s := range spans {
-		r.items[p] = max(r.items[p], s.To)
-	}
+	stream.Advance(r.items, spans)
 	if c := r.learner.Catalogue(); c.Refused > refused {
 		r.Log.Warn("items or embeddings were not taken", "topic", schemas.TopicItems, "count", c.Refused-refused, "last", c.Why)
 	}

@@ -89,6 +89,22 @@ func (c Cluster) Spans(ctx context.Context, topic string) (map[int32]Span, error
 	return spans, nil
 }
 
+// Unread is Spans from the given offsets on.
+func (c Cluster) Unread(ctx context.Context, topic string, from map[int32]int64) (map[int32]Span, error) {
+	spans, err := c.Spans(ctx, topic)
+	for p, s := range spans {
+		spans[p] = Span{max(s.From, from[p]), s.To}
+	}
+	return spans, err
+}
+
+// Advance moves offsets behind spans that were read.
+func Advance(offsets map[int32]int64, spans map[int32]Span) {
+	for p, s := range spans {
+		offsets[p] = max(offsets[p], s.To)
+	}
+}
+
 // ReadSpan calls fn with every committed record of a span in order and returns
 // fn's first error.
 func (c Cluster) ReadSpan(ctx context.Context, topic string, partition int32, span Span, fn func(*kgo.Record) error) error {
