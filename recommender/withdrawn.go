@@ -11,29 +11,32 @@ import (
 
 // followItems keeps what is withdrawn out of every answer that is begun after its record was read.
 func (s *Service) followItems(ctx context.Context, caughtUp func()) error {
+	var records []*kgo.Record
+	return s.follow(ctx, schemas.TopicItems, func(r *kgo.Record) error {
+		records = append(records, r)
+		return nil
+	}, func() {
+		s.withdraw(records)
+		clear(records)
+		records = records[:0]
+	}, caughtUp)
+}
+
+// withdraw takes records of the items topic in, and makes what is loaded heed them.
+func (s *Service) withdraw(records []*kgo.Record) {
+	s.serving.Lock()
+	defer s.serving.Unlock()
 	changed := false
-	record := func(r *kgo.Record) error {
-		s.serving.Lock()
-		defer s.serving.Unlock()
+	for _, r := range records {
 		now, err := s.withdrawn.Read(r.Key, r.Value)
 		if err != nil {
 			s.Log.Error("a record is passed over", "topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "error", err)
 		}
 		changed = changed || now
-		return nil
 	}
-	return s.follow(ctx, schemas.TopicItems, record, func() {
-		if changed {
-			s.withdraw()
-			changed = false
-		}
-	}, caughtUp)
-}
-
-// withdraw makes what is loaded heed the items that are withdrawn now.
-func (s *Service) withdraw() {
-	s.serving.Lock()
-	defer s.serving.Unlock()
+	if !changed {
+		return
+	}
 	for _, slot := range []*atomic.Pointer[model]{&s.loaded, &s.canary} {
 		if m := slot.Load(); m != nil {
 			slot.Store(m.without(s.withdrawn.In(m.cb)))

@@ -1,12 +1,19 @@
 package recommender
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"onerec/publisher"
@@ -103,5 +110,72 @@ func TestWithdrawn(t *testing.T) {
 		for _, item := range []string{"i3", "i4"} {
 			eventually(t, item+" is back", func() bool { all, _ := everywhere(svc, item); return all })
 		}
+	}
+}
+
+// TestWithdrawnUnderLoad: while models are swapped and items come and go, no answer holds an item that was withdrawn
+// from before its request until after its answer.
+func TestWithdrawnUnderLoad(t *testing.T) {
+	w := start(t)
+	w.publish(t, publisher.ChannelReleased, 1)
+	eventually(t, "a model serves", func() bool { return w.svc.Ready() == nil })
+	var mu sync.Mutex
+	stable := make(map[string]bool) // withdrawn for certain
+	restored := 0
+	look := func() (map[string]bool, int) {
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(stable), restored
+	}
+	var checked, ended atomic.Int64
+	var g errgroup.Group
+	h := w.svc.Handler()
+	for i := range 4 {
+		body := fmt.Sprintf(`{"user_id": "u%d", "n": 6, "mode": %q}`, i, []string{"next", "list"}[i%2])
+		g.Go(func() error {
+			for ended.Load() == 0 {
+				gone, before := look()
+				rec := httptest.NewRecorder()
+				h.ServeHTTP(rec, httptest.NewRequest(http.MethodPost, "/v1/recommendations", strings.NewReader(body)))
+				if _, after := look(); after != before || rec.Code == http.StatusServiceUnavailable {
+					continue
+				}
+				a := new(Answer)
+				if err := json.Unmarshal(rec.Body.Bytes(), a); err != nil || rec.Code != http.StatusOK {
+					return fmt.Errorf("%d: %s", rec.Code, rec.Body)
+				}
+				for _, item := range a.Items {
+					if gone[item.ItemID] {
+						return fmt.Errorf("%s was withdrawn, and is recommended", item.ItemID)
+					}
+				}
+				checked.Add(int64(len(gone)))
+			}
+			return nil
+		})
+	}
+	for i := range 40 {
+		id := fmt.Sprint("i", i%10)
+		if i%5 == 4 {
+			w.publish(t, publisher.ChannelReleased, uint64(2+i))
+		}
+		gone, _ := look()
+		if gone[id] {
+			mu.Lock()
+			delete(stable, id)
+			restored++
+			mu.Unlock()
+		}
+		w.item(t, id, &onerecv1.Item{ItemId: id, Withdrawn: !gone[id]})
+		eventually(t, "the record is read", func() bool { return w.svc.isWithdrawn(id) != gone[id] })
+		if !gone[id] {
+			mu.Lock()
+			stable[id] = true
+			mu.Unlock()
+		}
+	}
+	ended.Store(1)
+	if err := g.Wait(); err != nil || checked.Load() < 100 {
+		t.Fatalf("%d times an item could have been in an answer; %v", checked.Load(), err)
 	}
 }
