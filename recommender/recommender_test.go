@@ -132,24 +132,15 @@ func startWith(t *testing.T, change func(*Service)) *world {
 	}
 	w.svc = service()
 	change(w.svc)
-	w.run(t, w.svc)
+	<-w.begin(t, w.svc)
 	return w
 }
 
-// again runs another recommender, as a process that starts later.
-func (w *world) again(t *testing.T) *Service {
-	t.Helper()
-	svc := service()
-	svc.CanaryPercent = w.svc.CanaryPercent
-	w.run(t, svc)
-	return svc
-}
-
-// run runs a recommender until the test ends, and waits until it is ready.
-func (w *world) run(t *testing.T, svc *Service) {
+// begin runs a recommender until the test ends; ready is closed when it is.
+func (w *world) begin(t *testing.T, svc *Service) (ready chan struct{}) {
 	t.Helper()
 	svc.Cluster, svc.Store = w.cluster, w.store
-	ready := make(chan struct{})
+	ready = make(chan struct{})
 	svc.OnReady = sync.OnceFunc(func() { close(ready) })
 	svc.Open()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -161,7 +152,7 @@ func (w *world) run(t *testing.T, svc *Service) {
 			t.Error(err)
 		}
 	})
-	<-ready
+	return ready
 }
 
 func service() *Service {

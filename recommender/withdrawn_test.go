@@ -100,10 +100,28 @@ func TestWithdrawn(t *testing.T) {
 		}
 	}
 
-	later := w.again(t)
-	if _, none := everywhere(later, "i4"); !none {
+	// A process that starts later, and has much to read: from its first answer by a model on.
+	var many []*kgo.Record
+	for i := range 30_000 {
+		value, err := proto.Marshal(&onerecv1.Item{ItemId: fmt.Sprint("other", i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		many = append(many, &kgo.Record{Topic: schemas.TopicItems, Key: []byte("other"), Value: value})
+	}
+	if err := w.client.ProduceSync(t.Context(), many...).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	w.item(t, "i5", &onerecv1.Item{ItemId: "i5", Withdrawn: true})
+	later := service()
+	later.CanaryPercent = w.svc.CanaryPercent
+	ready := w.begin(t, later)
+	eventually(t, "it has a model", func() bool { return later.loaded.Load() != nil })
+	if holds(later, fmt.Sprintf(asked[0], publisher.ChannelReleased), "i5") {
 		t.Error("a process that starts later recommends what is withdrawn")
 	}
+	<-ready
+	w.item(t, "i5", &onerecv1.Item{ItemId: "i5"})
 	w.item(t, "i3", &onerecv1.Item{ItemId: "i3"})
 	w.item(t, "i4", nil)
 	for _, svc := range []*Service{w.svc, later} {

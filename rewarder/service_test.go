@@ -99,8 +99,8 @@ func TestReadWithdrawn(t *testing.T) {
 				got = append(got, id)
 			}
 		}
-		if strings.Join(got, " ") != tt.want {
-			t.Errorf("after record %d: withdrawn are %v, want %s", step, got, tt.want)
+		if strings.Join(got, " ") != tt.want || r.items[0] != int64(step+1) {
+			t.Errorf("after record %d: withdrawn are %v, want %s; the next record is %d", step, got, tt.want, r.items[0])
 		}
 	}
 }

@@ -458,12 +458,15 @@ func TestTrieWithout(t *testing.T) {
 				}
 			}
 		}
+		trie, all := whole, make(map[int32]bool)
 		for _, name := range []string{"some", "others"} {
 			gone := make(map[int32]bool)
 			for _, i := range rapid.SliceOfN(rapid.Int32Range(0, n-1), 0, n).Draw(t, name) {
-				gone[i] = true
+				gone[i], all[i] = true, true
 			}
 			check(whole.Without(gone), gone)
+			trie = trie.Without(gone)
+			check(trie, all)
 		}
 		check(whole, nil)
 	})
