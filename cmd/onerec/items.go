@@ -132,7 +132,7 @@ say. Recommenders heed it as soon as they have read that, mostly within a second
 whatever model they serve; they need no new checkpoint. The items stay in users'
 histories and keep their semantic IDs.`,
 		Example: "  onerec items withdraw i00042",
-	}, true, "not recommended any more")
+	}, true, "withdrawn")
 }
 
 func (c *cli) itemsRestore() *cobra.Command {
@@ -155,7 +155,11 @@ func (c *cli) withdrawal(cmd *cobra.Command, gone bool, what string) *cobra.Comm
 		if c.json {
 			return printJSON(cmd.OutOrStdout(), map[string]any{"changed": append([]string{}, changed...)})
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d of %d items are %s\n", len(changed), len(ids), what)
+		already := ""
+		if len(changed) < len(ids) {
+			already = "; the others were so before"
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "of %d items %d are now %s%s\n", len(ids), len(changed), what, already)
 		return err
 	})
 }

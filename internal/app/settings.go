@@ -283,7 +283,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.String(GroupServe, "numbers", &s.Numbers, "what searches compute in: int16 answers more requests a second and costs log probabilities less than TF32 would", decoder.Float32.String(), decoder.Int16.String())
 	c.Int(GroupServe, "max-users", &s.MaxUsers, 1, 1_000_000_000, "users whose history is kept")
 	c.Int(GroupServe, "history-cache", &s.HistoryCache, 0, 1<<20, "MiB of what models made of the histories of the users who asked last, for when they come back, at most; 0: none")
-	c.Int(GroupServe, "max-items", &s.MaxItems, 1, 1_000_000_000, "items whose popularity is counted")
+	c.Int(GroupServe, "max-items", &s.MaxItems, 1, 1_000_000_000, "items whose popularity is counted, and items that may be withdrawn, each at most")
 
 	k := &s.Console
 	c.String(GroupConsole, "console-listen", &k.Listen, "address of the console; beyond loopback only with tokens")
