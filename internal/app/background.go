@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 
@@ -13,11 +14,12 @@ import (
 )
 
 // background runs services beside the steps of a demo, each as in a process of its own: with metrics,
-// readiness and an admin endpoint on loopback, where a console reads.
+// readiness and an admin endpoint on loopback, where a console reads, and started over while brokers fail.
 type background struct {
 	ctx  context.Context // ends with the first of them that fails
 	stop context.CancelFunc
 	g    *errgroup.Group
+	log  *slog.Logger
 
 	mu      sync.Mutex
 	targets []console.Target
@@ -25,20 +27,20 @@ type background struct {
 	console string // URL of the console, if there is one
 }
 
-func newBackground(ctx context.Context) *background {
+func newBackground(ctx context.Context, log *slog.Logger) *background {
 	ctx, stop := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
-	return &background{ctx: ctx, stop: stop, g: g}
+	return &background{ctx: ctx, stop: stop, g: g, log: log}
 }
 
 // start runs a service until the demo ends.
 func (b *background) start(name string, run service) error {
-	h, err := b.host(name)
+	s, err := b.supervise(name)
 	if err != nil {
 		return err
 	}
 	b.g.Go(func() error {
-		if err := run(b.ctx, h); err != nil {
+		if err := s.run(b.ctx, b.log.With("service", name), run); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		return nil
@@ -48,11 +50,11 @@ func (b *background) start(name string, run service) error {
 
 // once runs a service that ends by itself.
 func (b *background) once(name string, run service) error {
-	h, err := b.host(name)
+	s, err := b.supervise(name)
 	if err != nil {
 		return err
 	}
-	err = run(b.ctx, h)
+	err = s.run(b.ctx, b.log.With("service", name), run)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range b.targets {
@@ -61,25 +63,25 @@ func (b *background) once(name string, run service) error {
 	return err
 }
 
-// host opens a service's admin endpoint, in place of one of its name that has ended.
-func (b *background) host(name string) (host, error) {
+// supervise opens a service's admin endpoint, in place of one of its name that has ended.
+func (b *background) supervise(name string) (*supervisor, error) {
 	l, err := listen(b.ctx, "127.0.0.1:0")
 	if err != nil {
-		return host{}, fmt.Errorf("listen for health and metrics: %w", err)
+		return nil, fmt.Errorf("listen for health and metrics: %w", err)
 	}
-	reg, probe := telemetry.NewRegistry(), new(telemetry.Probe)
-	b.g.Go(func() error { return telemetry.Serve(b.ctx, l, telemetry.Handler(reg, probe, nil)) })
+	s := newSupervisor()
+	b.g.Go(func() error { return telemetry.Serve(b.ctx, l, s.handler(nil)) })
 	t := console.Target{Stage: name, URL: "http://" + l.Addr().String()}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range b.targets {
 		if b.targets[i].Stage == name {
 			b.targets[i] = t
-			return host{reg, probe.Ready}, nil
+			return s, nil
 		}
 	}
 	b.targets = append(b.targets, t)
-	return host{reg, probe.Ready}, nil
+	return s, nil
 }
 
 // end stops everything and returns the first failure.

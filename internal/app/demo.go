@@ -105,7 +105,7 @@ func (a *App) runDemo(ctx context.Context, d Demo, w io.Writer) (r *Report, err 
 	if err := a.createTopics(ctx); err != nil {
 		return nil, fmt.Errorf("demo: %w", err)
 	}
-	services := newBackground(ctx)
+	services := newBackground(ctx, a.Log)
 	defer func() {
 		if failed := services.end(); failed != nil { // which is why the steps could not go on
 			err = fmt.Errorf("demo: %w", failed)
@@ -420,7 +420,17 @@ func (a *App) demoRecommend(b *background, n int, r *Report) error {
 	err = b.start("serve", func(ctx context.Context, h host) error {
 		isReady := h.ready
 		h.ready = func() { isReady(); once.Do(func() { close(ready) }) }
-		return a.recommend(ctx, h, l, func(s *recommender.Service) { svc = s })
+		l := l
+		if svc != nil { // it starts over, where it was
+			if l, err = listen(ctx, l.Addr().String()); err != nil {
+				return fmt.Errorf("listen for requests: %w", err)
+			}
+		}
+		return a.recommend(ctx, h, l, func(s *recommender.Service) {
+			if svc == nil {
+				svc = s
+			}
+		})
 	})
 	if err != nil {
 		return errors.Join(err, l.Close())

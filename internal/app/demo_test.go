@@ -217,7 +217,7 @@ func streamed(t *testing.T, views string) (*App, *Report) {
 		t.Fatal(err)
 	}
 	r := new(Report)
-	b := newBackground(t.Context())
+	b := newBackground(t.Context(), a.Log)
 	if err := errors.Join(a.demoStream(b, in, r), b.end()); err != nil {
 		t.Fatal(err)
 	}

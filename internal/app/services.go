@@ -12,12 +12,9 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/plugin/kprom"
 	"golang.org/x/sync/errgroup"
@@ -183,16 +180,12 @@ func (a *App) RunServe(ctx context.Context) error {
 }
 
 // serve runs one service as a process does: topics checked first, admin endpoint
-// beside it. When brokers fail for a while, or a disk is full, it starts over until
-// that is mended.
+// beside it.
 func (a *App) serve(ctx context.Context, run service) error {
 	if err := a.checkTopics(ctx); err != nil {
 		return err
 	}
-	// Metrics begin anew when the service starts over, as when a process does.
-	var reg atomic.Pointer[prometheus.Registry]
-	reg.Store(telemetry.NewRegistry())
-	probe := new(telemetry.Probe)
+	s := newSupervisor()
 	g, ctx := errgroup.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -205,53 +198,14 @@ func (a *App) serve(ctx context.Context, run service) error {
 		if err != nil {
 			return fmt.Errorf("listen for health and metrics: %w", err)
 		}
-		gather := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return reg.Load().Gather() })
-		g.Go(func() error { return telemetry.Serve(ctx, l, telemetry.Handler(gather, probe, tokens)) })
+		g.Go(func() error { return telemetry.Serve(ctx, l, s.handler(tokens)) })
 	}
 	g.Go(func() error {
 		defer cancel() // a service that ends by itself ends the process
-		pause := firstPause
-		for {
-			err := run(ctx, host{reg.Load(), probe.Ready})
-			// What fails before the service was ever ready, an operator should see.
-			if ctx.Err() != nil || !probe.IsReady() && pause == firstPause || !stream.Transient(err) && !noRoom(err) {
-				return err
-			}
-			if probe.IsReady() {
-				pause = firstPause
-			}
-			a.Log.Warn("starting over", "why", reason(err), "in", pause, "error", err)
-			probe.NotReady()
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(pause):
-			}
-			pause = min(2*pause, lastPause)
-			reg.Store(telemetry.NewRegistry())
-		}
+		return s.run(ctx, a.Log, run)
 	})
 	return g.Wait()
 }
-
-// noRoom reports whether a write failed because a disk or a quota is full.
-func noRoom(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
-
-func reason(err error) string {
-	if noRoom(err) {
-		return "no room is left where it writes; free some"
-	}
-	return "the brokers fail"
-}
-
-// Pauses before a service starts over after a failure; each is twice as long as
-// the one before.
-const (
-	firstPause = 500 * time.Millisecond
-	lastPause  = 10 * time.Second
-)
 
 func listen(ctx context.Context, address string) (net.Listener, error) {
 	return new(net.ListenConfig).Listen(ctx, "tcp", address)
