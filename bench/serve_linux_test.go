@@ -316,7 +316,7 @@ func serveOurs(b *testing.B, of served, beams int, numbers decoder.Numbers) (url
 		if err != nil {
 			b.Fatal(err)
 		}
-		ref, err := publisher.Announce(ctx, client, store, publisher.ChannelReleased, m.Version, hash)
+		ref, err := publisher.Announce(ctx, cluster, store, publisher.ChannelReleased, m.Version, hash)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -43,10 +43,12 @@ type Config struct {
 
 // Operations change what is served, or send records again.
 type Operations interface {
-	// Promote points a channel at a version and returns what it pointed at before.
-	Promote(ctx context.Context, version, channel string) (before string, err error)
-	// Rollback releases an earlier version again; the parent of the released one if none is named.
-	Rollback(ctx context.Context, version string) (from, to string, err error)
+	// Promote points a channel at a version and returns what it pointed at before, and why releases are held, if they are.
+	Promote(ctx context.Context, version, channel string) (before, held string, err error)
+	// Rollback releases an earlier version again, the one before if none is named, and holds releases.
+	Rollback(ctx context.Context, version, why string) (from, to string, err error)
+	// Hold keeps services from releasing another version, and says why; with an empty why they may again.
+	Hold(ctx context.Context, why string) (released string, err error)
 	// Withdraw takes the canary away from its users.
 	Withdraw(ctx context.Context) (before string, err error)
 	// WithdrawItem takes an item out of recommendations or, with gone unset, lets it be recommended again.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"html"
 	"io"
 	"log/slog"
 	"math"
@@ -106,7 +107,7 @@ func (w *world) publish(kind, parent, channel string, metrics map[string]float64
 
 func (w *world) announce(version, hash, channel string) {
 	w.t.Helper()
-	if _, err := publisher.Announce(w.t.Context(), w.cl, w.store, channel, version, hash); err != nil {
+	if _, err := publisher.Announce(w.t.Context(), w.cluster, w.store, channel, version, hash); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -118,18 +119,23 @@ type operations struct {
 	items    []string
 }
 
-func (o *operations) Promote(_ context.Context, version, channel string) (string, error) {
+func (o *operations) Promote(_ context.Context, version, channel string) (string, string, error) {
 	o.w.announce(version, "", channel)
-	return "", nil
+	return "", "", nil
 }
 
-func (o *operations) Rollback(_ context.Context, version string) (string, string, error) {
-	o.w.announce(version, "", publisher.ChannelReleased)
-	return "", version, nil
+func (o *operations) Rollback(ctx context.Context, version, why string) (string, string, error) {
+	_, ref, err := publisher.Rollback(ctx, o.w.cluster, o.w.store, "default", version, why)
+	return "", ref.GetVersion(), err
+}
+
+func (o *operations) Hold(ctx context.Context, why string) (string, error) {
+	ref, err := publisher.Hold(ctx, o.w.cluster, "default", why)
+	return ref.GetVersion(), err
 }
 
 func (o *operations) Withdraw(ctx context.Context) (string, error) {
-	return "", publisher.Withdraw(ctx, o.w.cl, "default", publisher.ChannelCanary)
+	return "", publisher.Withdraw(ctx, o.w.cluster, "default", publisher.ChannelCanary)
 }
 
 func (o *operations) WithdrawItem(_ context.Context, item string, gone bool) error {
@@ -235,6 +241,7 @@ func TestShowsWhatIsThere(t *testing.T) {
 	for i := range 21 {
 		before, after = append(before, float64(i)), append(after, float64(i)+0.5)
 	}
+	w.produce(schemas.TopicRounds, 0, &onerecv1.AlignmentRound{Model: "default", Round: 2, Reference: base, Published: "000002-held", Accepted: true, Why: "it rose", Held: "likes <fell>"})
 	w.produce(schemas.TopicRounds, 0, &onerecv1.AlignmentRound{
 		Model: "default", Round: 3, Reference: base, Published: aligned, Users: 20, Candidates: 32, Pairs: 18, RewardBefore: 0.9012, RewardAfter: 1.1034, Kl: 0.321, Accepted: true, Why: "held-out reward rose",
 		RewardBeforePercentiles: before, RewardAfterPercentiles: after,
@@ -258,7 +265,7 @@ func TestShowsWhatIsThere(t *testing.T) {
 	for _, want := range []string{
 		`data-figure="good" title="7">7 <small>77.8 %`, `data-rule="min_views"><th scope="row">min views</th><td class="n" title="2">2</td><td class="n">22.2 %`, `data-rule="odd_rule"`, "rules-7",
 		"0.1234", "0.0456", "0.0789", "2.345 nats", "held-out reward rose", "0.9012", "1.1034", "max kl", "at most 10", "above 0", "it has done its work and ended",
-		base, "user_id is empty", "&lt;script&gt;", `"label":"training"`, `released</text>`,
+		base, "user_id is empty", "&lt;script&gt;", "✔ accepted, held", "it rose; not released: likes &lt;fell&gt;", `"label":"training"`, `released</text>`,
 	} {
 		text := strings.ReplaceAll(page, "&#34;", `"`)
 		if !strings.Contains(text, want) {
@@ -545,12 +552,28 @@ func TestActs(t *testing.T) {
 			t.Errorf("%v: %d, want %d with %q: %s", form, status, want, says, body)
 		}
 	}
-	if _, body, _ := get(t, srv.URL+"/confirm?do=rollback&version="+one); !strings.Contains(body, "is released again instead of "+two) || !strings.Contains(body, `name="expect" value="`+two) {
+	if _, body, _ := get(t, srv.URL+"/confirm?do=rollback&version="+one); !strings.Contains(body, "is released again instead of "+two) || !strings.Contains(body, `name="why"`) || !strings.Contains(body, `name="expect" value="`+two) {
 		t.Errorf("the question: %s", body)
 	}
 	do(url.Values{"do": {"rollback"}, "version": {one}, "expect": {one}}, http.StatusConflict, "nothing was done")
-	do(url.Values{"do": {"rollback"}, "version": {one}, "expect": {two}}, http.StatusSeeOther, "")
+	do(url.Values{"do": {"rollback"}, "version": {one}, "expect": {two}, "why": {"likes <fell>"}}, http.StatusSeeOther, "")
 	eventually(t, "it is rolled back", func() bool { return c.versions.at(publisher.ChannelReleased) == one })
+	held := func(want string) {
+		t.Helper()
+		eventually(t, "releases are held: "+want, func() bool { return c.versions.view(1).Held == want })
+		_, body, _ := get(t, srv.URL+"/")
+		if says := strings.Contains(body, "Releases are held: "+html.EscapeString(want)) && strings.Contains(body, "Resume releases…"); says != (want != "") || says == strings.Contains(body, "Hold releases…") {
+			t.Errorf("held %q: %s", want, body)
+		}
+	}
+	held("likes <fell>")
+	do(url.Values{"do": {"resume"}, "expect": {one}}, http.StatusSeeOther, "")
+	held("")
+	do(url.Values{"do": {"hold"}, "expect": {two}}, http.StatusConflict, "nothing was done")
+	do(url.Values{"do": {"hold"}, "expect": {one}}, http.StatusSeeOther, "")
+	held("held in the console")
+	do(url.Values{"do": {"hold"}, "expect": {one}, "why": {strings.Repeat("x", 600)}}, http.StatusSeeOther, "")
+	held(strings.Repeat("x", 512))
 	do(url.Values{"do": {"promote"}, "channel": {"canary"}, "version": {two}, "expect": {one}}, http.StatusSeeOther, "")
 	eventually(t, "the canary is there", func() bool { return c.versions.at(publisher.ChannelCanary) == two })
 	do(url.Values{"do": {"withdraw"}, "expect": {one}}, http.StatusSeeOther, "")

@@ -1,6 +1,6 @@
 // Package console is one live page in the browser: the flow with rates, lag and health, why sessions
 // fail the rules, how the decoder learns, what each round of alignment changed and which gate decided,
-// the lineage of checkpoints, a user, an item, dead letters; and, for who may, release, rollback and
+// the lineage of checkpoints, a user, an item, dead letters; and, for who may, release, rollback, hold and
 // replay.
 //
 // It has no database. What it shows it reads from what the services publish anyway:

@@ -2,10 +2,12 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -185,7 +187,9 @@ func (c *Console) index(w http.ResponseWriter, r *http.Request) {
 // done are the messages after an operation; only these can be shown, whatever a link says.
 var done = map[string]string{
 	"promote":       "Done: the channel points at the version, and fleets load it.",
-	"rollback":      "Done: the earlier version is released again, and fleets load it.",
+	"rollback":      "Done: the earlier version is released again, and fleets load it. No other is released until you resume.",
+	"hold":          "Done: no other version is released until you resume.",
+	"resume":        "Done: the next round that passes its gates is released.",
 	"withdraw":      "Done: the canary's users get what is released.",
 	"withdraw-item": "Done: no answer holds it as soon as the recommenders have read so.",
 	"restore-item":  "Done: it is recommended again as soon as the recommenders have read so.",
@@ -210,18 +214,20 @@ func number(r *http.Request, name string) int {
 
 // operation is what somebody wants to do, as a form carries it.
 type operation struct {
-	Do                string // promote, rollback, withdraw, withdraw-item, restore-item, replay
+	Do                string // promote, rollback, hold, resume, withdraw, withdraw-item, restore-item, replay
 	Version, Channel  string
 	Expect            string // what was released when the question was asked
 	Item              string
 	Reason            string
+	Why               string // releases are held
+	Asks              string // what is to be typed in as Why, if something is
 	Partition, Offset string
 	Title, Question   string
 	Letters           int64
 }
 
 func (c *Console) operation(r *http.Request) (o operation, err error) {
-	o = operation{Do: input(r, "do"), Version: input(r, "version"), Channel: input(r, "channel"), Expect: input(r, "expect"), Item: input(r, "item"), Reason: input(r, "reason"), Partition: input(r, "partition"), Offset: input(r, "offset")}
+	o = operation{Do: input(r, "do"), Version: input(r, "version"), Channel: input(r, "channel"), Expect: input(r, "expect"), Item: input(r, "item"), Reason: input(r, "reason"), Partition: input(r, "partition"), Offset: input(r, "offset"), Why: input(r, "why")}
 	released := c.versions.at(publisher.ChannelReleased)
 	or := func(version, other string) string {
 		if version == "" {
@@ -249,7 +255,20 @@ func (c *Console) operation(r *http.Request) (o operation, err error) {
 			return o, fmt.Errorf("there is no version %q", o.Version)
 		}
 		o.Title = "Roll back to " + o.Version
-		o.Question = fmt.Sprintf("Version %s is released again instead of %s. Fleets load it at once. The trainer stays where it is.", o.Version, or(released, "nothing"))
+		o.Question = fmt.Sprintf("Version %s is released again instead of %s. Fleets load it at once, and no other is released until you resume. The trainer goes on from it at its next checkpoint.", o.Version, or(released, "nothing"))
+		o.Asks = "Why, for whom it concerns"
+	case "hold", "resume":
+		if released == "" {
+			return o, fmt.Errorf("nothing is released")
+		}
+		if o.Do == "hold" {
+			o.Title = "Hold releases"
+			o.Question = fmt.Sprintf("Users go on to get %s. Training and rounds go on; what passes the gates is published, but not released until you resume.", released)
+			o.Asks = "Why, for whom it concerns"
+			return o, nil
+		}
+		o.Title = "Resume releases"
+		o.Question = "The next round that passes its gates is released. What passed them meanwhile is not; you can release it by hand."
 	case "withdraw":
 		canary := c.versions.at(publisher.ChannelCanary)
 		if canary == "" {
@@ -289,7 +308,7 @@ func (c *Console) operation(r *http.Request) (o operation, err error) {
 
 // ofVersions reports whether what is done changes which version serves.
 func (o operation) ofVersions() bool {
-	return o.Do == "promote" || o.Do == "rollback" || o.Do == "withdraw"
+	return slices.Contains([]string{"promote", "rollback", "withdraw", "hold", "resume"}, o.Do)
 }
 
 // confirm asks whether something is meant.
@@ -335,9 +354,13 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 	ctx, next := r.Context(), "/?done="
 	switch o.Do {
 	case "promote":
-		_, err = c.Operations.Promote(ctx, o.Version, o.Channel)
+		_, _, err = c.Operations.Promote(ctx, o.Version, o.Channel)
 	case "rollback":
-		_, _, err = c.Operations.Rollback(ctx, o.Version)
+		_, _, err = c.Operations.Rollback(ctx, o.Version, o.Why)
+	case "hold":
+		_, err = c.Operations.Hold(ctx, cmp.Or(o.Why, "held in the console"))
+	case "resume":
+		_, err = c.Operations.Hold(ctx, "")
 	case "withdraw":
 		_, err = c.Operations.Withdraw(ctx)
 	case "withdraw-item", "restore-item":
@@ -348,7 +371,7 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) {
 		offset, _ := strconv.ParseInt(o.Offset, 10, 64)
 		_, err = c.Operations.Replay(ctx, o.Reason, int32(partition), offset)
 	}
-	c.Log.Info("console operation", "do", o.Do, "version", o.Version, "channel", o.Channel, "item", o.Item, "reason", o.Reason, "partition", o.Partition, "offset", o.Offset, "from", r.RemoteAddr, "error", err)
+	c.Log.Info("console operation", "do", o.Do, "version", o.Version, "channel", o.Channel, "item", o.Item, "reason", o.Reason, "why", o.Why, "partition", o.Partition, "offset", o.Offset, "from", r.RemoteAddr, "error", err)
 	if err != nil {
 		c.fail(w, r, http.StatusBadGateway, "nothing was done: "+err.Error())
 		return

@@ -196,7 +196,8 @@ type versionsView struct {
 	Released    string
 	Canary      string
 	Candidate   string
-	Parent      string // of the released one, if it is there
+	Earlier     string // what a rollback leads to, if it is there
+	Held        string // why no other version is released; empty: nobody holds releases
 	Bad         []badVersion
 	Lineage     lineage
 }
@@ -227,8 +228,9 @@ func (v *versions) view(page int) versionsView {
 		Loaded: v.listed, Total: len(all), Lineage: drawLineage(all, v.channelsOf),
 		Released: v.channels[publisher.ChannelReleased].GetVersion(), Canary: v.channels[publisher.ChannelCanary].GetVersion(), Candidate: v.channels[publisher.ChannelCandidate].GetVersion(),
 	}
-	if m := v.manifests[out.Released]; m != nil && v.manifests[m.Parent] != nil {
-		out.Parent = m.Parent
+	released := v.channels[publisher.ChannelReleased]
+	if out.Held = released.GetHeld(); v.manifests[publisher.Earlier(released)] != nil {
+		out.Earlier = publisher.Earlier(released)
 	}
 	for name, why := range v.bad {
 		out.Bad = append(out.Bad, badVersion{name, why})

@@ -211,7 +211,7 @@ func TestCanary(t *testing.T) {
 	if _, a, _ := ask(t, h, `{"user_id":"u","n":2,"channel":"canary"}`); a.CheckpointVersion != canary {
 		t.Errorf("the canary by name: %s", a.CheckpointVersion)
 	}
-	if err := publisher.Withdraw(t.Context(), w.client, "m", publisher.ChannelCanary); err != nil {
+	if err := publisher.Withdraw(t.Context(), w.cluster, "m", publisher.ChannelCanary); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the canary is gone", func() bool { return len(w.svc.Models()) == 1 })
@@ -360,7 +360,7 @@ func TestAdmission(t *testing.T) {
 	})
 }
 
-// TestReady: not before the histories are read, not without a model, not with an old one.
+// TestReady: not before the histories are read, not without a model, not with an old one, unless somebody holds it.
 func TestReady(t *testing.T) {
 	w := startWith(t, func(s *Service) { s.MaxModelAge = time.Hour })
 	if err := w.svc.Ready(); err == nil || !strings.Contains(err.Error(), "no model") {
@@ -375,6 +375,15 @@ func TestReady(t *testing.T) {
 	w.svc.loaded.Store(&old)
 	if err := w.svc.Ready(); err == nil || !strings.Contains(err.Error(), "older") {
 		t.Errorf("with an old model: %v", err)
+	}
+	for _, why := range []string{"likes fell", ""} {
+		if _, err := publisher.Hold(t.Context(), w.cluster, "m", why); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "what is held is ready, else not", func() bool { return (w.svc.Ready() == nil) == (why != "") })
+	}
+	if now := w.svc.loaded.Load(); now != &old {
+		t.Error("the same version was loaded again")
 	}
 }
 

@@ -26,6 +26,10 @@ type model struct {
 // channel's, or, until the channel has one, the newest candidate, and the canary's. A nil ref is a
 // channel that was withdrawn; without what is served there is nothing better than what is loaded.
 func (s *Service) announced(ctx context.Context, channel string, ref *onerecv1.CheckpointRef) {
+	if channel == publisher.ChannelReleased {
+		s.held.Store(ref.GetHeld() != "")
+		s.Metrics.setHeld(ref.GetHeld() != "")
+	}
 	slot, old := &s.loaded, s.loaded.Load()
 	switch {
 	case channel == publisher.ChannelCanary && s.Channel != publisher.ChannelCanary:

@@ -63,7 +63,7 @@ type Service struct {
 	// that would have to wait longer is turned away. Timeout is for all of a request.
 	MaxWait, Timeout time.Duration
 	// MaxModelAge is how old the served checkpoint may be before the service says that it is not
-	// ready; 0: any age.
+	// ready; 0: any age. While releases are held any age is fit.
 	MaxModelAge time.Duration
 	Log         *slog.Logger
 	Metrics     *Metrics
@@ -75,6 +75,7 @@ type Service struct {
 	serving        sync.RWMutex // of withdrawn, and held while what serves is exchanged
 	withdrawn      semanticid.Withdrawn
 	caughtUp       atomic.Bool
+	held           atomic.Bool // nothing newer is to be released for now
 	admission      *admission
 }
 
@@ -122,7 +123,7 @@ func (s *Service) Ready() error {
 		return errors.New("the users' histories are still being read")
 	case m == nil:
 		return errors.New("no model is loaded; popular items are served")
-	case s.MaxModelAge > 0 && time.Since(m.manifest.CreatedAt) > s.MaxModelAge:
+	case s.MaxModelAge > 0 && !s.held.Load() && time.Since(m.manifest.CreatedAt) > s.MaxModelAge:
 		return fmt.Errorf("checkpoint %s is from %s, older than %v", m.ref.Version, m.manifest.CreatedAt.Format(time.RFC3339), s.MaxModelAge)
 	}
 	return nil
@@ -224,6 +225,7 @@ type Metrics struct {
 	tokens   *prometheus.CounterVec
 	pasts    prometheus.Gauge
 	gone     prometheus.Gauge
+	held     prometheus.Gauge
 }
 
 // NewMetrics registers the metrics.
@@ -238,8 +240,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		tokens:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_serve_history_tokens_total", Help: "Tokens of users' histories: read by the model for a request, or kept from the user's last one."}, []string{"source"}),
 		pasts:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_serve_history_cache_bytes", Help: "Memory for what models made of the histories of the users who asked last."}),
 		gone:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_serve_withdrawn_items", Help: "Items that are not recommended because their record on the items topic says that they are withdrawn."}),
+		held:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_serve_releases_held", Help: "1 while an operator holds releases, as after a rollback, else 0."}),
 	}
-	reg.MustRegister(m.requests, m.latency, m.swaps, m.created, m.waited, m.users, m.tokens, m.pasts, m.gone)
+	reg.MustRegister(m.requests, m.latency, m.swaps, m.created, m.waited, m.users, m.tokens, m.pasts, m.gone, m.held)
 	return m
 }
 
@@ -287,6 +290,16 @@ func (m *Metrics) read(past *decoder.Past) {
 func (m *Metrics) setPasts(bytes int64) {
 	if m != nil {
 		m.pasts.Set(float64(bytes))
+	}
+}
+
+func (m *Metrics) setHeld(held bool) {
+	switch {
+	case m == nil:
+	case held:
+		m.held.Set(1)
+	default:
+		m.held.Set(0)
 	}
 }
 

@@ -166,7 +166,7 @@ func (w *world) publish(t *testing.T, channel string, seed uint64) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := publisher.Announce(t.Context(), w.client, w.store, channel, m.Version, hash); err != nil {
+	if _, err := publisher.Announce(t.Context(), w.cluster, w.store, channel, m.Version, hash); err != nil {
 		t.Fatal(err)
 	}
 	return m.Version

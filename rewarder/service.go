@@ -249,7 +249,7 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 		round.Gates = append(round.Gates, &onerecv1.AlignmentGate{Name: g.Name, Figure: g.Figure, Bound: g.Bound, Least: g.Least, Passed: g.Passed()})
 	}
 	if o.Accepted {
-		if round.Published, err = r.release(ctx, m, aligned, cb, o); err != nil {
+		if round.Published, round.Held, err = r.release(ctx, m, aligned, cb, o); err != nil {
 			return fmt.Errorf("round %d: %w", r.rounds, err)
 		}
 	}
@@ -261,7 +261,7 @@ func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {
 	if r.OnRound != nil {
 		r.OnRound(round, o)
 	}
-	r.Log.Info("round ends", "round", r.rounds, "accepted", o.Accepted, "why", o.Why, "published", round.Published)
+	r.Log.Info("round ends", "round", r.rounds, "accepted", o.Accepted, "why", o.Why, "published", round.Published, "held", round.Held)
 	return nil
 }
 
@@ -306,22 +306,23 @@ func (r *run) read(ctx context.Context) error {
 	return nil
 }
 
-// release publishes the aligned model and points the released channel at it.
-func (r *run) release(ctx context.Context, parent *publisher.Manifest, w *decoder.Weights, cb *semanticid.Codebook, o *Outcome) (string, error) {
+// release publishes the aligned model and points the released channel at it, unless releases are held; then it
+// says why.
+func (r *run) release(ctx context.Context, parent *publisher.Manifest, w *decoder.Weights, cb *semanticid.Codebook, o *Outcome) (version, held string, err error) {
 	files, config, err := decoder.Encode(w, cb)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	meta, err := json.Marshal(r.Reward.Network)
 	if err != nil {
-		return "", fmt.Errorf("encode the reward model's configuration: %w", err)
+		return "", "", fmt.Errorf("encode the reward model's configuration: %w", err)
 	}
 	var b bytes.Buffer
 	err = safetensors.Write(&b, safetensors.File{Tensors: r.core.tensors(), Metadata: map[string]string{
 		"config": string(meta), "scale_ms": fmt.Sprint(r.core.model.scaleMs),
 	}})
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	files[FileReward] = b.Bytes()
 	q := r.core.Quality()
@@ -344,17 +345,10 @@ func (r *run) release(ctx context.Context, parent *publisher.Manifest, w *decode
 	maps.DeleteFunc(m.Metrics, func(_ string, v float64) bool { return v != v }) // JSON has no NaN
 	hash, err := r.Store.Publish(ctx, m, files)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	cl, err := r.Cluster.Client()
-	if err != nil {
-		return "", err
-	}
-	defer cl.Close()
-	if _, err := publisher.Announce(ctx, cl, r.Store, publisher.ChannelReleased, m.Version, hash); err != nil {
-		return "", err
-	}
-	return m.Version, nil
+	held, err = publisher.Release(ctx, r.Cluster, r.Store, m.Version, hash)
+	return m.Version, held, err
 }
 
 func (r *run) record(ctx context.Context, round *onerecv1.AlignmentRound) error {
@@ -384,7 +378,7 @@ type Metrics struct {
 // NewMetrics registers the rewarder's metrics.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
-		rounds:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_reward_rounds_total", Help: "DPO rounds by outcome: accepted or rejected."}, []string{"outcome"}),
+		rounds:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "onerec_reward_rounds_total", Help: "DPO rounds by outcome: accepted, rejected, or held: accepted, but not released, as an operator holds releases."}, []string{"outcome"}),
 		reward:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_reward_held_out_reward", Help: "Mean reward of what would be served to held-out users, in the last round; 1 is an ordinary session."}, []string{"when"}),
 		kl:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "onerec_reward_kl_nats", Help: "Distance of the last round's model from its reference, nats a session."}),
 		quality: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "onerec_reward_model_quality", Help: "The reward model on held-out users, by measure."}, []string{"measure"}),
@@ -398,7 +392,10 @@ func (m *Metrics) round(r *onerecv1.AlignmentRound, q Quality) {
 		return
 	}
 	outcome := "rejected"
-	if r.Accepted {
+	switch {
+	case r.Held != "":
+		outcome = "held"
+	case r.Accepted:
 		outcome = "accepted"
 	}
 	m.rounds.WithLabelValues(outcome).Inc()

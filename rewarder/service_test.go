@@ -6,10 +6,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"onerec/decoder"
 	"onerec/internal/stream"
+	"onerec/publisher"
 	"onerec/schemas"
 	"onerec/schemas/onerecv1"
 )
@@ -101,6 +105,81 @@ func TestReadWithdrawn(t *testing.T) {
 		}
 		if strings.Join(got, " ") != tt.want || r.items[0] != int64(step+1) {
 			t.Errorf("after record %d: withdrawn are %v, want %s; the next record is %d", step, got, tt.want, r.items[0])
+		}
+	}
+}
+
+// TestHeldReleases: what passes the gates while releases are held is published, counted apart, and not released.
+func TestHeldReleases(t *testing.T) {
+	b, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	ctx, cluster := t.Context(), stream.Cluster{Brokers: b.Brokers()}
+	cl, err := cluster.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	if _, err := stream.CreateTopics(ctx, cl, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	store, err := publisher.Open(ctx, t.TempDir(), publisher.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	w, err := decoder.NewWeights(decoder.Config{Layers: 1, Dim: 16, Heads: 2, Hidden: 24, Levels: testLevels, Codes: testCodes, MaxLen: 40}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{Service: &Service{Cluster: cluster, Store: store, Model: "m", Reward: DefaultCoreConfig(), Log: slog.New(slog.DiscardHandler)}, core: NewCore(DefaultCoreConfig())}
+	r.core.model = testModel(t)
+	parent := &publisher.Manifest{Model: "m", Kind: publisher.KindBase}
+	if _, err := store.Publish(ctx, parent, map[string][]byte{"x": nil}); err != nil {
+		t.Fatal(err)
+	}
+	release := func(wantHeld string) string {
+		t.Helper()
+		version, held, err := r.release(ctx, parent, w, testCodebook(t), &Outcome{Accepted: true})
+		if err != nil || held != wantHeld {
+			t.Fatalf("held %q, %v; want %q", held, err, wantHeld)
+		}
+		if _, _, err := store.Load(ctx, version, ""); err != nil {
+			t.Fatalf("it is not published: %v", err)
+		}
+		return version
+	}
+	released := func() string {
+		t.Helper()
+		refs, err := publisher.Current(ctx, cluster, "m")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return refs[publisher.ChannelReleased].GetVersion()
+	}
+	first := release("")
+	if _, err := publisher.Hold(ctx, cluster, "m", "a holiday"); err != nil {
+		t.Fatal(err)
+	}
+	if second := release("a holiday"); released() != first || second == first {
+		t.Errorf("released is %s; the first was %s, published while held %s", released(), first, second)
+	}
+	if _, err := publisher.Hold(ctx, cluster, "m", ""); err != nil {
+		t.Fatal(err)
+	}
+	if third := release(""); released() != third {
+		t.Errorf("released is %s, want %s", released(), third)
+	}
+
+	m := NewMetrics(prometheus.NewRegistry())
+	for _, round := range []*onerecv1.AlignmentRound{{Accepted: true}, {Accepted: true, Held: "a holiday"}, {Accepted: true, Held: "a holiday"}, {}} {
+		m.round(round, Quality{})
+	}
+	for outcome, want := range map[string]float64{"accepted": 1, "held": 2, "rejected": 1} {
+		if got := testutil.ToFloat64(m.rounds.WithLabelValues(outcome)); got != want {
+			t.Errorf("%v rounds are %s, want %v", got, outcome, want)
 		}
 	}
 }

@@ -212,7 +212,7 @@ func (r *run) resume(ctx context.Context) error {
 	}
 	r.trains()
 	r.Log.Info("resumed training", "version", m.Version, "steps", r.published.Steps, "replayed_sessions", n)
-	return r.rebase(ctx)
+	return r.rebase(ctx, false)
 }
 
 // newestRelease walks a version's lineage back to the newest aligned version in
@@ -281,6 +281,9 @@ func (r *run) publishIfDue(ctx context.Context) error {
 	if !r.learner.Ready() || steps == 0 || time.Now().Before(r.retryAt) || steps < r.PublishSteps && time.Since(r.publishedAt) < r.PublishEvery {
 		return nil
 	}
+	if err := r.rebase(ctx, true); err != nil { // a candidate that came from what was taken back would be for nothing
+		return err
+	}
 	if err := r.publish(ctx); errors.Is(err, errNotStored) && ctx.Err() == nil {
 		// The last checkpoint stands and says where to read on from, so that nothing
 		// is lost by going on; the next one will have all of it.
@@ -292,7 +295,7 @@ func (r *run) publishIfDue(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	return r.rebase(ctx)
+	return r.rebase(ctx, false)
 }
 
 // learn takes one session and makes the steps that it pays for, so that what is
@@ -495,12 +498,7 @@ func (r *run) publish(ctx context.Context) error {
 }
 
 func (r *run) announce(ctx context.Context, version, hash string) error {
-	cl, err := r.Cluster.Client()
-	if err != nil {
-		return err
-	}
-	defer cl.Close()
-	if _, err = publisher.Announce(ctx, cl, r.Store, publisher.ChannelCandidate, version, hash); err != nil {
+	if _, err := publisher.Announce(ctx, r.Cluster, r.Store, publisher.ChannelCandidate, version, hash); err != nil {
 		return err
 	}
 	removed, err := publisher.Retain(ctx, r.Cluster, r.Store)
@@ -512,16 +510,20 @@ func (r *run) announce(ctx context.Context, version, hash string) error {
 	return nil
 }
 
-// rebase continues from a release that is newer than those in the lineage. It came
-// out of an earlier candidate; what was trained since then is given up, and comes
-// back from the replay buffer. A release of another codebook is not taken.
-func (r *run) rebase(ctx context.Context) error {
+// rebase continues from what is released, if that is not what the lineage continued from
+// already: an aligned version that is newer and came out of an earlier candidate, or any older one, to
+// which somebody rolled back; with back only the latter. What was trained since then is given up, and
+// comes back from the replay buffer. A release of another codebook is not taken.
+func (r *run) rebase(ctx context.Context, back bool) error {
 	refs, err := publisher.Current(ctx, r.Cluster, r.Model)
 	if err != nil {
 		return err
 	}
 	ref := refs[publisher.ChannelReleased]
-	if ref == nil || ref.Kind != publisher.KindAligned || ref.Version <= r.release {
+	if ref == nil || ref.Version == r.release {
+		return nil
+	}
+	if newer := ref.Version > r.release; newer && (back || ref.Kind != publisher.KindAligned) {
 		return nil
 	}
 	r.release = ref.Version // also if it is not taken: it is looked at once

@@ -113,7 +113,7 @@ func TestServiceContinuesAndRebases(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := publisher.Announce(ctx, w.client, w.store, publisher.ChannelReleased, aligned.Version, hash); err != nil {
+	if _, err := publisher.Announce(ctx, w.cluster, w.store, publisher.ChannelReleased, aligned.Version, hash); err != nil {
 		t.Fatal(err)
 	}
 
@@ -123,25 +123,40 @@ func TestServiceContinuesAndRebases(t *testing.T) {
 		_, err := w.service(false).Run(live)
 		done <- err
 	}()
-	for at := 150; ; at++ {
-		if at == len(sessions) {
-			t.Fatal("no candidate descends from the release")
+	at := 150
+	// descends lets it train until a candidate comes from a version, and returns the versions of those that came before.
+	descends := func(from string) (before map[string]bool) {
+		t.Helper()
+		before = make(map[string]bool)
+		for ; ; at++ {
+			if at == len(sessions) {
+				t.Fatalf("no candidate descends from %s", from)
+			}
+			w.produce(sessions[at : at+1])
+			refs, err := publisher.Current(ctx, w.cluster, "m")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if refs[publisher.ChannelCandidate].Parent == from {
+				return before
+			}
+			before[refs[publisher.ChannelCandidate].Version] = true
+			select { // it publishes when it has stepped; let it
+			case <-ctx.Done():
+				t.Fatal(ctx.Err())
+			case err := <-done:
+				t.Fatalf("the service ended: %v", err)
+			case <-time.After(200 * time.Millisecond):
+			}
 		}
-		w.produce(sessions[at : at+1])
-		refs, err := publisher.Current(ctx, w.cluster, "m")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if refs[publisher.ChannelCandidate].Parent == aligned.Version {
-			break
-		}
-		select { // it publishes when it has stepped; let it
-		case <-ctx.Done():
-			t.Fatal(ctx.Err())
-		case err := <-done:
-			t.Fatalf("the service ended: %v", err)
-		case <-time.After(200 * time.Millisecond):
-		}
+	}
+	descends(aligned.Version)
+	// Back to what the release came from. Besides the newest candidate there is one at most that was under way.
+	if _, ref, err := publisher.Rollback(ctx, w.cluster, w.store, "m", "", ""); err != nil || ref.Version != m.Version {
+		t.Fatalf("rolled back to %s: %v", ref.GetVersion(), err)
+	}
+	if before := descends(m.Version); len(before) > 2 {
+		t.Fatalf("after the rollback candidates %v still came from what was rolled back", before)
 	}
 	stop()
 	if err := <-done; err != nil {

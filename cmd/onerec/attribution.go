@@ -68,7 +68,8 @@ func (c *cli) checkpointsJudge() *cobra.Command {
 the snapshots' views since the canary was announced. When watch time a user is more
 beyond doubt (95 %) and likes are not fewer beyond --max-drop, the canary is to be
 promoted; when either is worse beyond doubt, withdrawn; else it is to wait. --apply does
-what was decided. Exit code 0 whatever the decision.`,
+what was decided, but promotes nothing while releases are held. Exit code 0 whatever the
+decision.`,
 		Example: "  onerec checkpoints promote 000012-9f3ac1d2 --channel canary\n  onerec checkpoints judge\n  onerec checkpoints judge --apply",
 	}, append([]string{app.GroupSnapshots}, channelGroups...), func(cmd *cobra.Command, a *app.App, _ []string) error {
 		from, err := timeFlag("since", since)
@@ -85,7 +86,10 @@ what was decided. Exit code 0 whatever the decision.`,
 		if c.json {
 			return printJSON(cmd.OutOrStdout(), j)
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s beside %s: %s\n", j.Decision, j.Canary, j.Released, j.Why)
+		if _, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s beside %s: %s\n", j.Decision, j.Canary, j.Released, j.Why); err != nil || j.Held == "" {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "not applied, releases are held until \"onerec checkpoints resume\": %s\n", j.Held)
 		return err
 	})
 	f := cmd.Flags()

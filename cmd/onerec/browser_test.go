@@ -28,6 +28,8 @@ import (
 
 	"onerec/internal/app"
 	"onerec/internal/kafkatest"
+	"onerec/internal/stream"
+	"onerec/publisher"
 )
 
 // chromium finds the browser; without one the test is skipped, unless ONEREC_NEED_CHROMIUM says that it must
@@ -328,18 +330,28 @@ func TestBrowser(t *testing.T) {
 	released := read[string](b, `document.querySelector("[data-figure=released]").textContent`)
 	b.click("#checkpoints p.act a", "button.strong")
 	b.accessible("the question")
-	parent := read[string](b, `document.querySelector("[name=version]").value`)
-	for _, v := range r.Checkpoints {
-		if v.Version == released && v.Parent != parent {
-			t.Errorf("%s is rolled back to %s, its parent is %s", released, parent, v.Parent)
-		}
+	earlier := read[string](b, `document.querySelector("[name=version]").value`)
+	refs, err := publisher.Current(t.Context(), stream.Cluster{Brokers: []string{brokers}}, "default")
+	if err != nil {
+		t.Fatal(err)
 	}
+	if ref := refs[publisher.ChannelReleased]; ref.GetVersion() == released && publisher.Earlier(ref) != earlier {
+		t.Errorf("%s is rolled back to %s, before it was %s", released, earlier, publisher.Earlier(ref))
+	}
+	b.do("say why", chromedp.SendKeys(chromedp.CSS("#why"), "likes fell"))
 	b.click("button.strong", "[role=status]")
-	b.until("the parent is released", fmt.Sprintf(`document.querySelector("[data-figure=released]").textContent === %q`, parent))
+	b.until("the earlier version is released", fmt.Sprintf(`document.querySelector("[data-figure=released]").textContent === %q`, earlier))
+	b.until("releases are held", `document.querySelector("#held")?.textContent.includes("likes fell")`)
+	b.accessible("while releases are held")
+	b.shot("held")
 	eventually(t, "the recommender follows", func() bool {
 		b.open(console+"/user?id="+user, "#user caption")
-		return strings.Contains(read[string](b, `document.querySelector("#user caption").textContent`), parent)
+		return strings.Contains(read[string](b, `document.querySelector("#user caption").textContent`), earlier)
 	})
+	b.open(console, "#held")
+	b.click(`#checkpoints a[href="/confirm?do=resume"]`, "button.strong")
+	b.click("button.strong", "[role=status]")
+	b.until("releases go on", `document.querySelector("#held") === null`)
 
 	b.clean()
 	for _, page := range []string{"/rounds", "/checkpoints", "/compare", "/letters", "/sign-in"} {

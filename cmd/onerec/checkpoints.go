@@ -27,7 +27,7 @@ them: candidate (what was trained last), canary (what a share of the users gets)
 released (what the others get). list, show, diff, verify and keygen need no broker.`,
 	}
 	parent.AddCommand(c.checkpointsList(), c.checkpointsChannels(), c.checkpointsShow(), c.checkpointsDiff(), c.checkpointsVerify(),
-		c.checkpointsPromote(), c.checkpointsRollback(), c.checkpointsWithdraw(), c.checkpointsJudge(), c.checkpointsGC(), c.checkpointsKeygen())
+		c.checkpointsPromote(), c.checkpointsRollback(), c.checkpointsHold(), c.checkpointsResume(), c.checkpointsWithdraw(), c.checkpointsJudge(), c.checkpointsGC(), c.checkpointsKeygen())
 	return parent
 }
 
@@ -88,15 +88,22 @@ func (c *cli) checkpointsChannels() *cobra.Command {
 			return printJSON(cmd.OutOrStdout(), refs)
 		}
 		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "CHANNEL\tVERSION\tKIND\tPARENT\tSINCE")
+		fmt.Fprintln(t, "CHANNEL\tVERSION\tKIND\tPARENT\tBEFORE\tSINCE")
 		for _, channel := range publisher.Channels() {
 			if ref := refs[channel]; ref != nil {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", channel, ref.Version, ref.Kind, ref.Parent, time.UnixMilli(ref.AnnouncedAtMs).UTC().Format(time.RFC3339))
+				before := "-"
+				if len(ref.Before) > 0 {
+					before = ref.Before[0]
+				}
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", channel, ref.Version, ref.Kind, ref.Parent, before, time.UnixMilli(ref.AnnouncedAtMs).UTC().Format(time.RFC3339))
 			} else {
 				fmt.Fprintf(t, "%s\t-\n", channel)
 			}
 		}
-		return t.Flush()
+		if err := t.Flush(); err != nil {
+			return err
+		}
+		return tellHeld(cmd.OutOrStdout(), refs[publisher.ChannelReleased].GetHeld())
 	})
 	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON")
 	return cmd
@@ -266,41 +273,95 @@ func (c *cli) checkpointsPromote() *cobra.Command {
 	channel := publisher.ChannelReleased
 	cmd := c.command(&cobra.Command{
 		Use: "promote VERSION", Short: "Release a version, or give it to the canary's users", Args: cobra.ExactArgs(1),
-		Long: "Verifies VERSION and points the channel at it. A version that is released leaves the canary channel.",
+		Long: `Verifies VERSION and points the channel at it. A version that is released leaves the
+canary channel. Releases that are held stay so.`,
 	}, channelGroups, func(cmd *cobra.Command, a *app.App, args []string) error {
 		if channel != publisher.ChannelReleased && channel != publisher.ChannelCanary {
 			return fmt.Errorf("--channel is %q, want %s or %s", channel, publisher.ChannelReleased, publisher.ChannelCanary)
 		}
-		before, err := a.Promote(cmd.Context(), args[0], channel)
+		before, held, err := a.Promote(cmd.Context(), args[0], channel)
 		if err != nil {
 			return err
 		}
 		if before == "" {
 			before = "nothing"
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s (before: %s)\n", channel, args[0], before)
-		return err
+		if _, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s (before: %s)\n", channel, args[0], before); err != nil {
+			return err
+		}
+		return tellHeld(cmd.OutOrStdout(), held)
 	})
 	cmd.Flags().StringVar(&channel, "channel", channel, "released or canary")
 	return cmd
 }
 
 func (c *cli) checkpointsRollback() *cobra.Command {
-	return c.command(&cobra.Command{
-		Use: "rollback [VERSION]", Short: "Release an earlier version again", Args: cobra.MaximumNArgs(1),
-		Long: "Points the released channel at VERSION or, without one, at the parent of what is released now. One record; fleets follow at once.",
+	why := ""
+	cmd := c.command(&cobra.Command{
+		Use: "rollback [VERSION]", Short: "Release an earlier version again, and hold releases", Args: cobra.MaximumNArgs(1),
+		Long: `Points the released channel at VERSION or, without one, at what was released before;
+at the parent if nothing was. One record; fleets follow at once. It holds releases, too:
+what passes the gates later is published, but not released, until "onerec checkpoints
+resume". The trainer goes on from the version at its next checkpoint.`,
 	}, channelGroups, func(cmd *cobra.Command, a *app.App, args []string) error {
 		to := ""
 		if len(args) > 0 {
 			to = args[0]
 		}
-		from, to, err := a.Rollback(cmd.Context(), to)
+		from, to, err := a.Rollback(cmd.Context(), to, why)
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "released: %s (before: %s)\n", to, from)
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "released: %s (before: %s)\nreleases are held until \"onerec checkpoints resume\"\n", to, from)
 		return err
 	})
+	cmd.Flags().StringVar(&why, "why", "", "a reason, for whom it concerns; empty: what was rolled back from")
+	return cmd
+}
+
+func (c *cli) checkpointsHold() *cobra.Command {
+	why := "held by hand"
+	cmd := c.command(&cobra.Command{
+		Use: "hold", Short: "Let nothing else be released for now", Args: cobra.NoArgs,
+		Long: `Keeps the rewarder, and "checkpoints judge --apply", from releasing another version.
+Training and rounds go on; what passes the gates is published, and can be released with
+"onerec checkpoints promote". Until "onerec checkpoints resume".`,
+	}, channelGroups, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		if why == "" {
+			return fmt.Errorf("--why must say something")
+		}
+		released, err := a.Hold(cmd.Context(), why)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "released: %s, held: %s\n", released, why)
+		return err
+	})
+	cmd.Flags().StringVar(&why, "why", why, "a reason, for whom it concerns")
+	return cmd
+}
+
+func (c *cli) checkpointsResume() *cobra.Command {
+	return c.command(&cobra.Command{
+		Use: "resume", Short: "Let services release again what passes the gates", Args: cobra.NoArgs,
+		Long: "Ends what rollback or hold began. The next round that passes its gates is released.",
+	}, channelGroups, func(cmd *cobra.Command, a *app.App, _ []string) error {
+		released, err := a.Hold(cmd.Context(), "")
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "released: %s, until a round passes its gates\n", released)
+		return err
+	})
+}
+
+// tellHeld says why releases are held, if they are.
+func tellHeld(w io.Writer, why string) error {
+	if why == "" {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "releases are held until \"onerec checkpoints resume\": %s\n", why)
+	return err
 }
 
 func (c *cli) checkpointsWithdraw() *cobra.Command {

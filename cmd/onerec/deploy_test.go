@@ -163,7 +163,7 @@ func TestAlertsAndDashboards(t *testing.T) {
 			if s := r.Labels["severity"]; s != "critical" && s != "warning" {
 				t.Errorf("alert %s has severity %q", r.Alert, s)
 			}
-			if strings.Count(tests, "alertname: "+r.Alert+"\n") != 2 {
+			if strings.Count(tests, "alertname: "+r.Alert+"\n") < 2 {
 				t.Errorf("alert %s is not tested to fire and not to fire", r.Alert)
 			}
 		}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"onerec/internal/attribution"
 	"onerec/publisher"
 	"onerec/schemas/onerecv1"
@@ -22,9 +20,10 @@ func (a *App) Attribution(ctx context.Context, since time.Time) ([]attribution.L
 }
 
 // JudgeCanary compares the canary with what is released by the snapshots' views since the canary was
-// announced, or since another time if one is given. With apply, what the rule decides is done.
+// announced, or since another time if one is given. With apply, what the rule decides is done,
+// but for a promotion while releases are held: see [App.Hold].
 func (a *App) JudgeCanary(ctx context.Context, rule attribution.Rule, since time.Time, apply bool) (j attribution.Judgement, err error) {
-	err = a.withRelease(ctx, func(cl *kgo.Client, store *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
+	err = a.withRelease(ctx, func(store *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
 		canary, released := refs[publisher.ChannelCanary], refs[publisher.ChannelReleased]
 		if canary == nil || released == nil {
 			return fmt.Errorf("model %q needs a version on each of the channels canary and released; \"onerec checkpoints promote --channel canary\" gives it a canary", a.Model)
@@ -41,11 +40,11 @@ func (a *App) JudgeCanary(ctx context.Context, rule attribution.Rule, since time
 			return nil
 		}
 		if j.Decision == attribution.Promote {
-			if _, err := publisher.Announce(ctx, cl, store, publisher.ChannelReleased, canary.Version, canary.ManifestSha256); err != nil {
+			if j.Held, err = publisher.Release(ctx, a.cluster(), store, canary.Version, canary.ManifestSha256); err != nil || j.Held != "" {
 				return err
 			}
 		}
-		return publisher.Withdraw(ctx, cl, a.Model, publisher.ChannelCanary)
+		return publisher.Withdraw(ctx, a.cluster(), a.Model, publisher.ChannelCanary)
 	})
 	return j, err
 }

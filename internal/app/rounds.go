@@ -42,10 +42,11 @@ func writeRound(dir string, round *onerecv1.AlignmentRound, o *rewarder.Outcome)
 		RoundReport
 		Reference string `json:"reference"`
 		Published string `json:"published"`
+		Held      string `json:"held,omitempty"` // why it was not released
 		// The reward of what each held-out user would be served, paired.
 		ServedBefore []Float `json:"served_before"`
 		ServedAfter  []Float `json:"served_after"`
-	}{newRoundReport(round), round.Reference, round.Published, floats(o.ServedBefore), floats(o.ServedAfter)}, "", "  ")
+	}{newRoundReport(round), round.Reference, round.Published, round.Held, floats(o.ServedBefore), floats(o.ServedAfter)}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("report of round %d: %w", round.Round, err)
 	}

@@ -204,60 +204,65 @@ func (a *App) Verify(ctx context.Context, versions []string, fn func(version str
 	})
 }
 
-// Promote points a channel at a version and returns what it pointed at before. What is released leaves the
-// canary channel.
-func (a *App) Promote(ctx context.Context, version, channel string) (before string, err error) {
-	err = a.withRelease(ctx, func(cl *kgo.Client, store *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
+// Promote points a channel at a version and returns what it pointed at before, and why releases are held, if they
+// are: see [App.Hold]. What is released leaves the canary channel.
+func (a *App) Promote(ctx context.Context, version, channel string) (before, held string, err error) {
+	err = a.withRelease(ctx, func(store *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
 		before = refs[channel].GetVersion()
-		if _, err := publisher.Announce(ctx, cl, store, channel, version, ""); err != nil {
+		ref, err := publisher.Announce(ctx, a.cluster(), store, channel, version, "")
+		if err != nil {
 			return err
 		}
+		held = ref.Held
 		if channel == publisher.ChannelReleased && refs[publisher.ChannelCanary].GetVersion() == version {
-			return publisher.Withdraw(ctx, cl, a.Model, publisher.ChannelCanary)
+			return publisher.Withdraw(ctx, a.cluster(), a.Model, publisher.ChannelCanary)
 		}
 		return nil
 	})
-	return before, err
+	return before, held, err
 }
 
 // Withdraw takes a version off the canary channel and returns it; its users get the released one again.
 func (a *App) Withdraw(ctx context.Context) (before string, err error) {
-	err = a.withRelease(ctx, func(cl *kgo.Client, _ *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
+	err = a.withRelease(ctx, func(_ *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
 		if before = refs[publisher.ChannelCanary].GetVersion(); before == "" {
 			return fmt.Errorf("no version of model %q is on the canary channel", a.Model)
 		}
-		return publisher.Withdraw(ctx, cl, a.Model, publisher.ChannelCanary)
+		return publisher.Withdraw(ctx, a.cluster(), a.Model, publisher.ChannelCanary)
 	})
 	return before, err
 }
 
-// Rollback releases an earlier version again: the parent of the released one if
-// none is named.
-func (a *App) Rollback(ctx context.Context, version string) (from, to string, err error) {
-	err = a.withRelease(ctx, func(cl *kgo.Client, store *publisher.Store, refs map[string]*onerecv1.CheckpointRef) error {
-		now := refs[publisher.ChannelReleased]
-		if now == nil {
-			return fmt.Errorf("nothing of model %q is released, so there is nothing to roll back", a.Model)
-		}
-		from, to = now.Version, version
-		if to == "" {
-			to = now.Parent
-		}
-		if to == "" {
-			return fmt.Errorf("version %s has no parent; name the version to release", from)
-		}
-		_, err := publisher.Announce(ctx, cl, store, publisher.ChannelReleased, to, "")
-		return err
+// Rollback releases an earlier version again, the one before if none is named, and holds it there: see [App.Hold].
+func (a *App) Rollback(ctx context.Context, version, why string) (from, to string, err error) {
+	err = a.withClient(ctx, func(*kgo.Client) error {
+		return a.withStore(ctx, func(store *publisher.Store) error {
+			var ref *onerecv1.CheckpointRef
+			from, ref, err = publisher.Rollback(ctx, a.cluster(), store, a.Model, version, why)
+			to = ref.GetVersion()
+			return err
+		})
 	})
 	return from, to, err
 }
 
-func (a *App) withRelease(ctx context.Context, fn func(*kgo.Client, *publisher.Store, map[string]*onerecv1.CheckpointRef) error) error {
-	return a.withClient(ctx, func(cl *kgo.Client) error {
+// Hold keeps the rewarder, and a judgement that is applied, from releasing another version, and says why; with an
+// empty why they may again. It returns what is released.
+func (a *App) Hold(ctx context.Context, why string) (released string, err error) {
+	err = a.withClient(ctx, func(*kgo.Client) error {
+		ref, err := publisher.Hold(ctx, a.cluster(), a.Model, why)
+		released = ref.GetVersion()
+		return err
+	})
+	return released, err
+}
+
+func (a *App) withRelease(ctx context.Context, fn func(*publisher.Store, map[string]*onerecv1.CheckpointRef) error) error {
+	return a.withClient(ctx, func(*kgo.Client) error {
 		refs, err := publisher.Current(ctx, a.cluster(), a.Model)
 		if err != nil {
 			return err
 		}
-		return a.withStore(ctx, func(store *publisher.Store) error { return fn(cl, store, refs) })
+		return a.withStore(ctx, func(store *publisher.Store) error { return fn(store, refs) })
 	})
 }

@@ -221,6 +221,8 @@ type Judgement struct {
 	Likes    Interval `json:"likes_a_user"`
 	Decision string   `json:"decision"`
 	Why      string   `json:"why"`
+	// Held is why a promotion that was decided, and was to be applied, was not: nothing is released for now.
+	Held string `json:"held,omitempty"`
 }
 
 // Judge compares two versions by what a user had of each.

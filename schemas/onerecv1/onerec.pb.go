@@ -1091,7 +1091,12 @@ type CheckpointRef struct {
 	// When it was announced. Unit: ms since epoch.
 	AnnouncedAtMs int64 `protobuf:"varint,9,opt,name=announced_at_ms,json=announcedAtMs,proto3" json:"announced_at_ms,omitempty"`
 	// The manifest's metrics by name: losses in nats, rates and rewards without a unit.
-	Metrics       map[string]float64 `protobuf:"bytes,10,rep,name=metrics,proto3" json:"metrics,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	Metrics map[string]float64 `protobuf:"bytes,10,rep,name=metrics,proto3" json:"metrics,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	// Of "released": why no service releases another version for now, as an operator said; empty: they
+	// may. A rollback sets it; it stays until an operator resumes.
+	Held string `protobuf:"bytes,11,opt,name=held,proto3" json:"held,omitempty"`
+	// Of "released": what was released before, the last first; 5 at most.
+	Before        []string `protobuf:"bytes,12,rep,name=before,proto3" json:"before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1196,6 +1201,20 @@ func (x *CheckpointRef) GetMetrics() map[string]float64 {
 	return nil
 }
 
+func (x *CheckpointRef) GetHeld() string {
+	if x != nil {
+		return x.Held
+	}
+	return ""
+}
+
+func (x *CheckpointRef) GetBefore() []string {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
 // AlignmentRound records one DPO round, released or not.
 // Topic: rounds, key: model.
 type AlignmentRound struct {
@@ -1233,8 +1252,10 @@ type AlignmentRound struct {
 	// served, by the reference and by the aligned model: 21 values each, or none.
 	RewardBeforePercentiles []float64 `protobuf:"fixed64,19,rep,packed,name=reward_before_percentiles,json=rewardBeforePercentiles,proto3" json:"reward_before_percentiles,omitempty"`
 	RewardAfterPercentiles  []float64 `protobuf:"fixed64,20,rep,packed,name=reward_after_percentiles,json=rewardAfterPercentiles,proto3" json:"reward_after_percentiles,omitempty"`
-	unknownFields           protoimpl.UnknownFields
-	sizeCache               protoimpl.SizeCache
+	// Why an accepted round's version was published, but not released: what CheckpointRef.held said.
+	Held          string `protobuf:"bytes,21,opt,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AlignmentRound) Reset() {
@@ -1405,6 +1426,13 @@ func (x *AlignmentRound) GetRewardAfterPercentiles() []float64 {
 		return x.RewardAfterPercentiles
 	}
 	return nil
+}
+
+func (x *AlignmentRound) GetHeld() string {
+	if x != nil {
+		return x.Held
+	}
+	return ""
 }
 
 // AlignmentGate is a bound that a round has to keep, with what was found.
@@ -1578,7 +1606,7 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"duplicates\x18\x04 \x01(\x03R\n" +
 	"duplicates\x12\x12\n" +
 	"\x04late\x18\x05 \x01(\x03R\x04late\x12\x16\n" +
-	"\x06closed\x18\x06 \x01(\x03R\x06closed\"\x8e\x03\n" +
+	"\x06closed\x18\x06 \x01(\x03R\x06closed\"\xba\x03\n" +
 	"\rCheckpointRef\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\achannel\x18\x02 \x01(\tR\achannel\x12\x18\n" +
@@ -1591,10 +1619,12 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\bcodebook\x18\b \x01(\tR\bcodebook\x12&\n" +
 	"\x0fannounced_at_ms\x18\t \x01(\x03R\rannouncedAtMs\x12?\n" +
 	"\ametrics\x18\n" +
-	" \x03(\v2%.onerec.v1.CheckpointRef.MetricsEntryR\ametrics\x1a:\n" +
+	" \x03(\v2%.onerec.v1.CheckpointRef.MetricsEntryR\ametrics\x12\x12\n" +
+	"\x04held\x18\v \x01(\tR\x04held\x12\x16\n" +
+	"\x06before\x18\f \x03(\tR\x06before\x1a:\n" +
 	"\fMetricsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xa4\x05\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xb8\x05\n" +
 	"\x0eAlignmentRound\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x05round\x18\x02 \x01(\x05R\x05round\x12\x1c\n" +
@@ -1620,7 +1650,8 @@ const file_onerec_v1_onerec_proto_rawDesc = "" +
 	"\x13watch_time_spearman\x18\x11 \x01(\x01R\x11watchTimeSpearman\x12.\n" +
 	"\x05gates\x18\x12 \x03(\v2\x18.onerec.v1.AlignmentGateR\x05gates\x12:\n" +
 	"\x19reward_before_percentiles\x18\x13 \x03(\x01R\x17rewardBeforePercentiles\x128\n" +
-	"\x18reward_after_percentiles\x18\x14 \x03(\x01R\x16rewardAfterPercentiles\"\x7f\n" +
+	"\x18reward_after_percentiles\x18\x14 \x03(\x01R\x16rewardAfterPercentiles\x12\x12\n" +
+	"\x04held\x18\x15 \x01(\tR\x04held\"\x7f\n" +
 	"\rAlignmentGate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06figure\x18\x02 \x01(\x01R\x06figure\x12\x14\n" +
