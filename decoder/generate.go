@@ -146,6 +146,7 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 	}
 	defer past.release()
 	st := newSuffix(c, past, o.Width, o.Length*c.stride())
+	defer st.release()
 	if st.social = o.Width < few; st.social {
 		g.company.enter()
 		defer g.company.leave()
@@ -245,7 +246,9 @@ type choice struct {
 func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded []map[int32]int32, o Options) ([]beam, []int) {
 	c := g.w.Config
 	n, vocab := len(beams), c.Vocab()
-	logits := make([]float32, n*vocab)
+	buf := take(&passFloats, n*vocab)
+	defer passFloats.Put(buf)
+	logits := *buf
 	g.embed.MulParallel(n, hidden, c.Dim, false, logits, vocab)
 	best := newTopChoices(o.Width)
 	mine := make([]choice, 0, c.Codes)
@@ -451,12 +454,22 @@ type activations struct {
 	all        *[]float32
 }
 
-var passFloats = sync.Pool{New: func() any { return new([]float32) }}
+// Memory of passes, and of what beams wrote, which is much more.
+var (
+	passFloats   = sync.Pool{New: func() any { return new([]float32) }}
+	suffixFloats = sync.Pool{New: func() any { return new([]float32) }}
+)
+
+// take returns room for n floats, which hold anything.
+func take(pool *sync.Pool, n int) *[]float32 {
+	p := pool.Get().(*[]float32)
+	*p = slices.Grow((*p)[:0], n)[:n]
+	return p
+}
 
 func newActivations(c Config, n, qkv int) *activations {
 	d := c.Dim
-	all, size := passFloats.Get().(*[]float32), n*(2*d+1)+qkv*3*d
-	*all = slices.Grow((*all)[:0], size)[:size]
+	all := take(&passFloats, n*(2*d+1)+qkv*3*d)
 	x, h, rest := (*all)[:n*d], (*all)[n*d:2*n*d], (*all)[2*n*d:]
 	return &activations{x, h, rest[:n], rest[n:], all}
 }
@@ -503,18 +516,33 @@ type suffix struct {
 	beams  int
 	steps  int         // tokens so far
 	stride int         // most steps
-	kv     [][]float32 // by layer: stride x width x 2d
+	dim    int         // of a head
+	kv     [][]float32 // by layer: for each head its keys, and its values, both stride x width x dim
+	memory *[]float32  // of all layers'
 	used   []int       // by step: entries that are taken
 	at     []int32     // beams x stride: which of the step's entries the beam's token is
 	spare  []int32
 }
 
 func newSuffix(c Config, past *prefix, width, steps int) *suffix {
-	s := &suffix{past: past, width: width, beams: 1, stride: steps, used: make([]int, steps), at: make([]int32, width*steps), spare: make([]int32, width*steps)}
-	for range c.Layers {
-		s.kv = append(s.kv, make([]float32, width*steps*2*c.Dim))
+	s := &suffix{past: past, width: width, beams: 1, stride: steps, dim: c.Dim / c.Heads, used: make([]int, steps), at: make([]int32, width*steps), spare: make([]int32, width*steps)}
+	size := width * steps * 2 * c.Dim
+	s.memory = take(&suffixFloats, c.Layers*size)
+	for l := range c.Layers {
+		s.kv = append(s.kv, (*s.memory)[l*size:(l+1)*size])
 	}
 	return s
+}
+
+// release lets other searches have the memory.
+func (s *suffix) release() { suffixFloats.Put(s.memory) }
+
+// of returns a head's keys and values in a layer, in blocks for each step of rows for each entry. A head's rows lie side by
+// side: with rows of all heads in one, those that a head looks at would be far apart, at distances that caches map to the same few places.
+func (s *suffix) of(layer, head int) (keys, values []float32) {
+	size := s.stride * s.width * s.dim
+	kv := s.kv[layer][head*2*size:][:2*size]
+	return kv[:size], kv[size:]
 }
 
 // reorder makes beam i continue old beam parents[i].
@@ -581,11 +609,6 @@ func (net *network) run(passes []*pass) {
 	}
 	for l := range c.Layers {
 		net.beginLayer(l, a, n, a.qkv, func(row int) int { return places[row] })
-		for _, p := range parts {
-			for i := p.from; i < p.to; i++ {
-				copy(p.kv[l][(p.steps*p.width+p.first+i)*2*d:][:2*d], a.qkv[(p.row+i)*3*d+d:])
-			}
-		}
 		kernels.Parallel(c.Heads*len(parts), func(i int) {
 			parts[i%len(parts)].attend(l, i/len(parts), hd, a.qkv, a.h)
 		})
@@ -620,7 +643,7 @@ type part struct {
 	from, to int // beams
 }
 
-// attend computes the attention of one head of a layer for the part's beams, out of qkv into h.
+// attend keeps the keys and values of one head of a layer for the part's beams, and computes the attention, out of qkv into h.
 func (p part) attend(layer, head, hd int, qkv, h []float32) {
 	d := len(p.past.keys[layer]) * hd
 	off, n := head*hd, p.to-p.from
@@ -630,13 +653,19 @@ func (p part) attend(layer, head, hd int, qkv, h []float32) {
 	defer s.Release()
 	// The shared past is a matrix product, whatever the number of beams.
 	p.past.keys[layer][head].Mul(n, qkv, 3*d, false, s.All, s.Width)
-	kv, row := p.kv[layer][off:], 2*d
-	own := func(i int) []int32 { return p.at[(p.from+i)*p.stride:][:p.steps+1] } // the beam's own tokens, of which there is one in each block of kv
+	keys, values := p.of(layer, head)
+	block := p.width * hd
 	for i := range n {
-		kernels.DotsAt(s.Own(i), qkv[i*3*d:i*3*d+hd], kv, p.width*row, row, own(i), scale)
+		at := p.steps*block + (p.first+p.from+i)*hd
+		copy(keys[at:at+hd], qkv[i*3*d+d:])
+		copy(values[at:at+hd], qkv[i*3*d+2*d:])
+	}
+	own := func(i int) []int32 { return p.at[(p.from+i)*p.stride:][:p.steps+1] } // the beam's own tokens, of which there is one in each block
+	for i := range n {
+		kernels.DotsAt(s.Own(i), qkv[i*3*d:i*3*d+hd], keys, block, hd, own(i), scale)
 	}
 	p.past.values[layer][head].Attend(s, p.past.n, 0, h, d)
 	for i := range n {
-		kernels.AddAt(h[i*d:i*d+hd], kv[d:], p.width*row, row, own(i), s.Own(i))
+		kernels.AddAt(h[i*d:i*d+hd], values, block, hd, own(i), s.Own(i))
 	}
 }

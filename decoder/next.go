@@ -41,6 +41,7 @@ func (g *Generator) Next(o Options, n int) ([]Next, error) {
 	defer g.company.leave()
 	last := g.w.Config.Levels - 1
 	s := &search{g: g, excluded: excluded, n: n, suffix: newSuffix(g.w.Config, past, o.Width+dive, last)}
+	defer s.suffix.release()
 	s.suffix.social = true
 	waiting := make([][]node, last+1) // by level
 	waiting[0] = s.children(0, []node{{}}, hidden)

@@ -437,8 +437,18 @@ func addAtBlocks(out, y []float32, block, row int, slots []int32, weights []floa
 	return true
 }
 
-// checkRows panics if a row is not within y.
+// checkRows panics if a row of any block could be beyond y.
 func checkRows(size int, y []float32, block, row int, slots []int32) {
+	var all int32 // no less than any slot, negative if one is
+	for _, slot := range slots {
+		all |= slot
+	}
+	if most := (len(slots)-1)*block + int(all)*row + size; all < 0 || most > len(y) {
+		checkEachRow(size, y, block, row, slots)
+	}
+}
+
+func checkEachRow(size int, y []float32, block, row int, slots []int32) {
 	for t, slot := range slots {
 		_ = y[t*block+int(slot)*row:][:size]
 	}
