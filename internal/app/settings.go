@@ -277,7 +277,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Float(GroupServe, "canary-percent", &s.CanaryPercent, 0, 100, "share of the users who are served by what is on the canary channel")
 	c.Duration(GroupServe, "max-wait", &s.MaxWait, time.Millisecond, time.Minute, "a request that would wait longer for others is turned away (503)")
 	c.Duration(GroupServe, "request-timeout", &s.RequestTimeout, 10*time.Millisecond, 10*time.Minute, "time for all of a request")
-	c.Duration(GroupServe, "max-model-age", &s.MaxModelAge, 0, 10*year, "not ready when the served checkpoint is older; 0: any age")
+	c.Duration(GroupServe, "max-model-age", &s.MaxModelAge, 0, 10*year, "not ready when the served checkpoint is older and releases are not held; 0: any age")
 	c.String(GroupServe, "channel", &s.Channel, "channel that is served; until it has a version, the newest candidate is", publisher.ChannelReleased, publisher.ChannelCandidate, publisher.ChannelCanary)
 	c.Int(GroupServe, "beams", &s.Beams, 1, 1024, "width of the beam search")
 	c.String(GroupServe, "numbers", &s.Numbers, "what searches compute in: int16 answers more requests a second and costs log probabilities less than TF32 would", decoder.Float32.String(), decoder.Int16.String())
