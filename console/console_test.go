@@ -180,7 +180,7 @@ func (w *world) start(auth Auth) (*Console, *httptest.Server) {
 // eventually waits for what other goroutines bring about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(90 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("never: %s", what)
@@ -359,7 +359,7 @@ func TestPushesChanges(t *testing.T) {
 	}
 	until := func(what string, ok func(event string) bool) {
 		t.Helper()
-		timeout := time.After(30 * time.Second)
+		timeout := time.After(90 * time.Second)
 		for {
 			select {
 			case e, open := <-events:

@@ -199,7 +199,7 @@ func ask(t testing.TB, h http.Handler, body string) (int, *Answer, string) {
 // eventually waits until ok says so.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for !ok() {
 		select {
 		case <-deadline:
