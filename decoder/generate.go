@@ -168,8 +168,12 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 			} else {
 				st.reorder(parents)
 			}
-			if level < c.Levels-1 || step < o.Length-1 {
-				h = g.step(st, func(i int) int32 { return c.token(level, g.trie.Code(level, beams[i].node)) })
+			code := func(i int) int32 { return c.token(level, g.trie.Code(level, beams[i].node)) }
+			switch {
+			case level < c.Levels-1, step < o.Length-1 && c.Compact:
+				h = g.step(st, code)
+			case step < o.Length-1: // what follows an item's last code is certain
+				h = g.step(st, code, func(int) int32 { return tokenSEP })
 			}
 		}
 		done = done[:0]
@@ -180,9 +184,6 @@ func (g *Generator) Generate(o Options) ([]List, error) {
 			bm.items = append(slices.Clip(bm.items), item)
 			bm.paths = append(slices.Clip(bm.paths), path)
 			done = append(done, List{bm.items, bm.logProb, bm.score})
-		}
-		if step < o.Length-1 && !c.Compact {
-			h = g.step(st, func(int) int32 { return tokenSEP })
 		}
 	}
 	return finish(done, o), nil
@@ -562,19 +563,22 @@ func (s *suffix) resume(steps int, entries [][]int32) {
 	}
 }
 
-// pass is one token of every beam of a search, on its way through the model.
+// pass is the next tokens of every beam of a search, on their way through the model.
 type pass struct {
 	suffix *suffix
-	tokens []int32   // by beam
-	hidden []float32 // what comes out: beams x d
+	each   int       // tokens of a beam
+	tokens []int32   // beam after beam
+	hidden []float32 // what comes out of each beam's last token: beams x d
 	turn   chan []*pass
 }
 
-// step runs one token of every beam and returns the hidden states (beams x d).
-func (net *network) step(s *suffix, token func(beam int) int32) []float32 {
-	p := &pass{suffix: s, tokens: make([]int32, s.beams)}
-	for i := range p.tokens {
-		p.tokens[i] = token(i)
+// step runs the next tokens of every beam and returns the hidden states of the last ones (beams x d).
+func (net *network) step(s *suffix, tokens ...func(beam int) int32) []float32 {
+	p := &pass{suffix: s, each: len(tokens), tokens: make([]int32, 0, s.beams*len(tokens))}
+	for i := range s.beams {
+		for _, token := range tokens {
+			p.tokens = append(p.tokens, token(i))
+		}
 	}
 	if s.social {
 		net.company.step(p)
@@ -586,86 +590,121 @@ func (net *network) step(s *suffix, token func(beam int) int32) []float32 {
 
 // run takes passes of different searches through the model as one: products with the
 // weights are those of all rows at once, each row attends to its own search's past. What
-// comes out of a pass does not depend on the others.
+// comes out of a pass does not depend on the others, nor on how many tokens it has at once. Of the last
+// layer only the keys and values of all tokens are needed, and the rest of each beam's last.
 func (net *network) run(passes []*pass) {
-	c, n := net.w.Config, 0
+	c, n, beams := net.w.Config, 0, 0
 	for _, p := range passes {
 		n += len(p.tokens)
+		beams += p.suffix.beams
 	}
-	d, hd := c.Dim, c.Dim/c.Heads
-	a, places := newActivations(c, n, n), make([]int, 0, n)
+	d := c.Dim
+	a, last, places := newActivations(c, n, n), newActivations(c, beams, 0), make([]int, 0, n)
 	defer a.release()
-	parts, row := make([]part, 0, 2*len(passes)), 0
+	defer last.release()
+	parts, at := make([]part, 0, 2*len(passes)), part{}
 	for _, p := range passes {
 		for i, t := range p.tokens {
-			copy(a.x[(row+i)*d:(row+i+1)*d], net.w.embed()[int(t)*d:])
-			places = append(places, p.suffix.past.n+p.suffix.steps)
+			copy(a.x[(at.row+i)*d:(at.row+i+1)*d], net.w.embed()[int(t)*d:])
+			places = append(places, p.suffix.past.n+p.suffix.steps+i%p.each)
 		}
-		first := p.suffix.write(len(p.tokens))
-		for from := 0; from < len(p.tokens); from += together {
-			parts = append(parts, part{p.suffix, row, first, from, min(len(p.tokens), from+together)})
+		p.suffix.write(p.each)
+		at.suffix, at.each = p.suffix, p.each
+		for at.from = 0; at.from < p.suffix.beams; at.from = at.to {
+			at.to = min(p.suffix.beams, at.from+max(1, together/p.each))
+			parts = append(parts, at)
 		}
-		row += len(p.tokens)
+		at.row += len(p.tokens)
+		at.beam += p.suffix.beams
 	}
 	for l := range c.Layers {
 		net.beginLayer(l, a, n, a.qkv, func(row int) int { return places[row] })
+		if l < c.Layers-1 {
+			kernels.Parallel(c.Heads*len(parts), func(i int) {
+				parts[i%len(parts)].attend(l, i/len(parts), a.qkv, a.h, false)
+			})
+			net.finishLayer(l, a, n)
+			continue
+		}
+		for _, p := range parts {
+			for i := p.from; i < p.to; i++ {
+				copy(last.x[(p.beam+i)*d:(p.beam+i+1)*d], a.x[(p.row+(i+1)*p.each-1)*d:])
+			}
+		}
 		kernels.Parallel(c.Heads*len(parts), func(i int) {
-			parts[i%len(parts)].attend(l, i/len(parts), hd, a.qkv, a.h)
+			parts[i%len(parts)].attend(l, i/len(parts), a.qkv, last.h, true)
 		})
-		net.finishLayer(l, a, n)
+		net.finishLayer(l, last, beams)
 	}
-	out := make([]float32, n*d)
-	kernels.RMSNorm(out, a.rstd, a.x, net.w.norm(), n, d)
+	out := make([]float32, beams*d)
+	kernels.RMSNorm(out, last.rstd, last.x, net.w.norm(), beams, d)
 	for _, p := range passes {
-		p.suffix.steps++
-		p.hidden, out = out[:len(p.tokens)*d:len(p.tokens)*d], out[len(p.tokens)*d:]
+		p.suffix.steps += p.each
+		size := p.suffix.beams * d
+		p.hidden, out = out[:size:size], out[size:]
 	}
 }
 
-// write makes room for the next token of n beams and returns the first entry.
-func (s *suffix) write(n int) (first int) {
-	first = s.used[s.steps]
-	s.used[s.steps] += n
-	for i := range n {
-		s.at[i*s.stride+s.steps] = int32(first + i)
+// write makes room for the next tokens of every beam.
+func (s *suffix) write(each int) {
+	for step := s.steps; step < s.steps+each; step++ {
+		first := s.used[step]
+		s.used[step] += s.beams
+		for i := range s.beams {
+			s.at[i*s.stride+step] = int32(first + i)
+		}
 	}
-	return first
 }
 
-// together is how many beams are looked at as a group, heads one by one.
+// together is how many rows are looked at as a group, heads one by one.
 const together = 36
 
 // part is a group of the beams of a pass.
 type part struct {
 	*suffix
-	row      int // of the pass's first beam, among those of all passes
-	first    int // entry of the pass's first beam
+	each     int // tokens of a beam
+	row      int // of the pass's first token, among those of all passes
+	beam     int // the pass's first one, among those of all passes
 	from, to int // beams
 }
 
-// attend keeps the keys and values of one head of a layer for the part's beams, and computes the attention, out of qkv into h.
-func (p part) attend(layer, head, hd int, qkv, h []float32) {
+// attend keeps the keys and values of one head of a layer for the part's beams, and computes the attention, out of qkv into h: of
+// each token or, with last, of each beam's last one, for which h has a row.
+func (p part) attend(layer, head int, qkv, h []float32, last bool) {
+	hd := p.dim
 	d := len(p.past.keys[layer]) * hd
-	off, n := head*hd, p.to-p.from
-	scale := float32(1 / math.Sqrt(float64(hd)))
-	qkv, h = qkv[(p.row+p.from)*3*d+off:], h[(p.row+p.from)*d+off:]
-	s := kernels.TakeScores(n, p.past.n, p.steps+1)
-	defer s.Release()
-	// The shared past is a matrix product, whatever the number of beams.
-	p.past.keys[layer][head].Mul(n, qkv, 3*d, false, s.All, s.Width)
+	off, first := head*hd, p.row+p.from*p.each
 	keys, values := p.of(layer, head)
 	block := p.width * hd
-	for i := range n {
-		at := p.steps*block + (p.first+p.from+i)*hd
-		copy(keys[at:at+hd], qkv[i*3*d+d:])
-		copy(values[at:at+hd], qkv[i*3*d+2*d:])
+	for i := range (p.to - p.from) * p.each {
+		step, row := p.steps+i%p.each, qkv[(first+i)*3*d+off:]
+		at := step*block + int(p.at[(p.from+i/p.each)*p.stride+step])*hd
+		copy(keys[at:at+hd], row[d:])
+		copy(values[at:at+hd], row[2*d:])
 	}
-	own := func(i int) []int32 { return p.at[(p.from+i)*p.stride:][:p.steps+1] } // the beam's own tokens, of which there is one in each block
-	for i := range n {
-		kernels.DotsAt(s.Own(i), qkv[i*3*d:i*3*d+hd], keys, block, hd, own(i), scale)
+	// The rows that attend: of each beam's tokens those from skip on.
+	skip, between, row := 0, 3*d, first
+	if last {
+		skip, between, row = p.each-1, p.each*3*d, p.beam+p.from
 	}
-	p.past.values[layer][head].Attend(s, p.past.n, 0, h, d)
+	rest := p.each - skip
+	n, queries, out := (p.to-p.from)*rest, qkv[(first+skip)*3*d+off:], h[row*d+off:]
+	s := kernels.TakeScores(n, p.past.n, p.steps+p.each)
+	defer s.Release()
+	// The shared past is a matrix product, whatever the number of beams.
+	p.past.keys[layer][head].Mul(n, queries, between, false, s.All, s.Width)
+	own := func(i int) []int32 { // the tokens of its beam that a row sees, of which there is one in each block
+		return p.at[(p.from+i/rest)*p.stride:][:p.steps+skip+i%rest+1]
+	}
+	scale := float32(1 / math.Sqrt(float64(hd)))
 	for i := range n {
-		kernels.AddAt(h[i*d:i*d+hd], values, block, hd, own(i), s.Own(i))
+		sees := own(i)
+		kernels.DotsAt(s.Own(i)[:len(sees)], queries[i*between:i*between+hd], keys, block, hd, sees, scale)
+		s.Hide(i, len(sees))
+	}
+	p.past.values[layer][head].Attend(s, p.past.n, 0, out, d)
+	for i := range n {
+		sees := own(i)
+		kernels.AddAt(out[i*d:i*d+hd], values, block, hd, sees, s.Own(i)[:len(sees)])
 	}
 }

@@ -40,6 +40,9 @@ func (s *Scores) Release() { scratch.Put(s.from) }
 // Own are row i's scores with its own keys or, later, their weights.
 func (s *Scores) Own(i int) []float32 { return s.All[i*s.Width+s.ownAt:][:s.own] }
 
+// Hide makes row i not see its own keys from the given one on.
+func (s *Scores) Hide(i, from int) { fill(s.Own(i)[from:], unseen) }
+
 // unseen is a score whose exponential is zero, next to any other's.
 const unseen = -math.MaxFloat32
 
