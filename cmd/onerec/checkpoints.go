@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -91,13 +92,10 @@ func (c *cli) checkpointsChannels() *cobra.Command {
 		fmt.Fprintln(t, "CHANNEL\tVERSION\tKIND\tPARENT\tBEFORE\tSINCE")
 		for _, channel := range publisher.Channels() {
 			if ref := refs[channel]; ref != nil {
-				before := "-"
-				if len(ref.Before) > 0 {
-					before = ref.Before[0]
-				}
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", channel, ref.Version, ref.Kind, ref.Parent, before, time.UnixMilli(ref.AnnouncedAtMs).UTC().Format(time.RFC3339))
+				before := append(ref.Before, "-")[0]
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", channel, ref.Version, ref.Kind, cmp.Or(ref.Parent, "-"), before, time.UnixMilli(ref.AnnouncedAtMs).UTC().Format(time.RFC3339))
 			} else {
-				fmt.Fprintf(t, "%s\t-\n", channel)
+				fmt.Fprintf(t, "%s\t-\t-\t-\t-\t-\n", channel)
 			}
 		}
 		if err := t.Flush(); err != nil {
