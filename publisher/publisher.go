@@ -261,6 +261,26 @@ func (s *Store) Manifest(ctx context.Context, version, manifestHash string) (*Ma
 	return m, hash, nil
 }
 
+// NewestAligned walks a version's lineage back to the newest aligned version in it, the version itself included, as
+// far as it is newer than after; "" if there is none, or none that is still kept.
+func (s *Store) NewestAligned(ctx context.Context, m *Manifest, after string) (string, error) {
+	for m.Version > after {
+		if m.Kind == KindAligned {
+			return m.Version, nil
+		}
+		if m.Parent == "" {
+			return "", nil
+		}
+		var err error
+		if m, _, err = s.Manifest(ctx, m.Parent, ""); errors.Is(err, ErrNotFound) {
+			return "", nil
+		} else if err != nil {
+			return "", fmt.Errorf("follow the lineage of versions: %w", err)
+		}
+	}
+	return "", nil
+}
+
 // Load reads a version's files, those that are named or, if none is, all, and verifies every byte of
 // them.
 func (s *Store) Load(ctx context.Context, version, manifestHash string, names ...string) (*Manifest, map[string][]byte, error) {

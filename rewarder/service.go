@@ -107,6 +107,7 @@ type run struct {
 	offsets map[int32]int64 // of sessions.judged: the next session to read
 	items   map[int32]int64 // of the items topic: the next record
 	rounds  int32           // made so far, by anyone
+	descent descent
 	report  *Report
 }
 
@@ -201,18 +202,41 @@ func (s *schedule) wait(now time.Time) time.Duration {
 	return max(s.next.Sub(now), min(s.every, look))
 }
 
-// reference is the newest version of the model, candidate or released.
+// reference is the newest version of the model, candidate or released; but no candidate that comes from a release
+// that was rolled back.
 func (r *run) reference(ctx context.Context) (*onerecv1.CheckpointRef, error) {
 	refs, err := publisher.Current(ctx, r.Cluster, r.Model)
 	if err != nil {
 		return nil, err
 	}
-	newest := refs[publisher.ChannelCandidate]
-	if rel := refs[publisher.ChannelReleased]; rel != nil && (newest == nil || rel.Version > newest.Version) {
-		newest = rel
+	candidate, released := refs[publisher.ChannelCandidate], refs[publisher.ChannelReleased]
+	switch {
+	case released == nil:
+		return candidate, nil
+	case candidate == nil || released.Version > candidate.Version:
+		return released, nil
 	}
-	return newest, nil
+	d := descent{candidate: candidate.Version, released: released.Version}
+	if r.descent.candidate != d.candidate || r.descent.released != d.released {
+		m, _, err := r.Store.Manifest(ctx, candidate.Version, candidate.ManifestSha256)
+		if err != nil {
+			return nil, fmt.Errorf("look where the candidate comes from: %w", err)
+		}
+		if d.from, err = r.Store.NewestAligned(ctx, m, released.Version); err != nil {
+			return nil, err
+		}
+		if r.descent = d; d.from != "" {
+			r.Log.Info("the candidate comes from a release that was rolled back; rounds go on from what is released", "candidate", d.candidate, "from", d.from, "released", d.released)
+		}
+	}
+	if r.descent.from != "" {
+		return released, nil
+	}
+	return candidate, nil
 }
+
+// descent says which aligned version a candidate comes from that is newer than what is released; "": from none.
+type descent struct{ candidate, released, from string }
 
 // round trains the reward model on what was read, aligns and records.
 func (r *run) round(ctx context.Context, ref *onerecv1.CheckpointRef) error {

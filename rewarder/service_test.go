@@ -183,3 +183,64 @@ func TestHeldReleases(t *testing.T) {
 		}
 	}
 }
+
+// TestReference: rounds begin from what is newest, but from nothing that comes from a release that was rolled back.
+func TestReference(t *testing.T) {
+	b, err := stream.StartEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	ctx, cluster := t.Context(), stream.Cluster{Brokers: b.Brokers()}
+	cl, err := cluster.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	if _, err := stream.CreateTopics(ctx, cl, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	store, err := publisher.Open(ctx, t.TempDir(), publisher.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	r := &run{Service: &Service{Cluster: cluster, Store: store, Model: "m", Log: slog.New(slog.DiscardHandler)}}
+	publish := func(kind, parent, channel string) string {
+		t.Helper()
+		m := &publisher.Manifest{Model: "m", Kind: kind, Parent: parent}
+		hash, err := store.Publish(ctx, m, map[string][]byte{"x": []byte(kind + parent)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := publisher.Announce(ctx, cluster, store, channel, m.Version, hash); err != nil {
+			t.Fatal(err)
+		}
+		return m.Version
+	}
+	wants := func(when, want string) {
+		t.Helper()
+		for range 2 { // what is remembered says the same
+			ref, err := r.reference(ctx)
+			if err != nil || ref.GetVersion() != want {
+				t.Fatalf("%s: from %q, %v; want %s", when, ref.GetVersion(), err, want)
+			}
+		}
+	}
+	wants("with nothing", "")
+	base := publish(publisher.KindBase, "", publisher.ChannelCandidate)
+	wants("without a release", base)
+	first := publish(publisher.KindAligned, base, publisher.ChannelReleased)
+	wants("after a release", first)
+	beside := publish(publisher.KindBase, base, publisher.ChannelCandidate)
+	wants("after a candidate that is not of the release", beside)
+	second := publish(publisher.KindAligned, beside, publisher.ChannelReleased)
+	after := publish(publisher.KindBase, publish(publisher.KindBase, second, publisher.ChannelCandidate), publisher.ChannelCandidate)
+	wants("after the release's candidates", after)
+	if _, ref, err := publisher.Rollback(ctx, cluster, store, "m", "", ""); err != nil || ref.Version != first {
+		t.Fatalf("rolled back to %s: %v", ref.GetVersion(), err)
+	}
+	wants("after a rollback", first)
+	again := publish(publisher.KindBase, first, publisher.ChannelCandidate)
+	wants("after the trainer went back, too", again)
+}

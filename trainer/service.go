@@ -207,29 +207,12 @@ func (r *run) resume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("fill the replay buffer: %w", err)
 	}
-	if r.release, err = r.newestRelease(ctx, m); err != nil {
+	if r.release, err = r.Store.NewestAligned(ctx, m, ""); err != nil {
 		return err
 	}
 	r.trains()
 	r.Log.Info("resumed training", "version", m.Version, "steps", r.published.Steps, "replayed_sessions", n)
 	return r.rebase(ctx, false)
-}
-
-// newestRelease walks a version's lineage back to the newest aligned version in
-// it; "" if there is none, or none that is still kept.
-func (r *run) newestRelease(ctx context.Context, m *publisher.Manifest) (string, error) {
-	for m.Kind != publisher.KindAligned {
-		if m.Parent == "" {
-			return "", nil
-		}
-		var err error
-		if m, _, err = r.Store.Manifest(ctx, m.Parent, ""); errors.Is(err, publisher.ErrNotFound) {
-			return "", nil
-		} else if err != nil {
-			return "", fmt.Errorf("follow the lineage of candidates: %w", err)
-		}
-	}
-	return m.Version, nil
 }
 
 // follow trains on the stream as it comes.
