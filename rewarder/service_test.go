@@ -59,22 +59,34 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
-// TestReadWithdrawn: before each round the rewarder reads on in the items topic, and passes over what is no Item.
-func TestReadWithdrawn(t *testing.T) {
+// world is a broker with the topics, and a store of versions.
+func world(t *testing.T) (stream.Cluster, *kgo.Client, *publisher.Store) {
+	t.Helper()
 	b, err := stream.StartEmbedded("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	t.Cleanup(b.Close)
 	cluster := stream.Cluster{Brokers: b.Brokers()}
 	cl, err := cluster.Client()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer cl.Close()
+	t.Cleanup(cl.Close)
 	if _, err := stream.CreateTopics(t.Context(), cl, 2, 1); err != nil {
 		t.Fatal(err)
 	}
+	store, err := publisher.Open(t.Context(), t.TempDir(), publisher.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	return cluster, cl, store
+}
+
+// TestReadWithdrawn: before each round the rewarder reads on in the items topic, and passes over what is no Item.
+func TestReadWithdrawn(t *testing.T) {
+	cluster, cl, _ := world(t)
 	r := &run{Service: &Service{Cluster: cluster, Log: slog.New(slog.DiscardHandler)}, core: NewCore(DefaultCoreConfig()), offsets: make(map[int32]int64), items: make(map[int32]int64)}
 	for step, tt := range []struct {
 		item *onerecv1.Item // nil: a record that is none
@@ -87,9 +99,11 @@ func TestReadWithdrawn(t *testing.T) {
 	} {
 		record := &kgo.Record{Topic: schemas.TopicItems, Key: []byte("x"), Value: []byte("no item")}
 		if tt.item != nil {
-			if record.Value, err = proto.Marshal(tt.item); err != nil {
+			value, err := proto.Marshal(tt.item)
+			if err != nil {
 				t.Fatal(err)
 			}
+			record.Value = value
 		}
 		if err := cl.ProduceSync(t.Context(), record).FirstErr(); err != nil {
 			t.Fatal(err)
@@ -111,25 +125,8 @@ func TestReadWithdrawn(t *testing.T) {
 
 // TestHeldReleases: what passes the gates while releases are held is published, counted apart, and not released.
 func TestHeldReleases(t *testing.T) {
-	b, err := stream.StartEmbedded("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	ctx, cluster := t.Context(), stream.Cluster{Brokers: b.Brokers()}
-	cl, err := cluster.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
-	if _, err := stream.CreateTopics(ctx, cl, 2, 1); err != nil {
-		t.Fatal(err)
-	}
-	store, err := publisher.Open(ctx, t.TempDir(), publisher.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
+	ctx := t.Context()
+	cluster, _, store := world(t)
 	w, err := decoder.NewWeights(decoder.Config{Layers: 1, Dim: 16, Heads: 2, Hidden: 24, Levels: testLevels, Codes: testCodes, MaxLen: 40}, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -186,25 +183,8 @@ func TestHeldReleases(t *testing.T) {
 
 // TestReference: rounds begin from what is newest, but from nothing that comes from a release that was rolled back.
 func TestReference(t *testing.T) {
-	b, err := stream.StartEmbedded("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	ctx, cluster := t.Context(), stream.Cluster{Brokers: b.Brokers()}
-	cl, err := cluster.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
-	if _, err := stream.CreateTopics(ctx, cl, 2, 1); err != nil {
-		t.Fatal(err)
-	}
-	store, err := publisher.Open(ctx, t.TempDir(), publisher.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
+	ctx := t.Context()
+	cluster, _, store := world(t)
 	r := &run{Service: &Service{Cluster: cluster, Store: store, Model: "m", Log: slog.New(slog.DiscardHandler)}}
 	publish := func(kind, parent, channel string) string {
 		t.Helper()
