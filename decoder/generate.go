@@ -519,7 +519,7 @@ type suffix struct {
 	stride int         // most steps
 	dim    int         // of a head
 	kv     [][]float32 // by layer: for each head its keys, and its values, both stride x width x dim
-	memory *[]float32  // of all layers'
+	memory *[]float32  // that kv is in
 	used   []int       // by step: entries that are taken
 	at     []int32     // beams x stride: which of the step's entries the beam's token is
 	spare  []int32

@@ -44,18 +44,17 @@ func Announce(ctx context.Context, c stream.Cluster, s *Store, channel, version,
 // Release is Announce on the released channel as services do it: while the channel is held, nothing is
 // released, and Release returns why it is held.
 func Release(ctx context.Context, c stream.Cluster, s *Store, version, manifestHash string) (held string, err error) {
-	errHeld := errors.New("held")
 	ref, wrote, err := announce(ctx, c, s, ChannelReleased, version, manifestHash, func(_, now *onerecv1.CheckpointRef) error {
 		if held = now.GetHeld(); held != "" {
-			return errHeld
+			return errors.New("releases are held")
 		}
 		return nil
 	})
-	if held != "" || err != nil {
-		if errors.Is(err, errHeld) {
-			err = nil
-		}
-		return held, err
+	switch {
+	case held != "":
+		return held, nil
+	case err != nil:
+		return "", err
 	}
 	// Somebody may have held it meanwhile. That record, which this one has covered, is written again.
 	var last *onerecv1.CheckpointRef

@@ -381,9 +381,9 @@ func (c *cli) checkpointsGC() *cobra.Command {
 	cmd := c.command(&cobra.Command{
 		Use: "gc", Short: "Remove old versions and uploads that were never finished", Args: cobra.NoArgs,
 		Long: `Keeps the newest versions (--checkpoints-keep), those that are younger than
---checkpoints-keep-for, every version that a channel of any model points at, and the
-version that each of those was trained from. The rest is removed, with uploads
-that were killed so long ago.`,
+--checkpoints-keep-for, every version that a channel of any model points at or that was
+released before, and the version that each of those was trained from. The rest is
+removed, with uploads that were killed so long ago.`,
 	}, append([]string{app.GroupLearn}, channelGroups...), func(cmd *cobra.Command, a *app.App, _ []string) error {
 		if a.KeepCheckpoints < 1 {
 			return fmt.Errorf("--checkpoints-keep must be at least 1")

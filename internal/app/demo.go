@@ -420,13 +420,15 @@ func (a *App) demoRecommend(b *background, n int, r *Report) error {
 	err = b.start("serve", func(ctx context.Context, h host) error {
 		isReady := h.ready
 		h.ready = func() { isReady(); once.Do(func() { close(ready) }) }
-		l := l
+		at := l
 		if svc != nil { // it starts over, where it was
-			if l, err = listen(ctx, l.Addr().String()); err != nil {
+			again, err := listen(ctx, l.Addr().String())
+			if err != nil {
 				return fmt.Errorf("listen for requests: %w", err)
 			}
+			at = again
 		}
-		return a.recommend(ctx, h, l, func(s *recommender.Service) {
+		return a.recommend(ctx, h, at, func(s *recommender.Service) {
 			if svc == nil {
 				svc = s
 			}
