@@ -414,7 +414,11 @@ func packAll(parallel func(int, func(int)), dst []float32, trans bool, b []float
 // packB lays a kb x nb block of op(B), times alpha, out as panels of 16 columns, row after
 // row; columns beyond the block are zero.
 func packB(dst []float32, trans bool, b []float32, ldb, p0, kb, j0, nb int, alpha float32) {
-	for jr := 0; jr < nb; jr += nr {
+	done := 0
+	for !trans && alpha == 1 && done+4*nr <= nb && packRowsOf64(kb, dst[done*kb:], b[p0*ldb+j0+done:], ldb) { // row by row: each is read once
+		done += 4 * nr
+	}
+	for jr := done; jr < nb; jr += nr {
 		panel := dst[jr*kb : jr*kb+nr*kb]
 		w := min(nr, nb-jr)
 		if w < nr {

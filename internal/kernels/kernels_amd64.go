@@ -32,6 +32,9 @@ func packRows24(k int, dst *float32, panel int, src *float32, ld int)
 func packRows16(k int, dst, src *float32, ld int)
 
 //go:noescape
+func packRows64(k int, dst *float32, panel int, src *float32, ld int)
+
+//go:noescape
 func packColumns8(k int, dst *float32, stride int, src *float32, ld int)
 
 //go:noescape
@@ -248,6 +251,16 @@ func packRowsOf16(k int, dst, src []float32, ld int) bool {
 	}
 	_, _ = dst[k*nr-1], src[(k-1)*ld+nr-1]
 	packRows16(k, &dst[0], &src[0], ld)
+	return true
+}
+
+// packRowsOf64 is packRowsOf16 for 4 panels side by side, of k rows each.
+func packRowsOf64(k int, dst, src []float32, ld int) bool {
+	if k == 0 || !useAVX2 {
+		return false
+	}
+	_, _ = dst[4*k*nr-1], src[(k-1)*ld+4*nr-1]
+	packRows64(k, &dst[0], k*nr, &src[0], ld)
 	return true
 }
 

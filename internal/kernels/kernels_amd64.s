@@ -5,7 +5,7 @@
 #include "textflag.h"
 
 // func gemm6x16AVX2(tiles int, k int, a *float32, b *float32, c *float32, ldc int, add bool)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·gemm6x16AVX2(SB), NOSPLIT, $0-49
 	MOVQ a+16(FP), AX
 	MOVQ c+32(FP), CX
@@ -13,24 +13,37 @@ TEXT ·gemm6x16AVX2(SB), NOSPLIT, $0-49
 	SHLQ $0x02, DX
 
 tile:
-	MOVQ   AX, BX
-	MOVQ   k+8(FP), DI
-	IMUL3Q $0x18, DI, DI
-	ADDQ   DI, AX
-	MOVQ   k+8(FP), DI
-	MOVQ   b+24(FP), SI
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
-	VXORPS Y11, Y11, Y11
+	MOVQ       AX, BX
+	MOVQ       k+8(FP), DI
+	IMUL3Q     $0x18, DI, DI
+	ADDQ       DI, AX
+	MOVQ       k+8(FP), DI
+	MOVQ       b+24(FP), SI
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	VXORPS     Y8, Y8, Y8
+	VXORPS     Y9, Y9, Y9
+	VXORPS     Y10, Y10, Y10
+	VXORPS     Y11, Y11, Y11
+	MOVQ       CX, R8
+	PREFETCHT0 (R8)
+	ADDQ       DX, R8
+	PREFETCHT0 (R8)
+	ADDQ       DX, R8
+	PREFETCHT0 (R8)
+	ADDQ       DX, R8
+	PREFETCHT0 (R8)
+	ADDQ       DX, R8
+	PREFETCHT0 (R8)
+	ADDQ       DX, R8
+	PREFETCHT0 (R8)
+	ADDQ       DX, R8
 
 quad:
 	CMPQ         DI, $0x04
@@ -211,7 +224,7 @@ next:
 	RET
 
 // func gemm6x16RowsAVX2(tiles int, k int, a *float32, lda int, b *float32, c *float32, ldc int, add bool)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·gemm6x16RowsAVX2(SB), NOSPLIT, $0-57
 	MOVQ a+16(FP), AX
 	MOVQ c+40(FP), CX
@@ -221,25 +234,38 @@ TEXT ·gemm6x16RowsAVX2(SB), NOSPLIT, $0-57
 	SHLQ $0x02, R9
 
 tile:
-	MOVQ   AX, BX
-	LEAQ   (BX)(R9*2), SI
-	ADDQ   R9, SI
-	LEAQ   (SI)(R9*2), AX
-	ADDQ   R9, AX
-	MOVQ   k+8(FP), R8
-	MOVQ   b+32(FP), DI
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
-	VXORPS Y11, Y11, Y11
+	MOVQ       AX, BX
+	LEAQ       (BX)(R9*2), SI
+	ADDQ       R9, SI
+	LEAQ       (SI)(R9*2), AX
+	ADDQ       R9, AX
+	MOVQ       k+8(FP), R8
+	MOVQ       b+32(FP), DI
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	VXORPS     Y8, Y8, Y8
+	VXORPS     Y9, Y9, Y9
+	VXORPS     Y10, Y10, Y10
+	VXORPS     Y11, Y11, Y11
+	MOVQ       CX, R10
+	PREFETCHT0 (R10)
+	ADDQ       DX, R10
+	PREFETCHT0 (R10)
+	ADDQ       DX, R10
+	PREFETCHT0 (R10)
+	ADDQ       DX, R10
+	PREFETCHT0 (R10)
+	ADDQ       DX, R10
+	PREFETCHT0 (R10)
+	ADDQ       DX, R10
+	PREFETCHT0 (R10)
+	ADDQ       DX, R10
 
 quad:
 	CMPQ         R8, $0x04
@@ -1615,6 +1641,50 @@ end:
 	VZEROUPPER
 	RET
 
+// func packRows64(k int, dst *float32, panel int, src *float32, ld int)
+// Requires: AVX, MMX+
+TEXT ·packRows64(SB), NOSPLIT, $0-40
+	MOVQ k+0(FP), AX
+	MOVQ dst+8(FP), CX
+	MOVQ src+24(FP), DX
+	MOVQ ld+32(FP), BX
+	SHLQ $0x02, BX
+	MOVQ panel+16(FP), SI
+	SHLQ $0x02, SI
+	LEAQ (SI)(SI*2), DI
+
+rows:
+	TESTQ      AX, AX
+	JZ         end
+	VMOVUPS    (DX), Y0
+	VMOVUPS    32(DX), Y1
+	VMOVUPS    64(DX), Y2
+	VMOVUPS    96(DX), Y3
+	VMOVUPS    128(DX), Y4
+	VMOVUPS    160(DX), Y5
+	VMOVUPS    192(DX), Y6
+	VMOVUPS    224(DX), Y7
+	PREFETCHT0 (DX)(BX*8)
+	PREFETCHT0 64(DX)(BX*8)
+	PREFETCHT0 128(DX)(BX*8)
+	PREFETCHT0 192(DX)(BX*8)
+	VMOVUPS    Y0, (CX)
+	VMOVUPS    Y1, 32(CX)
+	VMOVUPS    Y2, (CX)(SI*1)
+	VMOVUPS    Y3, 32(CX)(SI*1)
+	VMOVUPS    Y4, (CX)(SI*2)
+	VMOVUPS    Y5, 32(CX)(SI*2)
+	VMOVUPS    Y6, (CX)(DI*1)
+	VMOVUPS    Y7, 32(CX)(DI*1)
+	ADDQ       BX, DX
+	ADDQ       $0x40, CX
+	DECQ       AX
+	JMP        rows
+
+end:
+	VZEROUPPER
+	RET
+
 // func packRows6(k int, dst *float32, src *float32, ld int)
 // Requires: AVX
 TEXT ·packRows6(SB), NOSPLIT, $0-32
@@ -1643,25 +1713,25 @@ end:
 TEXT ·packRows24(SB), NOSPLIT, $0-40
 	MOVQ k+0(FP), AX
 	MOVQ dst+8(FP), CX
-	MOVQ panel+16(FP), DX
-	MOVQ src+24(FP), BX
-	MOVQ ld+32(FP), SI
+	MOVQ src+24(FP), DX
+	MOVQ ld+32(FP), BX
+	SHLQ $0x02, BX
+	MOVQ panel+16(FP), SI
 	SHLQ $0x02, SI
-	SHLQ $0x02, DX
-	LEAQ (DX)(DX*2), DI
+	LEAQ (SI)(SI*2), DI
 
 rows:
 	TESTQ   AX, AX
 	JZ      end
-	VMOVUPS (BX), Y0
-	VMOVUPS 24(BX), Y1
-	VMOVUPS 48(BX), Y2
-	VMOVUPS 72(BX), Y3
+	VMOVUPS (DX), Y0
+	VMOVUPS 24(DX), Y1
+	VMOVUPS 48(DX), Y2
+	VMOVUPS 72(DX), Y3
 	VMOVUPS Y0, (CX)
-	VMOVUPS Y1, (CX)(DX*1)
-	VMOVUPS Y2, (CX)(DX*2)
+	VMOVUPS Y1, (CX)(SI*1)
+	VMOVUPS Y2, (CX)(SI*2)
 	VMOVUPS Y3, (CX)(DI*1)
-	ADDQ    SI, BX
+	ADDQ    BX, DX
 	ADDQ    $0x18, CX
 	DECQ    AX
 	JMP     rows

@@ -31,6 +31,7 @@ func dots8(out, a []float32, lda int, x []float32) (n int) { return 0 }
 func packRowsOf6(k int, dst, src []float32, ld int) int                          { return 0 }
 func packRowsOf24(k int, dst, src []float32, ld int) int                         { return 0 }
 func packRowsOf16(k int, dst, src []float32, ld int) bool                        { return false }
+func packRowsOf64(k int, dst, src []float32, ld int) bool                        { return false }
 func packColumnsOf8(k int, dst []float32, stride int, src []float32, ld int) int { return 0 }
 
 // The vector kernels take what is a multiple of 8 of their slices and return how much

@@ -83,6 +83,7 @@ func gemm(name, doc string, packed bool) {
 			VXORPS(acc[i][j], acc[i][j], acc[i][j])
 		}
 	}
+	prefetchTile(c, ldc, len(acc))
 	b0, b1, ai := YMM(), YMM(), YMM()
 	fours(n, func(n int) {
 		for s := range n {
@@ -109,6 +110,16 @@ func gemm(name, doc string, packed bool) {
 			ADDQ(ldc, c)
 		}
 	})
+}
+
+// prefetchTile asks for the lines of C that a tile will be written to, while it is computed.
+func prefetchTile(c, ldc reg.Register, rows int) {
+	at := GP64()
+	MOVQ(c, at)
+	for range rows {
+		PREFETCHT0(Mem{Base: at})
+		ADDQ(ldc, at)
+	}
 }
 
 // storeTiles ends a kernel: store writes a tile, or adds it to C, and leaves C at the next one.

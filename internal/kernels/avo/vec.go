@@ -326,75 +326,64 @@ func vectors() {
 	packs()
 }
 
-// eachRow makes a function of a copy of each of k rows, which are ld bytes apart in src and size bytes in dst.
-func eachRow(k, dst, src, ld reg.Register, size uint64, row func()) {
-	Label("rows")
-	TESTQ(k, k)
-	JZ(LabelRef("end"))
-	row()
-	ADDQ(ld, src)
-	ADDQ(Imm(size), dst)
-	DECQ(k)
-	JMP(LabelRef("rows"))
-	Label("end")
-	VZEROUPPER()
-	RET()
-}
-
 // packs are the copies that lay matrices out for the micro-kernel.
 func packs() {
-	TEXT("packRows16", NOSPLIT, "func(k int, dst, src *float32, ld int)")
-	Doc("packRows16 copies 16 floats of each of k rows, ld floats apart.")
+	packRows("packRows16", "packRows16 copies 16 floats of each of k rows, ld floats apart.", 1, 16)
+	packRows("packRows64", "packRows64 is packRows16 for 4 panels side by side, which begin panel floats apart.", 4, 16)
+	packRows("packRows6", "packRows6 copies 6 floats of each of k rows, ld floats apart; it reads and writes 8, so the last row is not its own.", 1, 6)
+	packRows("packRows24", "packRows24 is packRows6 for 4 panels side by side, which begin panel floats apart.", 4, 6)
+	columns8("packColumns8", "func(k int, dst *float32, stride int, src *float32, ld int)", "packColumns8 transposes 8 rows of k floats, a multiple of 8, ld floats apart, into k rows of 8, stride floats apart.")
+	columns8("packPairs8", "func(k int, dst *uint32, stride int, src *int16, ld int)", "packPairs8 is packColumns8 of pairs of integers: k, stride and ld count pairs.")
+}
+
+// packRows copies so many floats of each of k rows to each of 1 or 4 panels.
+func packRows(name, doc string, panels, floats int) {
+	signature := "func(k int, dst *float32, panel int, src *float32, ld int)"
+	if panels == 1 {
+		signature = "func(k int, dst, src *float32, ld int)"
+	}
+	TEXT(name, NOSPLIT, signature)
+	Doc(doc)
 	k := Load(Param("k"), GP64())
 	dst := Load(Param("dst"), GP64())
 	src := Load(Param("src"), GP64())
 	ld := Load(Param("ld"), GP64())
 	SHLQ(Imm(2), ld)
-	x, y := YMM(), YMM()
-	eachRow(k, dst, src, ld, 64, func() {
-		VMOVUPS(Mem{Base: src}, x)
-		VMOVUPS(Mem{Base: src, Disp: 32}, y)
-		VMOVUPS(x, Mem{Base: dst})
-		VMOVUPS(y, Mem{Base: dst, Disp: 32})
-	})
-
-	TEXT("packRows6", NOSPLIT, "func(k int, dst, src *float32, ld int)")
-	Doc("packRows6 copies 6 floats of each of k rows, ld floats apart; it reads and writes 8, so the last row is not its own.")
-	k = Load(Param("k"), GP64())
-	dst = Load(Param("dst"), GP64())
-	src = Load(Param("src"), GP64())
-	ld = Load(Param("ld"), GP64())
-	SHLQ(Imm(2), ld)
-	x = YMM()
-	eachRow(k, dst, src, ld, 24, func() {
-		VMOVUPS(Mem{Base: src}, x)
-		VMOVUPS(x, Mem{Base: dst})
-	})
-
-	TEXT("packRows24", NOSPLIT, "func(k int, dst *float32, panel int, src *float32, ld int)")
-	Doc("packRows24 is packRows6 for 4 panels side by side, which begin panel floats apart.")
-	k = Load(Param("k"), GP64())
-	dst = Load(Param("dst"), GP64())
-	panel := Load(Param("panel"), GP64())
-	src = Load(Param("src"), GP64())
-	ld = Load(Param("ld"), GP64())
-	SHLQ(Imm(2), ld)
-	SHLQ(Imm(2), panel)
-	panel3 := GP64()
-	LEAQ(Mem{Base: panel, Index: panel, Scale: 2}, panel3)
-	to := [4]Mem{{Base: dst}, {Base: dst, Index: panel, Scale: 1}, {Base: dst, Index: panel, Scale: 2}, {Base: dst, Index: panel3, Scale: 1}}
-	four := [4]reg.VecVirtual{YMM(), YMM(), YMM(), YMM()}
-	eachRow(k, dst, src, ld, 24, func() {
-		for i, v := range four {
-			VMOVUPS(Mem{Base: src, Disp: 24 * i}, v)
+	to := []Mem{{Base: dst}}
+	if panels == 4 {
+		panel, panel3 := Load(Param("panel"), GP64()), GP64()
+		SHLQ(Imm(2), panel)
+		LEAQ(Mem{Base: panel, Index: panel, Scale: 2}, panel3)
+		to = append(to, Mem{Base: dst, Index: panel, Scale: 1}, Mem{Base: dst, Index: panel, Scale: 2}, Mem{Base: dst, Index: panel3, Scale: 1})
+	}
+	Label("rows")
+	TESTQ(k, k)
+	JZ(LabelRef("end"))
+	var regs []reg.VecVirtual
+	for i := range to {
+		for at := 0; at < floats; at += 8 {
+			regs = append(regs, YMM())
+			VMOVUPS(Mem{Base: src, Disp: 4 * (floats*i + at)}, regs[len(regs)-1])
 		}
-		for i, v := range four {
-			VMOVUPS(v, to[i])
+	}
+	if floats == 16 && panels > 1 { // whole lines, of which no stream is made out: rows are too far apart
+		for i := range to {
+			PREFETCHT0(Mem{Base: src, Index: ld, Scale: 8, Disp: 64 * i})
 		}
-	})
-
-	columns8("packColumns8", "func(k int, dst *float32, stride int, src *float32, ld int)", "packColumns8 transposes 8 rows of k floats, a multiple of 8, ld floats apart, into k rows of 8, stride floats apart.")
-	columns8("packPairs8", "func(k int, dst *uint32, stride int, src *int16, ld int)", "packPairs8 is packColumns8 of pairs of integers: k, stride and ld count pairs.")
+	}
+	for i, v := range regs {
+		perPanel := len(regs) / panels
+		m := to[i/perPanel]
+		m.Disp = 32 * (i % perPanel)
+		VMOVUPS(v, m)
+	}
+	ADDQ(ld, src)
+	ADDQ(Imm(uint64(4*floats)), dst)
+	DECQ(k)
+	JMP(LabelRef("rows"))
+	Label("end")
+	VZEROUPPER()
+	RET()
 }
 
 func columns8(name, signature, doc string) {
