@@ -45,11 +45,11 @@ func (c Config) Memory(tokens int) Memory {
 // activations is how many floats a lane keeps of so many tokens.
 func (c Config) activations(tokens int) int64 {
 	d, f, vocab := int64(c.Dim), int64(c.Hidden), int64(c.Vocab())
-	// Of a layer stays, for its gradient: both sums, the turned queries, keys and values, what
-	// attention gives, and what goes into SwiGLU; the rest is computed again. The gradients of one
-	// layer are there at a time. The embedding has two gradients, as output and, when all
+	// Of a layer stays, for its gradient: both sums, the rotated queries, keys and values, what
+	// attention gives, and what goes into SwiGLU; the rest is computed again. Gradients lie where that
+	// was, but for those of the sums. The embedding has two gradients, as output and, when all
 	// that is gone, as input.
-	return max(int64(tokens)*(int64(c.Layers)*(6*d+2*f)+d+2*f), vocab*d)
+	return max(int64(tokens)*(int64(c.Layers)*(6*d+2*f)+2*d), vocab*d)
 }
 
 // lanes is in how many parts a batch of so many tokens goes through the model: two, unless their own
@@ -84,8 +84,10 @@ func (c Config) scratch(tokens int) int64 {
 }
 
 // ScorerMemory returns what a scorer of batches of at most so many tokens takes, in bytes, beside
-// the weights: the turned queries, keys and values of each layer, and the rest of one.
+// the weights: of a layer at a time, two sums and what goes into SwiGLU, or what goes into attention and what it gives;
+// of all, the norms of both sums and of softmax.
 func (c Config) ScorerMemory(tokens int) int64 {
 	d, f := int64(c.Dim), int64(c.Hidden)
-	return 4*int64(tokens)*(int64(c.Layers)*3*d+2*d+2*f) + c.scratch(tokens)
+	norms := int64(c.Layers) * int64(2+c.Heads)
+	return 4*int64(tokens)*(max(2*d+2*f, 5*d)+norms) + c.scratch(tokens)
 }

@@ -119,7 +119,8 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 	for l := range c.Layers {
 		p := ln.params[1+6*l:]
 		h := ops.Linear(ln, ops.RMSNorm(ln, x, p[0]), p[1])
-		h = ops.Linear(ln, ops.Attention(ln, h, c.Heads, true, rotary, pos), p[2])
+		h = ops.Attention(ln, ops.Rotate(ln, h, rotary, pos), c.Heads, true)
+		h = ops.Linear(ln, h, p[2])
 		x = ops.AddDropout(ln, x, h, 2*l, residual)
 		h = ops.Linear(ln, ops.RMSNorm(ln, x, p[3]), p[4])
 		x = ops.AddDropout(ln, x, ops.SwiGLULinear(ln, h, p[5]), 2*l+1, residual)

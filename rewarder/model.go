@@ -191,7 +191,7 @@ func (m *Model) build(train bool) (_ *net, err error) {
 	x = ops.Add(b, x, ops.Linear(b, u, p["user"]))
 	x = ops.Add(b, x, ops.Linear(b, ops.Mul(b, v, u), p["match"]))
 	h := ops.Linear(b, ops.RMSNorm(b, x, p["norm_attn"]), p["qkv"])
-	h = ops.Attention(b, h, m.cfg.Heads, false, nil, nil)
+	h = ops.Attention(b, h, m.cfg.Heads, false)
 	x = ops.Add(b, x, ops.Linear(b, h, p["out"]))
 	h = ops.Linear(b, ops.RMSNorm(b, x, p["norm_ff"]), p["up"])
 	x = ops.Add(b, x, ops.SwiGLULinear(b, h, p["down"]))

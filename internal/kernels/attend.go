@@ -2,6 +2,147 @@ package kernels
 
 import "math"
 
+// attentionRows is how many queries are looked at together.
+const attentionRows = 48
+
+// AttentionFrom is causal [Attention] of one row of n positions, for those from a position on; out has no others.
+// keys and values are laid out for products, by head: headDim x n and scaled, and n x headDim. What it computes
+// of a position does not depend on from, to the last bit.
+func AttentionFrom(out, qkv []float32, keys []Leading, values []Values, from, n, d int) {
+	hd, blocks := d/len(keys), (n-from+attentionRows-1)/attentionRows
+	Parallel(len(keys)*blocks, func(i int) {
+		head, block := i/blocks, blocks-1-i%blocks // the last positions see most, and come first
+		off, q0 := head*hd, from+block*attentionRows
+		q1 := min(n, q0+attentionRows)
+		s := TakeScores(q1-q0, q1, 0)
+		defer s.Release()
+		keys[head].MulLeading(q1-q0, q1, hd, qkv[q0*3*d+off:], 3*d, false, s.All, s.Width)
+		values[head].Attend(s, q0+1, 1, out[(q0-from)*d+off:], d)
+	})
+}
+
+// attention is one head of one row of a packed batch, for training.
+type attention struct {
+	n, d, hd, heads int
+	causal          bool
+	qkv             []float32 // from the row's first token and the head's first float: n x 3d
+	lse             []float32 // from the row's first token and the head: n x heads
+	keys            Panels    // scaled, transposed
+}
+
+// head calls fn with each head of each row, and with where its output begins.
+func head(qkv, lse []float32, bounds []int, d, heads int, causal bool, fn func(h attention, out int)) {
+	hd := d / heads
+	Parallel((len(bounds)-1)*heads, func(i int) {
+		row, head := i/heads, i%heads
+		lo, hi := bounds[row], bounds[row+1]
+		if lo == hi {
+			return
+		}
+		off := head * hd
+		h := attention{n: hi - lo, d: d, hd: hd, heads: heads, causal: causal, qkv: qkv[lo*3*d+off:], lse: lse[lo*heads+head:]}
+		h.keys = NewPanels(true, h.n, hd, h.qkv[d:], 3*d, h.scale())
+		defer h.keys.Release()
+		fn(h, lo*d+off)
+	})
+}
+
+func (h attention) scale() float32 { return float32(1 / math.Sqrt(float64(h.hd))) }
+
+// sees is how many keys the queries before q1 see at most.
+func (h attention) sees(q1 int) int {
+	if h.causal {
+		return q1
+	}
+	return h.n
+}
+
+// scores returns those of the queries q0 to q1 with the keys that they see.
+func (h attention) scores(q0, q1 int) *Scores {
+	w := h.sees(q1)
+	s := TakeScores(q1-q0, w, 0)
+	h.keys.MulLeading(q1-q0, w, h.hd, h.qkv[q0*3*h.d:], 3*h.d, false, s.All, s.Width)
+	return s
+}
+
+// Attention computes softmax(q k' / sqrt(headDim)) v for each head and each row
+// of a packed batch. qkv is n x 3d (queries, keys, values, already rotated), out
+// n x d; row r is positions bounds[r] to bounds[r+1]. With causal set, a
+// position sees only itself and those before it. lse, n x heads, is for the gradient: the log of the sum of
+// each softmax's exponentials. Scratch memory is linear in the longest row for each goroutine.
+func Attention(out, lse, qkv []float32, bounds []int, d, heads int, causal bool) {
+	head(qkv, lse, bounds, d, heads, causal, func(h attention, at int) { h.attend(out[at:]) })
+}
+
+// attend computes the attention of all positions.
+func (h attention) attend(out []float32) {
+	values := NewPanels(false, h.hd, h.n, h.qkv[2*h.d:], 3*h.d, 1)
+	defer values.Release()
+	var sums [attentionRows]float32
+	for q0 := 0; q0 < h.n; q0 += attentionRows {
+		q1 := min(h.n, q0+attentionRows)
+		s := h.scores(q0, q1)
+		for i := q0; i < q1; i++ {
+			keys, _, top := s.begin(i-q0, h.sees(i+1))
+			sum := expSum(keys, top)
+			s.forget(i-q0, len(keys))
+			sums[i-q0] = sum
+			h.lse[i*h.heads] = top + float32(math.Log(float64(sum)))
+		}
+		values.MulLeading(q1-q0, h.hd, s.keys, s.All, s.Width, false, out[q0*h.d:], h.d)
+		for i := q0; i < q1; i++ {
+			scale(out[i*h.d:][:h.hd], 1/sums[i-q0])
+		}
+		s.Release()
+	}
+}
+
+// AttentionBackward computes dqkv (n x 3d), the gradient at the rotated queries, keys and values, which may be qkv.
+// out and lse are as [Attention] left them; its weights are computed anew from those, so that little is kept
+// (FlashAttention-2, Dao, arXiv 2307.08691, algorithm 2).
+func AttentionBackward(dqkv, dout, out, lse, qkv []float32, bounds []int, d, heads int, causal bool) {
+	head(qkv, lse, bounds, d, heads, causal, func(h attention, at int) {
+		h.backward(dqkv[len(qkv)-len(h.qkv):], dout[at:], out[at:])
+	})
+}
+
+// backward computes the gradient of the head's queries, keys and values. The last queries come first: they see all keys, whose
+// gradients then need not be cleared.
+func (h attention) backward(grad, dout, out []float32) {
+	values := NewPanels(true, h.n, h.hd, h.qkv[2*h.d:], 3*h.d, 1)
+	defer values.Release()
+	keys := NewPanels(false, h.hd, h.n, h.qkv[h.d:], 3*h.d, h.scale())
+	defer keys.Release()
+	for q0 := (h.n - 1) / attentionRows * attentionRows; q0 >= 0; q0 -= attentionRows {
+		q1 := min(h.n, q0+attentionRows)
+		m, w, beta := q1-q0, h.sees(q1), float32(1)
+		if q1 == h.n {
+			beta = 0
+		}
+		do := dout[q0*h.d:]
+		p, ds := h.scores(q0, q1), TakeScores(m, w, 0)
+		values.MulLeading(m, w, h.hd, do, h.d, false, ds.All, ds.Width) // dP = dO V'
+		for i := range m {
+			visible := h.sees(q0 + i + 1)
+			weights, gradient := p.All[i*p.Width:][:padded(visible)], ds.All[i*ds.Width:][:padded(visible)]
+			fill(weights[visible:], unseen)
+			expSum(weights, h.lse[(q0+i)*h.heads])
+			dot := Dot(do[i*h.d:][:h.hd], out[(q0+i)*h.d:][:h.hd])
+			for j := softmaxBackBlocks(gradient, weights, dot); j < len(gradient); j++ {
+				gradient[j] = weights[j] * (gradient[j] - dot)
+			}
+			p.forget(i, len(weights))
+			ds.forget(i, len(weights))
+		}
+		// dV += P' dO; dK += scale dS' Q; dQ = scale dS K
+		gemmSerial(true, false, w, h.hd, m, 1, p.All, p.Width, do, h.d, beta, grad[2*h.d:], 3*h.d)
+		gemmSerial(true, false, w, h.hd, m, h.scale(), ds.All, ds.Width, h.qkv[q0*3*h.d:], 3*h.d, beta, grad[h.d:], 3*h.d)
+		keys.MulLeading(m, h.hd, w, ds.All, ds.Width, false, grad[q0*3*h.d:], 3*h.d)
+		p.Release()
+		ds.Release()
+	}
+}
+
 // Values are those of attention, k x n: the right side of products with weights.
 type Values interface {
 	// Attend computes C = P V for the values V of s's keys: row i of P is the softmax of the first
@@ -56,6 +197,13 @@ func (s *Scores) begin(i, sees int) (keys, own []float32, top float32) {
 	return keys, own, greatest(own, greatest(keys, unseen))
 }
 
+// forget clears what row i has of scores with keys from the given one on.
+func (s *Scores) forget(i, from int) {
+	if from < s.keys {
+		clear(s.All[i*s.Width:][from:s.keys])
+	}
+}
+
 // greatest returns the greatest of x, at least top.
 func greatest(x []float32, top float32) float32 {
 	top, i := maxBlocks(x, top)
@@ -89,9 +237,7 @@ func (p Panels) Attend(s *Scores, sees, step int, c []float32, ldc int) {
 		keys, own, top := s.begin(i, min(s.keys, sees+i*step))
 		norm := 1 / (expSum(keys, top) + expSum(own, top))
 		scale(own, norm)
-		if len(keys) < s.keys {
-			clear(s.All[i*s.Width:][len(keys):s.keys])
-		}
+		s.forget(i, len(keys))
 		(*buf)[i] = norm // is multiplied by at the end, where there is less
 	}
 	p.MulLeading(s.rows, p.n, s.keys, s.All, s.Width, false, c, ldc)

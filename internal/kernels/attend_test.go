@@ -148,7 +148,7 @@ func TestAttentionFrom(t *testing.T) {
 		d := heads * hd
 		r := rand.New(rand.NewPCG(1, rapid.Uint64().Draw(t, "seed")))
 		qkv, want := random(r, n*3*d), make([]float32, n*d)
-		Attention(want, qkv, []int{0, n}, d, heads, true)
+		Attention(want, make([]float32, n*heads), qkv, []int{0, n}, d, heads, true)
 		from := rapid.IntRange(0, n-1).Draw(t, "from")
 		to := rapid.IntRange(from+1, n).Draw(t, "to")
 		scale := float32(1 / math.Sqrt(float64(hd)))

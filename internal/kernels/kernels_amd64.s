@@ -1354,43 +1354,44 @@ loop:
 	TESTQ        AX, AX
 	JZ           done
 	VMOVUPS      (SI), Y0
-	VMOVUPS      (BX), Y1
-	VXORPS       expData<>+608(SB), Y0, Y3
-	VCMPPS       $0x01, expData<>+0(SB), Y3, Y2
-	VMOVUPS      expData<>+32(SB), Y6
-	VMINPS       Y3, Y6, Y3
-	VMULPS       expData<>+64(SB), Y3, Y4
-	VROUNDPS     $0x08, Y4, Y4
-	VFNMADD231PS expData<>+96(SB), Y4, Y3
-	VFNMADD231PS expData<>+128(SB), Y4, Y3
-	VMOVUPS      expData<>+160(SB), Y5
-	VFMADD213PS  expData<>+192(SB), Y3, Y5
-	VFMADD213PS  expData<>+224(SB), Y3, Y5
-	VFMADD213PS  expData<>+256(SB), Y3, Y5
-	VFMADD213PS  expData<>+288(SB), Y3, Y5
-	VFMADD213PS  expData<>+320(SB), Y3, Y5
-	VMULPS       Y3, Y3, Y6
-	VFMADD213PS  Y3, Y6, Y5
-	VADDPS       expData<>+352(SB), Y5, Y5
-	VCVTPS2DQ    Y4, Y4
-	VPADDD       expData<>+576(SB), Y4, Y4
-	VPSLLD       $0x17, Y4, Y4
+	VMOVUPS      (DI), Y1
+	VMOVUPS      (BX), Y2
+	VXORPS       expData<>+608(SB), Y0, Y4
+	VCMPPS       $0x01, expData<>+0(SB), Y4, Y3
+	VMOVUPS      expData<>+32(SB), Y7
+	VMINPS       Y4, Y7, Y4
+	VMULPS       expData<>+64(SB), Y4, Y5
+	VROUNDPS     $0x08, Y5, Y5
+	VFNMADD231PS expData<>+96(SB), Y5, Y4
+	VFNMADD231PS expData<>+128(SB), Y5, Y4
+	VMOVUPS      expData<>+160(SB), Y6
+	VFMADD213PS  expData<>+192(SB), Y4, Y6
+	VFMADD213PS  expData<>+224(SB), Y4, Y6
+	VFMADD213PS  expData<>+256(SB), Y4, Y6
+	VFMADD213PS  expData<>+288(SB), Y4, Y6
+	VFMADD213PS  expData<>+320(SB), Y4, Y6
+	VMULPS       Y4, Y4, Y7
+	VFMADD213PS  Y4, Y7, Y6
+	VADDPS       expData<>+352(SB), Y6, Y6
+	VCVTPS2DQ    Y5, Y5
+	VPADDD       expData<>+576(SB), Y5, Y5
+	VPSLLD       $0x17, Y5, Y5
+	VMULPS       Y5, Y6, Y6
+	VANDNPS      Y6, Y3, Y4
+	VMOVUPS      expData<>+352(SB), Y3
+	VADDPS       Y3, Y4, Y4
+	VDIVPS       Y4, Y3, Y4
+	VMULPS       Y0, Y4, Y3
+	VMULPS       Y2, Y3, Y5
+	VMOVUPS      Y5, (DX)
+	VMULPS       Y1, Y3, Y5
+	VMOVUPS      Y5, (BX)
+	VADDPS       expData<>+352(SB), Y0, Y5
+	VSUBPS       Y3, Y5, Y5
 	VMULPS       Y4, Y5, Y5
-	VANDNPS      Y5, Y2, Y3
-	VMOVUPS      expData<>+352(SB), Y2
-	VADDPS       Y2, Y3, Y3
-	VDIVPS       Y3, Y2, Y3
-	VMULPS       Y0, Y3, Y2
-	VMULPS       Y1, Y2, Y4
-	VMOVUPS      Y4, (DX)
-	VMULPS       (DI), Y2, Y4
-	VMOVUPS      Y4, (BX)
-	VADDPS       expData<>+352(SB), Y0, Y4
-	VSUBPS       Y2, Y4, Y4
-	VMULPS       Y3, Y4, Y4
-	VMULPS       (DI), Y1, Y1
-	VMULPS       Y4, Y1, Y1
-	VMOVUPS      Y1, (CX)
+	VMULPS       Y1, Y2, Y2
+	VMULPS       Y5, Y2, Y2
+	VMOVUPS      Y2, (CX)
 	ADDQ         $0x20, CX
 	ADDQ         $0x20, DX
 	ADDQ         $0x20, BX
@@ -1483,8 +1484,7 @@ loop:
 	VMOVUPS      (DX), Y4
 	VFMADD231PS  Y2, Y3, Y4
 	VMOVUPS      Y4, (DX)
-	VMOVUPS      (CX), Y4
-	VFMADD231PS  (DI), Y2, Y4
+	VMULPS       (DI), Y2, Y4
 	VFNMADD231PS Y3, Y1, Y4
 	VMOVUPS      Y4, (CX)
 	ADDQ         $0x20, CX

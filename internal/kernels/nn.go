@@ -46,7 +46,7 @@ func RMSNorm(y, rstd, x, gain []float32, n, d int) {
 	})
 }
 
-// RMSNormBackward adds to dx (n x d) and dgain (d).
+// RMSNormBackward computes dx (n x d), which may be dy, and adds to dgain (d).
 func RMSNormBackward(dx, dgain, dy, x, gain, rstd []float32, n, d int) {
 	parts := (n + grain - 1) / grain
 	buf := take(parts * d)
@@ -63,8 +63,9 @@ func RMSNormBackward(dx, dgain, dy, x, gain, rstd []float32, n, d int) {
 			}
 			dot *= r * r * r / float32(d)
 			for j := normBackBlocks(dxi, sum, dyi, xi, gain, r, dot); j < d; j++ {
-				dxi[j] += dyi[j]*gain[j]*r - xi[j]*dot
-				sum[j] += dyi[j] * xi[j] * r
+				v := dyi[j]
+				dxi[j] = v*gain[j]*r - xi[j]*dot
+				sum[j] += v * xi[j] * r
 			}
 		}
 	})
@@ -93,10 +94,10 @@ func SwiGLUBackward(du, dy, u []float32, n, f int) {
 			a, b, dyi := u[2*i*f:2*i*f+f], u[2*i*f+f:2*(i+1)*f], dy[i*f:i*f+f]
 			da, db := du[2*i*f:2*i*f+f], du[2*i*f+f:2*(i+1)*f]
 			for j := swigluBackBlocks(da, db, dyi, a, b); j < f; j++ {
-				s := Sigmoid(a[j])
-				da[j] = dyi[j] * b[j] * s * (1 + a[j]*(1-s))
-				db[j] = dyi[j] * a[j] * s
-				dyi[j] = a[j] * s * b[j]
+				x, y, g, s := a[j], b[j], dyi[j], Sigmoid(a[j])
+				da[j] = g * y * s * (1 + x*(1-s))
+				db[j] = g * x * s
+				dyi[j] = x * s * y
 			}
 		}
 	})
@@ -114,7 +115,7 @@ func SwiGLULinear(y, u, w []float32, n, f, d int) {
 	})
 }
 
-// SwiGLULinearBackward computes du (n x 2f), and h (n x f), which is SwiGLU(u): W's gradient is dy' h.
+// SwiGLULinearBackward computes du (n x 2f), which may be u, and h (n x f), which is SwiGLU(u): W's gradient is dy' h.
 func SwiGLULinearBackward(du, h, dy, u, w []float32, n, f, d int) {
 	right := takePacked(false, f, d, w, f)
 	defer right.release()
@@ -124,11 +125,13 @@ func SwiGLULinearBackward(du, h, dy, u, w []float32, n, f, d int) {
 	})
 }
 
-// Dropout computes y = x * mask / (1-p) over len(x) values; the mask depends on
+// Dropout computes y = x * mask / (1-p) over len(x) values, where y may be x; the mask depends on
 // seed and position alone, so the backward pass is the same call on gradients.
 func Dropout(y, x []float32, p float32, seed uint64) {
 	if p == 0 {
-		copy(y, x)
+		if len(x) > 0 && &y[0] != &x[0] {
+			copy(y, x)
+		}
 		return
 	}
 	keep := uint64((1 - p) * 65536)
@@ -149,7 +152,7 @@ func Dropout(y, x []float32, p float32, seed uint64) {
 	})
 }
 
-// AddDropout computes y = x + Dropout(z).
+// AddDropout computes y = x + Dropout(z), where y may be z.
 func AddDropout(y, x, z []float32, p float32, seed uint64) {
 	const chunk = 1 << 12
 	Parallel((len(y)+chunk-1)/chunk, func(c int) {
@@ -229,112 +232,6 @@ func takeFrom(pool *sync.Pool, n int) *[]float32 {
 	return p
 }
 
-// attentionRows is how many queries are looked at together.
-const attentionRows = 48
-
-// attention is one head of one row of a packed batch.
-type attention struct {
-	n, d, hd int
-	scale    float32
-	causal   bool
-	qkv      []float32 // from the row's first token and the head's first float: n x 3d
-	keys     []float32 // transposed, in panels
-}
-
-// head calls fn with each head of each row, and with where its output begins.
-func head(qkv []float32, bounds []int, d, heads int, causal bool, fn func(h attention, out int)) {
-	hd := d / heads
-	Parallel((len(bounds)-1)*heads, func(i int) {
-		lo, hi := bounds[i/heads], bounds[i/heads+1]
-		if lo == hi {
-			return
-		}
-		off := i % heads * hd
-		h := attention{n: hi - lo, d: d, hd: hd, scale: float32(1 / math.Sqrt(float64(hd))), causal: causal, qkv: qkv[lo*3*d+off:]}
-		keys := take(panelFloats(h.n, hd))
-		defer scratch.Put(keys)
-		h.keys = *keys
-		panels(h.keys, true, h.n, hd, h.qkv[d:], 3*d, h.scale)
-		fn(h, lo*d+off)
-	})
-}
-
-// sees is how many keys the queries before q1 see at most.
-func (h attention) sees(q1 int) int {
-	if h.causal {
-		return q1
-	}
-	return h.n
-}
-
-// weights fills p with the softmax of the queries q0 to q1, as many to a row as they see.
-func (h attention) weights(p []float32, q0, q1 int) {
-	w := h.sees(q1)
-	mulPanels(q1-q0, w, h.hd, h.qkv[q0*3*h.d:], 3*h.d, h.keys, false, p, w)
-	softmaxRows(p, q0, q1, w, h.causal)
-}
-
-// softmaxRows replaces the rows of p, w wide, by their softmax; they are of the positions q0 to q1, which see
-// themselves and those before them if causal is set.
-func softmaxRows(p []float32, q0, q1, w int, causal bool) {
-	for i := q0; i < q1; i++ {
-		row := p[(i-q0)*w : (i-q0+1)*w]
-		if causal {
-			clear(row[i+1:])
-			row = row[:i+1]
-		}
-		Softmax(row)
-	}
-}
-
-// Attention computes softmax(q k' / sqrt(headDim)) v for each head and each row
-// of a packed batch. qkv is n x 3d (queries, keys, values, already rotated), out
-// n x d; row r is positions bounds[r] to bounds[r+1]. With causal set, a
-// position sees only itself and those before it. Scratch memory is linear in the longest
-// row for each goroutine.
-func Attention(out, qkv []float32, bounds []int, d, heads int, causal bool) {
-	head(qkv, bounds, d, heads, causal, func(h attention, at int) { h.attend(out[at:]) })
-}
-
-// AttentionFrom is causal [Attention] of one row of n positions, for those from a position on; out has no others.
-// keys and values are laid out for products, by head: headDim x n and scaled, and n x headDim. What it computes
-// of a position does not depend on from, to the last bit.
-func AttentionFrom(out, qkv []float32, keys []Leading, values []Values, from, n, d int) {
-	hd, blocks := d/len(keys), (n-from+attentionRows-1)/attentionRows
-	Parallel(len(keys)*blocks, func(i int) {
-		head, block := i/blocks, blocks-1-i%blocks // the last positions see most, and come first
-		off, q0 := head*hd, from+block*attentionRows
-		q1 := min(n, q0+attentionRows)
-		s := TakeScores(q1-q0, q1, 0)
-		defer s.Release()
-		keys[head].MulLeading(q1-q0, q1, hd, qkv[q0*3*d+off:], 3*d, false, s.All, s.Width)
-		values[head].Attend(s, q0+1, 1, out[(q0-from)*d+off:], d)
-	})
-}
-
-// attend computes the attention of all positions.
-func (h attention) attend(out []float32) {
-	bufP, bufV := take(min(h.n, attentionRows)*h.n), take(panelFloats(h.hd, h.n))
-	defer scratch.Put(bufP)
-	defer scratch.Put(bufV)
-	p, values := *bufP, *bufV
-	panels(values, false, h.hd, h.n, h.qkv[2*h.d:], 3*h.d, 1)
-	for q0 := 0; q0 < h.n; q0 += attentionRows {
-		q1 := min(h.n, q0+attentionRows)
-		h.weights(p, q0, q1)
-		w := h.sees(q1)
-		mulValues(q1-q0, h.hd, w, p, values, h.n, out[q0*h.d:], h.d)
-	}
-}
-
-// mulValues computes C = P V for P m x k, where V was laid out in panels of all n rows.
-func mulValues(m, hd, k int, p, values []float32, n int, c []float32, ldc int) {
-	for j := 0; j < hd; j += nr {
-		w := min(nr, hd-j)
-		mulPanels(m, w, k, p, k, values[j*n:], false, c[j:], ldc)
-	}
-}
-
 // Softmax replaces x by its softmax.
 func Softmax(x []float32) { softmax(x) }
 
@@ -358,47 +255,6 @@ func LogSumExp(x []float32) float32 {
 	defer scratch.Put(buf)
 	copy(*buf, x)
 	return softmaxNorm(*buf)
-}
-
-// AttentionBackward adds to dqkv (n x 3d), the gradient at the rotated queries
-// and keys. The weights are computed anew, so nothing is kept from the forward
-// pass.
-func AttentionBackward(dqkv, dout, qkv []float32, bounds []int, d, heads int, causal bool) {
-	head(qkv, bounds, d, heads, causal, func(h attention, at int) {
-		most := min(h.n, attentionRows) * h.n
-		bufP, bufD := take(most), take(most)
-		defer scratch.Put(bufP)
-		defer scratch.Put(bufD)
-		bufV, bufK := take(panelFloats(h.n, h.hd)), take(panelFloats(h.hd, h.n))
-		defer scratch.Put(bufV)
-		defer scratch.Put(bufK)
-		values, keys := *bufV, *bufK
-		panels(values, true, h.n, h.hd, h.qkv[2*d:], 3*d, 1)
-		panels(keys, false, h.hd, h.n, h.qkv[d:], 3*d, h.scale)
-		grad := dqkv[len(qkv)-len(h.qkv):] // as far in as h.qkv
-		for q0 := 0; q0 < h.n; q0 += attentionRows {
-			q1 := min(h.n, q0+attentionRows)
-			m, w := q1-q0, h.sees(q1)
-			p, dp := (*bufP)[:m*w], (*bufD)[:m*w]
-			do := dout[at+q0*d:]
-			h.weights(p, q0, q1)
-			// dV += P' dO; dP = dO V'
-			gemmSerial(true, false, w, h.hd, m, 1, p, w, do, d, 1, grad[2*d:], 3*d)
-			mulPanels(m, w, h.hd, do, d, values, false, dp, w)
-			for i := range m {
-				pr, dr := p[i*w:(i+1)*w], dp[i*w:(i+1)*w]
-				dot := Dot(pr, dr)
-				for j := softmaxBackBlocks(dr, pr, dot); j < w; j++ {
-					dr[j] = pr[j] * (dr[j] - dot)
-				}
-			}
-			// dQ += scale dS K; dK += scale dS' Q
-			for j := 0; j < h.hd; j += nr {
-				mulPanels(m, min(nr, h.hd-j), w, dp, w, keys[j*h.n:], true, grad[q0*3*d+j:], 3*d)
-			}
-			gemmSerial(true, false, w, h.hd, m, h.scale, dp, w, h.qkv[q0*3*d:], 3*d, 1, grad[d:], 3*d)
-		}
-	})
 }
 
 // LogitRows bounds the logits in memory at one time, in rows, beside those that are kept.

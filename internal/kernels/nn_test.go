@@ -76,8 +76,11 @@ func TestGradients(t *testing.T) {
 
 	for _, causal := range []bool{true, false} {
 		qkv := random(r, n*3*d)
-		gradient(t, "Attention", qkv, n*d, func(y []float32) { Attention(y, qkv, bounds, d, heads, causal) },
-			func(dy, dx []float32) { AttentionBackward(dx, dy, qkv, bounds, d, heads, causal) })
+		out, lse := make([]float32, n*d), make([]float32, n*heads)
+		gradient(t, "Attention", qkv, n*d, func(y []float32) { Attention(y, lse, qkv, bounds, d, heads, causal) }, func(dy, dx []float32) {
+			Attention(out, lse, qkv, bounds, d, heads, causal)
+			AttentionBackward(dx, dy, out, lse, qkv, bounds, d, heads, causal)
+		})
 	}
 
 	h, table := random(r, n*d), random(r, vocab*d)
@@ -169,11 +172,12 @@ func TestCausalAttentionSeesNoFuture(t *testing.T) {
 	const n, d = 6, 8
 	qkv := random(r, n*3*d)
 	before, after := make([]float32, n*d), make([]float32, n*d)
-	Attention(before, qkv, []int{0, n}, d, 2, true)
+	lse := make([]float32, 2*n)
+	Attention(before, lse, qkv, []int{0, n}, d, 2, true)
 	for i := (n - 1) * 3 * d; i < len(qkv); i++ {
 		qkv[i] += 1
 	}
-	Attention(after, qkv, []int{0, n}, d, 2, true)
+	Attention(after, lse, qkv, []int{0, n}, d, 2, true)
 	for i := range (n - 1) * d {
 		if before[i] != after[i] {
 			t.Fatalf("position %d saw the future", i/d)
@@ -299,7 +303,8 @@ func TestAttention(t *testing.T) {
 		n := bounds[len(bounds)-1]
 		r := rand.New(rand.NewPCG(1, uint64(n*d)))
 		qkv, out := random(r, n*3*d), random(r, n*d)
-		Attention(out, qkv, bounds, d, heads, causal)
+		lse := make([]float32, n*heads)
+		Attention(out, lse, qkv, bounds, d, heads, causal)
 		for i, want := range attentionNaive(qkv, bounds, d, heads, causal) {
 			if math.Abs(float64(out[i])-want) > 1e-4*(1+math.Abs(want)) {
 				t.Fatalf("at %d: %v, want %v", i, out[i], want)
@@ -317,8 +322,12 @@ func TestAttention(t *testing.T) {
 			}
 			return s
 		}
-		grad := make([]float32, len(qkv))
-		AttentionBackward(grad, dy, qkv, bounds, d, heads, causal)
+		grad := random(r, len(qkv)) // is computed, not added to
+		AttentionBackward(grad, dy, out, lse, qkv, bounds, d, heads, causal)
+		inPlace := slices.Clone(qkv)
+		if AttentionBackward(inPlace, dy, out, lse, inPlace, bounds, d, heads, causal); !slices.Equal(inPlace, grad) {
+			t.Fatal("in the place of queries, keys and values the gradient is another")
+		}
 		var got, size float64
 		for i, g := range grad {
 			got += float64(g) * float64(dir[i])
@@ -430,7 +439,7 @@ func TestVectors(t *testing.T) {
 			for j := range n {
 				xi, dyi := float64(xs[i*n+j]), float64(dys[i*n+j])
 				wantY[i*n+j] = float32(xi * s * float64(x[j]))
-				wantDx[i*n+j] += float32(dyi*float64(x[j])*s - xi*dot*s*s*s/float64(n))
+				wantDx[i*n+j] = float32(dyi*float64(x[j])*s - xi*dot*s*s*s/float64(n))
 				wantDg[j] += float32(dyi * xi * s)
 			}
 		}

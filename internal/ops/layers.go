@@ -45,11 +45,10 @@ func RMSNorm(b Rows, x, gain *gorgonia.Node) *gorgonia.Node {
 		// One kernel gives both gradients; the second node reads what the first
 		// one's run left.
 		dgain := make([]float32, d)
-		dx := Apply("rmsnorm dx", matrix(capacity, d), func(dx []float32, g [][]float32) {
-			clear(dx[:b.Len()*d])
+		dx := overlay(Apply("rmsnorm dx", matrix(capacity, d), func(dx []float32, g [][]float32) {
 			clear(dgain)
 			kernels.RMSNormBackward(dx, dgain, g[0], g[1], g[2], rstd, b.Len(), d)
-		}, nil, dy, v[0], v[1])
+		}, nil, dy, v[0], v[1]), 0)
 		dg := Apply("rmsnorm dgain", tensor.Shape{d}, func(out []float32, _ [][]float32) { copy(out, dgain) }, nil, dx)
 		return gorgonia.Nodes{dx, dg}
 	}, x, gain))
@@ -64,10 +63,11 @@ func SwiGLULinear(b Rows, u, w *gorgonia.Node) *gorgonia.Node {
 		kernels.SwiGLULinear(y, v[0], v[1], b.Len(), f, d)
 	}, func(v gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
 		var h *[]float32 // SwiGLU(u), from du's run to that of dw, which reads du to come after it
-		du := Apply("swiglu linear du", matrix(capacity, 2*f), func(du []float32, g [][]float32) {
+		const over = 1
+		du := overlay(Apply("swiglu linear du", matrix(capacity, 2*f), func(du []float32, g [][]float32) {
 			h = kernels.Take(b.Len() * f)
-			kernels.SwiGLULinearBackward(du, *h, g[0], g[1], g[2], b.Len(), f, d)
-		}, nil, dy, v[0], v[1])
+			kernels.SwiGLULinearBackward(du, *h, g[0], g[over], g[2], b.Len(), f, d)
+		}, nil, dy, v[0], v[1]), over)
 		dw := Apply("swiglu linear dw", matrix(d, f), func(dw []float32, g [][]float32) {
 			kernels.Gemm(true, false, d, f, b.Len(), 1, g[0], d, *h, f, 0, dw, f)
 			kernels.Put(h)
@@ -82,62 +82,66 @@ func SwiGLULinear(b Rows, u, w *gorgonia.Node) *gorgonia.Node {
 func AddDropout(b Rows, x, y *gorgonia.Node, place int, p func() (rate float32, seed uint64)) *gorgonia.Node {
 	capacity, d := x.Shape()[0], cols(x)
 	salt := uint64(place) << 40
-	return Apply("add", matrix(capacity, d), func(out []float32, v [][]float32) {
+	const residual, part = 0, 1
+	return overlay(Apply("add", matrix(capacity, d), func(out []float32, v [][]float32) {
 		rate, seed := p()
 		n := b.Len() * d
-		kernels.AddDropout(out[:n], v[0][:n], v[1][:n], rate, seed+salt)
+		kernels.AddDropout(out[:n], v[residual][:n], v[part][:n], rate, seed+salt)
 	}, func(_ gorgonia.Nodes, _, grad *gorgonia.Node) gorgonia.Nodes {
-		return gorgonia.Nodes{grad, Apply("add dy", matrix(capacity, d), func(dy []float32, g [][]float32) {
-			rate, seed := p()
-			kernels.Dropout(dy[:b.Len()*d], g[0][:b.Len()*d], rate, seed+salt)
-		}, nil, grad)}
-	}, x, y)
+		none := func() bool { rate, _ := p(); return rate == 0 }
+		return gorgonia.Nodes{grad, passing(dropout(b, "add dy", grad, salt, p, nil), none)}
+	}, x, y), part)
 }
 
 // Dropout is dropout(x); see AddDropout.
 func Dropout(b Rows, x *gorgonia.Node, place int, p func() (rate float32, seed uint64)) *gorgonia.Node {
-	capacity, d := x.Shape()[0], cols(x)
 	salt := uint64(place) << 40
-	apply := func(name string, x *gorgonia.Node, diff Derivative) *gorgonia.Node {
-		return Apply(name, matrix(capacity, d), func(out []float32, v [][]float32) {
-			rate, seed := p()
-			n := b.Len() * d
-			kernels.Dropout(out[:n], v[0][:n], rate, seed+salt)
-		}, diff, x)
-	}
-	return apply("dropout", x, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
-		return gorgonia.Nodes{apply("dropout dx", dy, nil)}
+	return dropout(b, "dropout", x, salt, p, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{dropout(b, "dropout dx", dy, salt, p, nil)}
 	})
 }
 
-// Attention maps queries, keys and values (rows x 3d) to rows x d, each sequence
-// by itself. With a rotary table, queries and keys are turned by pos(row).
-func Attention(b Rows, qkv *gorgonia.Node, heads int, causal bool, rotary *kernels.Rotary, pos func(row int) int) *gorgonia.Node {
-	capacity, d := qkv.Shape()[0], cols(qkv)/3
-	turned := make([]float32, capacity*3*d)
-	turn := func(y, x []float32, back bool) { // y and x may be the same
-		const grain = 64
-		n := b.Len()
-		kernels.Parallel((n+grain-1)/grain, func(c int) {
-			for i := c * grain; i < min(n, (c+1)*grain); i++ {
-				row := y[i*3*d : (i+1)*3*d]
-				copy(row, x[i*3*d:])
-				if rotary != nil {
-					rotary.Turn(row[:2*d], pos(i), back)
+func dropout(b Rows, name string, x *gorgonia.Node, salt uint64, p func() (rate float32, seed uint64), diff Derivative) *gorgonia.Node {
+	capacity, d := x.Shape()[0], cols(x)
+	return overlay(Apply(name, matrix(capacity, d), func(out []float32, v [][]float32) {
+		rate, seed := p()
+		n := b.Len() * d
+		kernels.Dropout(out[:n], v[0][:n], rate, seed+salt)
+	}, diff, x), 0)
+}
+
+// Rotate turns queries and keys, two thirds of each row of qkv (rows x 3d), by the angles of position pos(row).
+func Rotate(b Rows, qkv *gorgonia.Node, rotary *kernels.Rotary, pos func(row int) int) *gorgonia.Node {
+	capacity, width := qkv.Shape()[0], cols(qkv)
+	turn := func(name string, x *gorgonia.Node, back bool, diff Derivative) *gorgonia.Node {
+		return overlay(Apply(name, matrix(capacity, width), func(y []float32, v [][]float32) {
+			const grain = 64
+			x, n := v[0], b.Len()
+			kernels.Parallel((n+grain-1)/grain, func(c int) {
+				for i := c * grain; i < min(n, (c+1)*grain); i++ {
+					row := y[i*width : (i+1)*width]
+					copy(row, x[i*width:]) // nothing, if they lie at the same place
+					rotary.Turn(row[:width/3*2], pos(i), back)
 				}
-			}
-		})
+			})
+		}, diff, x), 0)
 	}
+	return turn("rotate", qkv, false, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{turn("rotate dqkv", dy, true, nil)}
+	})
+}
+
+// Attention maps queries, keys and values (rows x 3d) to rows x d, each sequence by itself.
+func Attention(b Rows, qkv *gorgonia.Node, heads int, causal bool) *gorgonia.Node {
+	capacity, d := qkv.Shape()[0], cols(qkv)/3
+	lse := make([]float32, capacity*heads)
 	return Apply("attention", matrix(capacity, d), func(out []float32, v [][]float32) {
-		turn(turned, v[0], false)
-		kernels.Attention(out, turned, b.Bounds(), d, heads, causal)
-	}, func(_ gorgonia.Nodes, out, dy *gorgonia.Node) gorgonia.Nodes {
-		// The output is an input too: it says that turned is of this run.
-		return gorgonia.Nodes{Apply("attention dqkv", matrix(capacity, 3*d), func(dqkv []float32, g [][]float32) {
-			clear(dqkv[:b.Len()*3*d])
-			kernels.AttentionBackward(dqkv, g[0], turned, b.Bounds(), d, heads, causal)
-			turn(dqkv, dqkv, true)
-		}, nil, dy, out)}
+		kernels.Attention(out, lse, v[0], b.Bounds(), d, heads, causal)
+	}, func(v gorgonia.Nodes, out, dy *gorgonia.Node) gorgonia.Nodes {
+		const over = 2 // the head's queries, keys and values are read before their gradients are written
+		return gorgonia.Nodes{overlay(Apply("attention dqkv", matrix(capacity, 3*d), func(dqkv []float32, g [][]float32) {
+			kernels.AttentionBackward(dqkv, g[0], g[1], lse, g[over], b.Bounds(), d, heads, causal)
+		}, nil, dy, out, v[0]), over)}
 	}, qkv)
 }
 

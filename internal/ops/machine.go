@@ -31,7 +31,24 @@ type step struct {
 	in   []int
 	last int           // the last step that reads it; the number of steps if its value is asked for
 	out  *tensor.Dense // where the result lies by plan
-	sum  bool          // out = in[0] + in[1], gorgonia's sum of gradients; out may lie where one of them does
+	sum  bool          // out = in[0] + in[1], gorgonia's sum of gradients
+}
+
+// over lists the inputs where the result may lie, if nobody reads them later.
+func (s step) over() []int {
+	if o, ours := s.node.Op().(*op); ours {
+		return o.over
+	}
+	if s.sum {
+		return []int{0, 1}
+	}
+	return nil
+}
+
+// passes reports whether the value may be that of the first input.
+func (s step) passes() bool {
+	o, ours := s.node.Op().(*op)
+	return ours && o.passes != nil
 }
 
 // planned reports whether the result has a place by plan: gorgonia's own operations find one
@@ -79,10 +96,16 @@ func NewMachine(g *gorgonia.ExprGraph, outputs ...*gorgonia.Node) (*Machine, err
 		m.steps[m.of[n]].last = len(m.steps)
 	}
 	for i := len(m.steps) - 1; i >= 0; i-- {
-		if s := m.steps[i]; !s.planned() { // what gorgonia's operations give may lie in what they read
-			for _, j := range s.in {
-				m.steps[j].last = max(m.steps[j].last, s.last)
-			}
+		s := m.steps[i]
+		within := s.in // what gorgonia's operations give may lie in what they read
+		if s.planned() {
+			within = nil
+		}
+		if s.passes() {
+			within = s.in[:1]
+		}
+		for _, j := range within {
+			m.steps[j].last = max(m.steps[j].last, s.last)
 		}
 	}
 	m.values = make([]gorgonia.Value, len(m.steps))
@@ -114,7 +137,7 @@ var sumOp = func() string {
 }()
 
 // plan gives every operation of ours, and every sum, a place for its result in one piece of
-// memory: the largest first, each at the lowest place that is free for as long as it is read
+// memory, that of an input or its own: the largest first, each at the lowest place that is free for as long as it is read
 // (greedy by size, Pisarchyk and Lee, arXiv 2001.03288, section 5.2).
 func (m *Machine) plan() {
 	var all []*place
@@ -124,11 +147,9 @@ func (m *Machine) plan() {
 		if !s.planned() {
 			continue
 		}
-		if s.sum { // it may lie where a term does that nobody else reads
-			for _, j := range s.in {
-				if at[j] != nil && m.steps[j].last == i {
-					at[i] = at[j]
-				}
+		for _, in := range s.over() {
+			if j := s.in[in]; at[j] != nil && m.steps[j].last == i {
+				at[i] = at[j]
 			}
 		}
 		if at[i] == nil {
@@ -200,6 +221,9 @@ func (m *Machine) Run() error {
 				return err
 			}
 			m.values[i] = s.out
+			continue
+		case s.passes() && s.node.Op().(*op).passes():
+			m.values[i] = m.values[s.in[0]]
 			continue
 		}
 		in = in[:0]

@@ -8,6 +8,8 @@ import (
 	"gorgonia.org/gorgonia"
 	"gorgonia.org/tensor"
 	"pgregory.net/rapid"
+
+	"onerec/internal/kernels"
 )
 
 // part is a batch of which a number of rows are in use.
@@ -45,7 +47,7 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 		return n
 	}
 	ids := func() []int32 { return []int32{0, 2, 1, 2, 0, 1}[:w.b.rows] }
-	table := param(3, width)
+	table, rotary := param(3, width), kernels.NewRotary(width/2, rows)
 	made := []*gorgonia.Node{Embed(table, ids, rows)}
 	for _, p := range plan {
 		x, y := made[p/8%len(made)], made[p/64%len(made)]
@@ -58,7 +60,7 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 		case 2:
 			n = SwiGLULinear(w.b, Linear(w.b, x, param(2*width, width)), param(width, width))
 		case 3:
-			n = Attention(w.b, Linear(w.b, x, param(3*width, width)), 2, true, nil, nil)
+			n = Attention(w.b, Rotate(w.b, Linear(w.b, x, param(3*width, width)), rotary, func(row int) int { return row }), 2, true)
 		case 4:
 			n = Mul(w.b, x, y)
 		case 5:

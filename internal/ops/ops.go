@@ -42,7 +42,9 @@ type op struct {
 	forward Forward
 	diff    Derivative
 	inputs  gorgonia.Nodes
-	light   bool // see recomputed
+	light   bool        // see recomputed
+	over    []int       // see overlay
+	passes  func() bool // see passing
 	out     *tensor.Dense
 	in      [][]float32
 }
@@ -58,6 +60,19 @@ func Apply(name string, shape tensor.Shape, forward Forward, diff Derivative, in
 		o.dims = append(o.dims, n.Dims())
 	}
 	return gorgonia.Must(gorgonia.ApplyOp(o, inputs...))
+}
+
+// overlay says that n's result may lie where one of the given inputs does, if nobody reads that later:
+// the operation writes no element of out before it has read what it needs of the inputs there.
+func overlay(n *gorgonia.Node, inputs ...int) *gorgonia.Node {
+	n.Op().(*op).over = inputs
+	return n
+}
+
+// passing says that n's value is that of its first input, and need not be copied, in runs in which when says so.
+func passing(n *gorgonia.Node, when func() bool) *gorgonia.Node {
+	n.Op().(*op).passes = when
+	return n
 }
 
 // light marks a node whose result takes little work, next to the memory that it takes.

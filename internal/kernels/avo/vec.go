@@ -229,9 +229,10 @@ func vectors() {
 		VMULPS(at["b"], s, s)
 		VMOVUPS(s, at["y"])
 	}, nil)
-	vector("swigluBack8", "swigluBack8 computes the gradients of y = silu(a) b, and y in the place of dy.", nil, []string{"da", "db", "dy", "a", "b"}, nil, func(at map[string]Mem) {
-		x, dy, t := YMM(), YMM(), YMM()
+	vector("swigluBack8", "swigluBack8 computes the gradients of y = silu(a) b, which may lie at a and b, and y in the place of dy.", nil, []string{"da", "db", "dy", "a", "b"}, nil, func(at map[string]Mem) {
+		x, y, dy, t := YMM(), YMM(), YMM(), YMM()
 		VMOVUPS(at["a"], x)
+		VMOVUPS(at["b"], y)
 		VMOVUPS(at["dy"], dy)
 		s := sigmoid(x)
 		// db = dy x s; y = x s b
@@ -239,13 +240,13 @@ func vectors() {
 		v := YMM()
 		VMULPS(dy, t, v)
 		VMOVUPS(v, at["db"])
-		VMULPS(at["b"], t, v)
+		VMULPS(y, t, v)
 		VMOVUPS(v, at["dy"])
 		// da = dy b s (1 + x - x s)
 		VADDPS(constant(expOne), x, v)
 		VSUBPS(t, v, v)
 		VMULPS(s, v, v)
-		VMULPS(at["b"], dy, dy)
+		VMULPS(y, dy, dy)
 		VMULPS(v, dy, dy)
 		VMOVUPS(dy, at["da"])
 	}, nil)
@@ -264,7 +265,7 @@ func vectors() {
 		VMULPS(at["y"], v, v)
 		VFMADD231PS(at["z"], v, d)
 	}, func() { horizontal(d, false)() })
-	vector("normBack8", "normBack8 adds dy gain r - x dot to dx, and dy x r to dgain.", []string{"r", "dot"}, []string{"dx", "dgain", "dy", "x", "gain"}, func(load func(string) reg.VecVirtual) {
+	vector("normBack8", "normBack8 computes dx = dy gain r - x dot, and adds dy x r to dgain.", []string{"r", "dot"}, []string{"dx", "dgain", "dy", "x", "gain"}, func(load func(string) reg.VecVirtual) {
 		a, e = load("r"), load("dot")
 	}, func(at map[string]Mem) {
 		dy, x, v := YMM(), YMM(), YMM()
@@ -273,8 +274,7 @@ func vectors() {
 		VMOVUPS(at["dgain"], v)
 		VFMADD231PS(dy, x, v)
 		VMOVUPS(v, at["dgain"])
-		VMOVUPS(at["dx"], v)
-		VFMADD231PS(at["gain"], dy, v)
+		VMULPS(at["gain"], dy, v)
 		VFNMADD231PS(x, e, v)
 		VMOVUPS(v, at["dx"])
 	}, nil)
