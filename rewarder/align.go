@@ -173,6 +173,9 @@ type Judges struct {
 	Facts []Viewed
 	// Withdrawn are items that nobody is recommended, by their index; no candidate holds one.
 	Withdrawn map[int32]bool
+	// Sessions are good ones of held-out users, which the decoder should still expect: the next-token loss is taken on
+	// them. Without any it is not judged.
+	Sessions []Prompt
 }
 
 // Align runs one round: draw, score, pair best against worst, train a copy of
@@ -493,13 +496,11 @@ func (a *aligner) divergence(reference *decoder.Weights, prompts []Prompt, after
 	return sum / float64(max(len(logp), 1)), nil
 }
 
-// loss is the mean next-token loss over the good sessions among the prompts.
-func (a *aligner) loss(w *decoder.Weights, prompts []Prompt) (float64, error) {
-	var rows []decoder.Row
-	for _, p := range prompts {
-		if len(p.Session) > 0 {
-			rows = append(rows, decoder.Row{User: w.Config.User(p.User), History: p.History, Session: p.Session})
-		}
+// loss is the mean next-token loss over the [Judges]' sessions, nats a code; 0 without any.
+func (a *aligner) loss(w *decoder.Weights) (float64, error) {
+	rows := make([]decoder.Row, len(a.Sessions))
+	for i, p := range a.Sessions {
+		rows[i] = decoder.Row{User: w.Config.User(p.User), History: p.History, Session: p.Session}
 	}
 	logp, codes, err := a.logProbs(w, rows)
 	if err != nil {

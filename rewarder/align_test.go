@@ -12,6 +12,8 @@ import (
 	"pgregory.net/rapid"
 
 	"onerec/decoder"
+	"onerec/internal/holdout"
+	"onerec/schemas/onerecv1"
 	"onerec/semanticid"
 )
 
@@ -181,6 +183,11 @@ func TestGates(t *testing.T) {
 	if g.judge(&good, log); !good.Accepted || good.Why == "" {
 		t.Errorf("a good round: accepted %v, why %q", good.Accepted, good.Why)
 	}
+	unknown := good
+	unknown.LossBefore, unknown.LossAfter = 0, 0 // no session to take it on
+	if g.judge(&unknown, log); !unknown.Accepted || !strings.Contains(unknown.Why, "not judged") || len(unknown.Gates) != len(good.Gates)-1 {
+		t.Errorf("without a loss: accepted %v, %d gates, why %q", unknown.Accepted, len(unknown.Gates), unknown.Why)
+	}
 	good.After.Objective.Dislike = 1 // of nothing
 	if g.judge(&good, Averages{1000, 0.1, 0.4, 0}); !good.Accepted {
 		t.Errorf("dislikes that the log has none of: %q", good.Why)
@@ -272,7 +279,8 @@ func TestAlign(t *testing.T) {
 	}
 	cfg := alignConfig()
 	run := func() (*decoder.Weights, *Outcome) {
-		aligned, o, err := Align(t.Context(), w, cb, Judges{Reward: rm, Averages: averages(taste)}, testPrompts(cb, "train", 40, rand.New(rand.NewPCG(1, 1))), testPrompts(cb, "held", 30, rand.New(rand.NewPCG(2, 2))), cfg, nil)
+		judges := Judges{Reward: rm, Averages: averages(taste), Sessions: testPrompts(cb, "held", 9, rand.New(rand.NewPCG(3, 3)))}
+		aligned, o, err := Align(t.Context(), w, cb, judges, testPrompts(cb, "train", 40, rand.New(rand.NewPCG(1, 1))), testPrompts(cb, "held", 30, rand.New(rand.NewPCG(2, 2))), cfg, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -280,7 +288,7 @@ func TestAlign(t *testing.T) {
 	}
 	before := w.Clone()
 	aligned, o := run()
-	if !o.Accepted || o.After.Reward <= o.Before.Reward || o.DPOLast >= o.DPOFirst || o.Wins < 0.8 || o.KL <= 0 || o.Pairs == 0 {
+	if !o.Accepted || o.LossBefore <= 0 || o.LossAfter <= 0 || o.After.Reward <= o.Before.Reward || o.DPOLast >= o.DPOFirst || o.Wins < 0.8 || o.KL <= 0 || o.Pairs == 0 {
 		t.Fatalf("outcome %+v", o)
 	}
 	for i, p := range w.Tensors() {
@@ -293,6 +301,42 @@ func TestAlign(t *testing.T) {
 	again, o2 := run()
 	if !slices.Equal(o.ServedAfter, o2.ServedAfter) || o.KL != o2.KL || again.Tensors()[0].Data[7] != aligned.Tensors()[0].Data[7] {
 		t.Fatalf("the same round again: %+v, before %+v", o2, o)
+	}
+}
+
+// TestHeldOutSessions: the loss is taken on good sessions of held-out users, several of one if need be, up to as many as
+// users are asked.
+func TestHeldOutSessions(t *testing.T) {
+	cb := testCodebook(t)
+	c := &Core{data: newDataset(50)}
+	good := 0
+	for i := range 40 {
+		j := &onerecv1.JudgedSession{
+			Session: &onerecv1.Session{UserId: fmt.Sprint("u", i%4), Views: []*onerecv1.View{{ItemId: fmt.Sprint("i", i%cb.Len())}}},
+			Verdict: &onerecv1.Verdict{Good: i/4%3 == 0},
+		}
+		c.data.add(j)
+		if holdout.Contains(j.Session.UserId, 50) && j.Verdict.Good {
+			good++
+		}
+	}
+	cfg := alignConfig()
+	for _, most := range []int{good - 1, good, 2 * good} {
+		cfg.HeldOut = most
+		sessions := c.heldOutSessions(cb, cfg)
+		if len(sessions) != min(most, good) {
+			t.Errorf("%d sessions, want %d of %d", len(sessions), min(most, good), good)
+		}
+		users := make(map[string]bool)
+		for _, p := range sessions {
+			users[p.User] = true
+			if !holdout.Contains(p.User, 50) || len(p.Session) == 0 {
+				t.Errorf("%+v is not a good session of a held-out user", p)
+			}
+		}
+		if len(users) >= len(sessions) {
+			t.Errorf("%d users have %d sessions", len(users), len(sessions))
+		}
 	}
 }
 

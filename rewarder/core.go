@@ -148,7 +148,7 @@ func (c *Core) tensors() []safetensors.Tensor {
 // not a finite number, is an outcome that is not accepted, and not an error; after the latter the next
 // Learn begins with new models.
 func (c *Core) Round(ctx context.Context, reference *decoder.Weights, cb *semanticid.Codebook, cfg AlignConfig, progress func(stage, unit string, done, total int)) (*decoder.Weights, *Outcome, error) {
-	judges := Judges{Reward: c.model, Averages: c.avg, Facts: c.facts, Withdrawn: c.Withdrawn.In(cb)}
+	judges := Judges{Reward: c.model, Averages: c.avg, Facts: c.facts, Withdrawn: c.Withdrawn.In(cb), Sessions: c.heldOutSessions(cb, cfg)}
 	if c.second != nil {
 		judges.Second = c.second
 	}
@@ -216,6 +216,22 @@ func (c *Core) prompts(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
 func (c *Core) heldOutPrompts(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
 	rng := rand.New(rand.NewPCG(cfg.Seed, 0x4e1d))
 	return choose(c.data, cb, c.data.heldOut.sessions, cfg.HeldOut, rng, func(p Prompt) bool { return len(p.History) > 0 })
+}
+
+// heldOutSessions draws held-out users' good sessions, as many as users are held out; few have one among those that
+// they are asked at.
+func (c *Core) heldOutSessions(cb *semanticid.Codebook, cfg AlignConfig) []Prompt {
+	rng := rand.New(rand.NewPCG(cfg.Seed, 0x105e))
+	var out []Prompt
+	for _, i := range rng.Perm(len(c.data.heldOut.sessions)) {
+		if len(out) == cfg.HeldOut {
+			break
+		}
+		if p := c.data.prompt(cb, c.data.heldOut.sessions[i]); len(p.Session) > 0 {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // choose draws one session a user, those that ok accepts, up to n users.

@@ -57,9 +57,13 @@ func (g Gates) judge(o *Outcome, log Averages) {
 	if !math.IsNaN(o.SecondLow) {
 		o.Gates = append(o.Gates, Gate{"second_reward_gain", o.After.Second - o.Before.Second, 0, true, true, fmt.Sprintf("the second reward model sees no gain, reward %.4f to %.4f: what was gained are the first one's mistakes", o.Before.Second, o.After.Second)})
 	}
+	o.Gates = append(o.Gates, Gate{"kl", o.KL, g.MaxKL, false, false, fmt.Sprintf("distance from the reference is %.3f nats a session, at most %.3f is allowed", o.KL, g.MaxKL)})
+	loss := "not judged: no held-out session is good"
+	if o.LossBefore != 0 {
+		loss = fmt.Sprintf("%.4f to %.4f", o.LossBefore, o.LossAfter)
+		o.Gates = append(o.Gates, Gate{"loss", o.LossAfter, o.LossBefore * (1 + g.MaxLossRise), false, false, fmt.Sprintf("held-out next-token loss rose from %.4f to %.4f, at most %.1f %% is allowed", o.LossBefore, o.LossAfter, 100*g.MaxLossRise)})
+	}
 	o.Gates = append(o.Gates,
-		Gate{"kl", o.KL, g.MaxKL, false, false, fmt.Sprintf("distance from the reference is %.3f nats a session, at most %.3f is allowed", o.KL, g.MaxKL)},
-		Gate{"loss", o.LossAfter, o.LossBefore * (1 + g.MaxLossRise), false, false, fmt.Sprintf("held-out next-token loss rose from %.4f to %.4f, at most %.1f %% is allowed", o.LossBefore, o.LossAfter, 100*g.MaxLossRise)},
 		Gate{"coverage", o.After.Coverage, o.Before.Coverage * g.MinCoverage, true, false, fmt.Sprintf("the share of different items among what is served went from %.4f to %.4f, at least %.0f %% of it must stay", o.Before.Coverage, o.After.Coverage, 100*g.MinCoverage)},
 		Gate{"diversity", o.After.Diversity, o.Before.Diversity * g.MinDiversity, true, false, fmt.Sprintf("diversity within lists went from %.4f to %.4f, at least %.0f %% of it must stay", o.Before.Diversity, o.After.Diversity, 100*g.MinDiversity)},
 	)
@@ -88,7 +92,7 @@ func (g Gates) judge(o *Outcome, log Averages) {
 		}
 	}
 	if o.Why = strings.TrimPrefix(o.Why, "; "); o.Accepted {
-		o.Why = fmt.Sprintf("held-out reward rose by %.4f to %.4f (95 %%); distance %.3f of at most %.3f nats; loss %.4f to %.4f", o.GainLow, o.GainHigh, o.KL, g.MaxKL, o.LossBefore, o.LossAfter)
+		o.Why = fmt.Sprintf("held-out reward rose by %.4f to %.4f (95 %%); distance %.3f of at most %.3f nats; loss %s", o.GainLow, o.GainHigh, o.KL, g.MaxKL, loss)
 	}
 }
 
@@ -130,10 +134,10 @@ func (a *aligner) judge(ctx context.Context, reference, aligned *decoder.Weights
 	if o.KL, err = a.divergence(reference, heldOut, after); err != nil {
 		return err
 	}
-	if o.LossBefore, err = a.loss(reference, heldOut); err != nil {
+	if o.LossBefore, err = a.loss(reference); err != nil {
 		return err
 	}
-	if o.LossAfter, err = a.loss(aligned, heldOut); err != nil {
+	if o.LossAfter, err = a.loss(aligned); err != nil {
 		return err
 	}
 	a.cfg.Gates.judge(o, a.Averages)
