@@ -104,6 +104,7 @@ var lanes atomic.Int64
 // Lanes calls fn(0) to fn(n-1) side by side, for long work that calls Parallel itself: each has its
 // share of the processors, and none waits for another before it is done, as the processors that share
 // the pieces of one kernel do after each. While one lane multiplies matrices, another may well do something else.
+// Those that are done first leave their processors to the others.
 func Lanes(n int, fn func(i int)) {
 	if runtime.GOMAXPROCS(0) == 1 || n == 1 {
 		for i := range n {
@@ -112,11 +113,14 @@ func Lanes(n int, fn func(i int)) {
 		return
 	}
 	lanes.Add(int64(n))
-	defer lanes.Add(-int64(n))
+	run := func(i int) {
+		defer lanes.Add(-1)
+		fn(i)
+	}
 	var wg sync.WaitGroup
 	for i := 1; i < n; i++ {
-		wg.Go(func() { fn(i) })
+		wg.Go(func() { run(i) })
 	}
-	fn(0)
+	run(0)
 	wg.Wait()
 }

@@ -50,8 +50,9 @@ func TestLanes(t *testing.T) {
 			for _, n := range []int{1, 2, 3} {
 				ran := make([]atomic.Int32, n)
 				var parts atomic.Int32
-				var begun sync.WaitGroup
+				var begun, ended sync.WaitGroup
 				begun.Add(n)
+				ended.Add(n)
 				Lanes(n, func(i int) {
 					ran[i].Add(1)
 					begun.Done()
@@ -68,6 +69,9 @@ func TestLanes(t *testing.T) {
 					if processors <= n && most.Load() > 1 {
 						t.Errorf("%d processors for %d lanes, and a lane has %d", processors, n, most.Load())
 					}
+					if ended.Done(); processors > 1 {
+						ended.Wait() // who is done leaves its processor to others
+					}
 				})
 				for i := range ran {
 					if ran[i].Load() != 1 {
@@ -80,4 +84,23 @@ func TestLanes(t *testing.T) {
 			}
 		}()
 	}
+}
+
+// TestLastLane: what the last lane splits is done by all processors.
+func TestLastLane(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	Lanes(2, func(i int) {
+		if i == 1 {
+			return
+		}
+		for lanes.Load() > 1 {
+			runtime.Gosched()
+		}
+		var both sync.WaitGroup
+		both.Add(2)
+		Parallel(2, func(int) {
+			both.Done()
+			both.Wait() // for ever, if they came one after the other
+		})
+	})
 }
