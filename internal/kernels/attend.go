@@ -83,9 +83,10 @@ func (h attention) attend(out []float32) {
 		q1 := min(h.n, q0+attentionRows)
 		s := h.scores(q0, q1)
 		for i := q0; i < q1; i++ {
-			keys, _, top := s.begin(i-q0, h.sees(i+1))
+			visible := h.sees(i + 1)
+			keys, _, top := s.begin(i-q0, visible)
 			sum := expSum(keys, top)
-			s.forget(i-q0, len(keys))
+			s.forget(i-q0, visible)
 			sums[i-q0] = sum
 			h.lse[i*h.heads] = top + float32(math.Log(float64(sum)))
 		}
@@ -127,12 +128,12 @@ func (h attention) backward(grad, dout, out []float32) {
 			weights, gradient := p.All[i*p.Width:][:padded(visible)], ds.All[i*ds.Width:][:padded(visible)]
 			fill(weights[visible:], unseen)
 			expSum(weights, h.lse[(q0+i)*h.heads])
+			p.forget(i, visible)
 			dot := Dot(do[i*h.d:][:h.hd], out[(q0+i)*h.d:][:h.hd])
 			for j := softmaxBackBlocks(gradient, weights, dot); j < len(gradient); j++ {
 				gradient[j] = weights[j] * (gradient[j] - dot)
 			}
-			p.forget(i, len(weights))
-			ds.forget(i, len(weights))
+			ds.forget(i, visible)
 		}
 		// dV += P' dO; dK += scale dS' Q; dQ = scale dS K
 		gemmSerial(true, false, w, h.hd, m, 1, p.All, p.Width, do, h.d, beta, grad[2*h.d:], 3*h.d)
@@ -184,7 +185,7 @@ func (s *Scores) Own(i int) []float32 { return s.All[i*s.Width+s.ownAt:][:s.own]
 // Hide makes row i not see its own keys from the given one on.
 func (s *Scores) Hide(i, from int) { fill(s.Own(i)[from:], unseen) }
 
-// unseen is a score whose exponential is zero, next to any other's.
+// unseen is a score whose exponential is nothing, next to any other's.
 const unseen = -math.MaxFloat32
 
 // begin prepares row i: what it does not see has a score of which the exponential is zero, up to a whole number of
@@ -198,11 +199,7 @@ func (s *Scores) begin(i, sees int) (keys, own []float32, top float32) {
 }
 
 // forget clears what row i has of scores with keys from the given one on.
-func (s *Scores) forget(i, from int) {
-	if from < s.keys {
-		clear(s.All[i*s.Width:][from:s.keys])
-	}
-}
+func (s *Scores) forget(i, from int) { clear(s.All[i*s.Width:][from:padded(s.keys)]) }
 
 // greatest returns the greatest of x, at least top.
 func greatest(x []float32, top float32) float32 {
@@ -219,7 +216,7 @@ func fill(x []float32, v float32) {
 	}
 }
 
-// expSum replaces x by e^(x-top) and returns the sum.
+// expSum replaces x by e^(x-top), or by 2^-125 where that is less, and returns the sum. x is not above top by more than 88.
 func expSum(x []float32, top float32) float32 {
 	sum, i := expSumBlocks(x, top)
 	for ; i < len(x); i++ {
@@ -234,10 +231,11 @@ func (p Panels) Attend(s *Scores, sees, step int, c []float32, ldc int) {
 	buf := take(s.rows)
 	defer scratch.Put(buf)
 	for i := range s.rows {
-		keys, own, top := s.begin(i, min(s.keys, sees+i*step))
+		visible := min(s.keys, sees+i*step)
+		keys, own, top := s.begin(i, visible)
 		norm := 1 / (expSum(keys, top) + expSum(own, top))
 		scale(own, norm)
-		s.forget(i, len(keys))
+		s.forget(i, visible)
 		(*buf)[i] = norm // is multiplied by at the end, where there is less
 	}
 	p.MulLeading(s.rows, p.n, s.keys, s.All, s.Width, false, c, ldc)

@@ -140,6 +140,36 @@ func TestExpWeigh(t *testing.T) {
 	}
 }
 
+// TestExpSum: exponentials are as exact as floats, next to the greatest, and NaN stays.
+func TestExpSum(t *testing.T) {
+	const top = 3
+	var x [40]float32
+	for from := float32(top); from > top-90; from -= 40e-3 {
+		for i := range x {
+			x[i] = from - float32(i)*1e-3
+		}
+		was := x
+		sum := expSum(x[:], top)
+		var want float64
+		for i, v := range was {
+			e := math.Exp(float64(v - top))
+			if want += e; math.Abs(float64(x[i])-e) > 3e-7*max(e, e*float64(top-v)/10)+3e-38 {
+				t.Fatalf("e^%v is %v, want %v", v-top, x[i], e)
+			}
+		}
+		if math.Abs(float64(sum)-want) > 2e-6*want+1e-36 {
+			t.Fatalf("from %v on, the sum is %v, want %v", from, sum, want)
+		}
+	}
+	for i := range x {
+		x[i] = unseen
+	}
+	x[5] = float32(math.NaN())
+	if sum := expSum(x[:], top); x[4] > 3e-38 || x[5] == x[5] || sum == sum {
+		t.Errorf("what is not seen weighs %v, NaN %v, in all %v", x[4], x[5], sum)
+	}
+}
+
 // TestAttentionFrom: attention over what is laid out once is near that of training and, in floats and in integers, what it
 // computes of a position depends neither on where it begins nor on the positions that come later, to the last bit.
 func TestAttentionFrom(t *testing.T) {

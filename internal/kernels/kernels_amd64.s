@@ -1098,23 +1098,79 @@ DATA expData<>+560(SB)/4, $0x3f7ffff4
 DATA expData<>+564(SB)/4, $0x3f7ffff4
 DATA expData<>+568(SB)/4, $0x3f7ffff4
 DATA expData<>+572(SB)/4, $0x3f7ffff4
-DATA expData<>+576(SB)/4, $0x0000007f
-DATA expData<>+580(SB)/4, $0x0000007f
-DATA expData<>+584(SB)/4, $0x0000007f
-DATA expData<>+588(SB)/4, $0x0000007f
-DATA expData<>+592(SB)/4, $0x0000007f
-DATA expData<>+596(SB)/4, $0x0000007f
-DATA expData<>+600(SB)/4, $0x0000007f
-DATA expData<>+604(SB)/4, $0x0000007f
-DATA expData<>+608(SB)/4, $0x80000000
-DATA expData<>+612(SB)/4, $0x80000000
-DATA expData<>+616(SB)/4, $0x80000000
-DATA expData<>+620(SB)/4, $0x80000000
-DATA expData<>+624(SB)/4, $0x80000000
-DATA expData<>+628(SB)/4, $0x80000000
-DATA expData<>+632(SB)/4, $0x80000000
-DATA expData<>+636(SB)/4, $0x80000000
-GLOBL expData<>(SB), RODATA|NOPTR, $640
+DATA expData<>+576(SB)/4, $0xc2ad496b
+DATA expData<>+580(SB)/4, $0xc2ad496b
+DATA expData<>+584(SB)/4, $0xc2ad496b
+DATA expData<>+588(SB)/4, $0xc2ad496b
+DATA expData<>+592(SB)/4, $0xc2ad496b
+DATA expData<>+596(SB)/4, $0xc2ad496b
+DATA expData<>+600(SB)/4, $0xc2ad496b
+DATA expData<>+604(SB)/4, $0xc2ad496b
+DATA expData<>+608(SB)/4, $0x3920e999
+DATA expData<>+612(SB)/4, $0x3920e999
+DATA expData<>+616(SB)/4, $0x3920e999
+DATA expData<>+620(SB)/4, $0x3920e999
+DATA expData<>+624(SB)/4, $0x3920e999
+DATA expData<>+628(SB)/4, $0x3920e999
+DATA expData<>+632(SB)/4, $0x3920e999
+DATA expData<>+636(SB)/4, $0x3920e999
+DATA expData<>+640(SB)/4, $0x3aafa2b5
+DATA expData<>+644(SB)/4, $0x3aafa2b5
+DATA expData<>+648(SB)/4, $0x3aafa2b5
+DATA expData<>+652(SB)/4, $0x3aafa2b5
+DATA expData<>+656(SB)/4, $0x3aafa2b5
+DATA expData<>+660(SB)/4, $0x3aafa2b5
+DATA expData<>+664(SB)/4, $0x3aafa2b5
+DATA expData<>+668(SB)/4, $0x3aafa2b5
+DATA expData<>+672(SB)/4, $0x3c1d96de
+DATA expData<>+676(SB)/4, $0x3c1d96de
+DATA expData<>+680(SB)/4, $0x3c1d96de
+DATA expData<>+684(SB)/4, $0x3c1d96de
+DATA expData<>+688(SB)/4, $0x3c1d96de
+DATA expData<>+692(SB)/4, $0x3c1d96de
+DATA expData<>+696(SB)/4, $0x3c1d96de
+DATA expData<>+700(SB)/4, $0x3c1d96de
+DATA expData<>+704(SB)/4, $0x3d63576a
+DATA expData<>+708(SB)/4, $0x3d63576a
+DATA expData<>+712(SB)/4, $0x3d63576a
+DATA expData<>+716(SB)/4, $0x3d63576a
+DATA expData<>+720(SB)/4, $0x3d63576a
+DATA expData<>+724(SB)/4, $0x3d63576a
+DATA expData<>+728(SB)/4, $0x3d63576a
+DATA expData<>+732(SB)/4, $0x3d63576a
+DATA expData<>+736(SB)/4, $0x3e75fded
+DATA expData<>+740(SB)/4, $0x3e75fded
+DATA expData<>+744(SB)/4, $0x3e75fded
+DATA expData<>+748(SB)/4, $0x3e75fded
+DATA expData<>+752(SB)/4, $0x3e75fded
+DATA expData<>+756(SB)/4, $0x3e75fded
+DATA expData<>+760(SB)/4, $0x3e75fded
+DATA expData<>+764(SB)/4, $0x3e75fded
+DATA expData<>+768(SB)/4, $0x3f317218
+DATA expData<>+772(SB)/4, $0x3f317218
+DATA expData<>+776(SB)/4, $0x3f317218
+DATA expData<>+780(SB)/4, $0x3f317218
+DATA expData<>+784(SB)/4, $0x3f317218
+DATA expData<>+788(SB)/4, $0x3f317218
+DATA expData<>+792(SB)/4, $0x3f317218
+DATA expData<>+796(SB)/4, $0x3f317218
+DATA expData<>+800(SB)/4, $0x0000007f
+DATA expData<>+804(SB)/4, $0x0000007f
+DATA expData<>+808(SB)/4, $0x0000007f
+DATA expData<>+812(SB)/4, $0x0000007f
+DATA expData<>+816(SB)/4, $0x0000007f
+DATA expData<>+820(SB)/4, $0x0000007f
+DATA expData<>+824(SB)/4, $0x0000007f
+DATA expData<>+828(SB)/4, $0x0000007f
+DATA expData<>+832(SB)/4, $0x80000000
+DATA expData<>+836(SB)/4, $0x80000000
+DATA expData<>+840(SB)/4, $0x80000000
+DATA expData<>+844(SB)/4, $0x80000000
+DATA expData<>+848(SB)/4, $0x80000000
+DATA expData<>+852(SB)/4, $0x80000000
+DATA expData<>+856(SB)/4, $0x80000000
+DATA expData<>+860(SB)/4, $0x80000000
+GLOBL expData<>(SB), RODATA|NOPTR, $864
 
 // func add8(n int, y *float32, x *float32)
 // Requires: AVX
@@ -1215,7 +1271,7 @@ done:
 TEXT ·maxAbs8(SB), NOSPLIT, $0-20
 	MOVQ    n+0(FP), AX
 	MOVQ    x+8(FP), CX
-	VMOVUPS expData<>+608(SB), Y0
+	VMOVUPS expData<>+832(SB), Y0
 	VXORPS  Y1, Y1, Y1
 
 loop:
@@ -1245,48 +1301,43 @@ TEXT ·expSum8(SB), NOSPLIT, $0-28
 	MOVQ         x+8(FP), CX
 	MOVSS        top+16(FP), X0
 	VBROADCASTSS X0, Y0
-	VXORPS       Y1, Y1, Y1
+	VMOVUPS      expData<>+576(SB), Y1
+	VMOVUPS      expData<>+64(SB), Y3
+	VXORPS       Y2, Y2, Y2
 
 loop:
-	TESTQ        AX, AX
-	JZ           done
-	VMOVUPS      (CX), Y2
-	VSUBPS       Y0, Y2, Y2
-	VCMPPS       $0x01, expData<>+0(SB), Y2, Y3
-	VMOVUPS      expData<>+32(SB), Y6
-	VMINPS       Y2, Y6, Y2
-	VMULPS       expData<>+64(SB), Y2, Y4
-	VROUNDPS     $0x08, Y4, Y4
-	VFNMADD231PS expData<>+96(SB), Y4, Y2
-	VFNMADD231PS expData<>+128(SB), Y4, Y2
-	VMOVUPS      expData<>+160(SB), Y5
-	VFMADD213PS  expData<>+192(SB), Y2, Y5
-	VFMADD213PS  expData<>+224(SB), Y2, Y5
-	VFMADD213PS  expData<>+256(SB), Y2, Y5
-	VFMADD213PS  expData<>+288(SB), Y2, Y5
-	VFMADD213PS  expData<>+320(SB), Y2, Y5
-	VMULPS       Y2, Y2, Y6
-	VFMADD213PS  Y2, Y6, Y5
-	VADDPS       expData<>+352(SB), Y5, Y5
-	VCVTPS2DQ    Y4, Y4
-	VPADDD       expData<>+576(SB), Y4, Y4
-	VPSLLD       $0x17, Y4, Y4
-	VMULPS       Y4, Y5, Y5
-	VANDNPS      Y5, Y3, Y2
-	VADDPS       Y2, Y1, Y1
-	VMOVUPS      Y2, (CX)
-	ADDQ         $0x20, CX
-	SUBQ         $0x08, AX
-	JMP          loop
+	TESTQ       AX, AX
+	JZ          done
+	VMOVUPS     (CX), Y4
+	VSUBPS      Y0, Y4, Y4
+	VMAXPS      Y4, Y1, Y4
+	VMULPS      Y4, Y3, Y5
+	VROUNDPS    $0x08, Y5, Y5
+	VFMSUB213PS Y5, Y3, Y4
+	VMOVUPS     expData<>+608(SB), Y6
+	VFMADD213PS expData<>+640(SB), Y4, Y6
+	VFMADD213PS expData<>+672(SB), Y4, Y6
+	VFMADD213PS expData<>+704(SB), Y4, Y6
+	VFMADD213PS expData<>+736(SB), Y4, Y6
+	VFMADD213PS expData<>+768(SB), Y4, Y6
+	VFMADD213PS expData<>+352(SB), Y4, Y6
+	VCVTPS2DQ   Y5, Y5
+	VPSLLD      $0x17, Y5, Y5
+	VPADDD      Y5, Y6, Y4
+	VADDPS      Y4, Y2, Y2
+	VMOVUPS     Y4, (CX)
+	ADDQ        $0x20, CX
+	SUBQ        $0x08, AX
+	JMP         loop
 
 done:
-	VEXTRACTF128 $0x01, Y1, X0
-	VADDPS       X0, X1, X1
-	VMOVHLPS     X1, X1, X0
-	VADDPS       X0, X1, X1
-	VMOVSHDUP    X1, X0
-	VADDPS       X0, X1, X1
-	MOVSS        X1, ret+24(FP)
+	VEXTRACTF128 $0x01, Y2, X0
+	VADDPS       X0, X2, X2
+	VMOVHLPS     X2, X2, X0
+	VADDPS       X0, X2, X2
+	VMOVSHDUP    X2, X0
+	VADDPS       X0, X2, X2
+	MOVSS        X2, ret+24(FP)
 	VZEROUPPER
 	RET
 
@@ -1302,7 +1353,7 @@ loop:
 	TESTQ        AX, AX
 	JZ           done
 	VMOVUPS      (DX), Y0
-	VXORPS       expData<>+608(SB), Y0, Y1
+	VXORPS       expData<>+832(SB), Y0, Y1
 	VCMPPS       $0x01, expData<>+0(SB), Y1, Y2
 	VMOVUPS      expData<>+32(SB), Y5
 	VMINPS       Y1, Y5, Y1
@@ -1320,7 +1371,7 @@ loop:
 	VFMADD213PS  Y1, Y5, Y4
 	VADDPS       expData<>+352(SB), Y4, Y4
 	VCVTPS2DQ    Y3, Y3
-	VPADDD       expData<>+576(SB), Y3, Y3
+	VPADDD       expData<>+800(SB), Y3, Y3
 	VPSLLD       $0x17, Y3, Y3
 	VMULPS       Y3, Y4, Y4
 	VANDNPS      Y4, Y2, Y1
@@ -1356,7 +1407,7 @@ loop:
 	VMOVUPS      (SI), Y0
 	VMOVUPS      (DI), Y1
 	VMOVUPS      (BX), Y2
-	VXORPS       expData<>+608(SB), Y0, Y4
+	VXORPS       expData<>+832(SB), Y0, Y4
 	VCMPPS       $0x01, expData<>+0(SB), Y4, Y3
 	VMOVUPS      expData<>+32(SB), Y7
 	VMINPS       Y4, Y7, Y4
@@ -1374,7 +1425,7 @@ loop:
 	VFMADD213PS  Y4, Y7, Y6
 	VADDPS       expData<>+352(SB), Y6, Y6
 	VCVTPS2DQ    Y5, Y5
-	VPADDD       expData<>+576(SB), Y5, Y5
+	VPADDD       expData<>+800(SB), Y5, Y5
 	VPSLLD       $0x17, Y5, Y5
 	VMULPS       Y5, Y6, Y6
 	VANDNPS      Y6, Y3, Y4

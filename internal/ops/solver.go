@@ -40,15 +40,18 @@ func (s *Solver) Step(model []gorgonia.ValueGrad) error {
 		}
 	}
 	s.grads = s.grads[:0]
-	var sum float64
 	for i, n := range model {
 		g, err := n.Grad()
 		if err != nil {
 			return fmt.Errorf("gradient of parameter %d: %w", i, err)
 		}
-		data := g.Data().([]float32)
-		sum += float64(kernels.Dot(data, data))
-		s.grads = append(s.grads, data)
+		s.grads = append(s.grads, g.Data().([]float32))
+	}
+	squares := make([]float32, len(s.grads))
+	kernels.Parallel(len(s.grads), func(i int) { squares[i] = kernels.Dot(s.grads[i], s.grads[i]) })
+	var sum float64
+	for _, v := range squares {
+		sum += float64(v)
 	}
 	s.LastNorm = math.Sqrt(sum)
 	if math.IsNaN(s.LastNorm) || math.IsInf(s.LastNorm, 0) {

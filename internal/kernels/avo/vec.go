@@ -28,6 +28,13 @@ const (
 	exp2C2
 	exp2C1
 	exp2C0
+	exp2Least // -125 / log2(e)
+	exp2D6
+	exp2D5
+	exp2D4
+	exp2D3
+	exp2D2
+	exp2D1
 	expBias
 	expSign
 )
@@ -38,7 +45,8 @@ func expConstants() {
 	expData = GLOBL("expData", RODATA|NOPTR)
 	at := 0
 	for _, v := range []float32{-87, 88, 1.44269504, 0.693359375, -2.12194440e-4, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1,
-		-125, 0.009570102, 0.05591786, 0.24024744, 0.6931218, 0.9999993} {
+		-125, 0.009570102, 0.05591786, 0.24024744, 0.6931218, 0.9999993,
+		-86.643397, 1.5345811e-4, 1.3399931e-3, 9.6184891e-3, 5.5503286e-2, 0.24022646, 0.69314718} {
 		for range 8 {
 			DATA(at, U32(math.Float32bits(v))) // the assembler takes $(1) for an integer
 			at += 4
@@ -89,6 +97,24 @@ func exp2(x reg.VecVirtual) {
 	for c := exp2C3; c <= exp2C0; c++ {
 		VFMADD213PS(constant(c), x, p)
 	}
+	VCVTPS2DQ(n, n)
+	VPSLLD(Imm(23), n, n)
+	VPADDD(n, p, x)
+}
+
+// expBelow replaces x, which is not above 88, by e^x, or by 2^-125 if that is less; NaN stays. It computes 2 to
+// the power of x log2(e): below that power's whole number, a polynomial that has the least error.
+func expBelow(x, least, log2e reg.VecVirtual) {
+	n, p := YMM(), YMM()
+	VMAXPS(x, least, x) // of a NaN, what is here first
+	VMULPS(x, log2e, n)
+	VROUNDPS(Imm(8), n, n)
+	VFMSUB213PS(n, log2e, x)
+	VMOVUPS(constant(exp2D6), p)
+	for c := exp2D5; c <= exp2D1; c++ {
+		VFMADD213PS(constant(c), x, p)
+	}
+	VFMADD213PS(constant(expOne), x, p)
 	VCVTPS2DQ(n, n)
 	VPSLLD(Imm(23), n, n)
 	VPADDD(n, p, x)
@@ -210,14 +236,16 @@ func vectors() {
 		VANDNPS(at["x"], a, v)
 		VMAXPS(v, b, b)
 	}, func() { horizontal(b, true)() })
-	vector("expSum8", "expSum8 replaces x by e^(x-top) and returns the sum.", []string{"top"}, []string{"x"}, func(load func(string) reg.VecVirtual) {
-		a, c = load("top"), YMM()
+	vector("expSum8", "expSum8 replaces x by e^(x-top), or by 2^-125 if that is less, and returns the sum.", []string{"top"}, []string{"x"}, func(load func(string) reg.VecVirtual) {
+		a, b, c, d = load("top"), YMM(), YMM(), YMM()
+		VMOVUPS(constant(exp2Least), b)
+		VMOVUPS(constant(expLog2e), d)
 		VXORPS(c, c, c)
 	}, func(at map[string]Mem) {
 		v := YMM()
 		VMOVUPS(at["x"], v)
 		VSUBPS(a, v, v)
-		exp(v)
+		expBelow(v, b, d)
 		VADDPS(v, c, c)
 		VMOVUPS(v, at["x"])
 	}, func() { horizontal(c, false)() })
