@@ -242,6 +242,9 @@ type choice struct {
 	total          float64 // the beam's score with it
 }
 
+// choosing is how many beams look for their next codes together.
+const choosing = 16
+
 // extend chooses the next code of each beam. It returns the new beams and which
 // old one each continues.
 func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded []map[int32]int32, o Options) ([]beam, []int) {
@@ -251,75 +254,41 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	defer passFloats.Put(buf)
 	logits := *buf
 	g.embed.MulParallel(n, hidden, c.Dim, false, logits, vocab)
-	best := newTopChoices(o.Width)
-	mine := make([]choice, 0, c.Codes)
-	var choices []choice
-	var weights []float64
-	kernels.Parallel(n, func(i int) { // log probabilities in the place of logits
-		row := logits[i*vocab : (i+1)*vocab]
-		norm := kernels.LogSumExp(row)
-		for j := range row {
-			row[j] -= norm
-		}
-	})
-	for i := range beams {
-		row := logits[i*vocab : (i+1)*vocab]
-		lo, hi := g.children(level, beams[i].node)
-		allowed := float32(0)
-		mine = mine[:0]
-		for node := lo; node < hi; node++ {
-			free := g.trie.Under(level, node)
-			if len(excluded[level]) > 0 {
-				free -= excluded[level][node]
+	parts := make([][]choice, (n+choosing-1)/choosing)
+	kernels.Parallel(len(parts), func(p int) {
+		best := newTopChoices(o.Width)
+		mine := make([]choice, 0, c.Codes)
+		for i := p * choosing; i < min(n, (p+1)*choosing); i++ {
+			row := logits[i*vocab : (i+1)*vocab]
+			norm := kernels.LogSumExp(row)
+			for j := range row { // log probabilities in the place of logits
+				row[j] -= norm
 			}
-			for _, p := range beams[i].paths {
-				if p[level] == node {
-					free--
-				}
+			if o.Temperature > 0 {
+				continue // who draws takes turns
 			}
-			if free > 0 {
-				lp := row[c.token(level, g.trie.Code(level, node))]
-				mine = append(mine, choice{parent: i, node: node, logProb: float64(lp)})
-				allowed += kernels.Exp(lp)
-			}
-		}
-		if len(mine) == 0 {
-			continue
-		}
-		norm := math.Log(float64(allowed))
-		for j := range mine {
-			mine[j].score = mine[j].logProb - norm
-			mine[j].total = beams[i].score + mine[j].score
-		}
-		if o.Temperature == 0 {
-			for _, ch := range mine {
+			for _, ch := range g.choices(beams, i, row, level, excluded, mine) {
 				best.add(ch)
 			}
-			continue
 		}
-		// Draw one for this beam.
-		weights = weights[:0]
-		top := math.Inf(-1)
-		for _, ch := range mine {
-			top = max(top, ch.logProb)
-		}
-		var sum float64
-		for _, ch := range mine {
-			w := math.Exp((ch.logProb - top) / o.Temperature)
-			sum += w
-			weights = append(weights, w)
-		}
-		at, pick := o.Rand.Float64()*sum, len(mine)-1
-		for j, w := range weights {
-			if at -= w; at < 0 {
-				pick = j
-				break
+		parts[p] = best.sorted()
+	})
+	var choices []choice
+	if o.Temperature == 0 {
+		best := newTopChoices(o.Width)
+		for _, part := range parts {
+			for _, ch := range part {
+				best.add(ch)
 			}
 		}
-		choices = append(choices, mine[pick])
-	}
-	if o.Temperature == 0 {
 		choices = best.sorted()
+	} else {
+		mine := make([]choice, 0, c.Codes)
+		for i := range beams {
+			if mine = g.choices(beams, i, logits[i*vocab:(i+1)*vocab], level, excluded, mine[:0]); len(mine) > 0 {
+				choices = append(choices, draw(mine, o))
+			}
+		}
 	}
 	next, parents := make([]beam, len(choices)), make([]int, len(choices))
 	for i, ch := range choices {
@@ -330,6 +299,56 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 		parents[i] = ch.parent
 	}
 	return next, parents
+}
+
+// choices appends to mine the codes that may continue beam i, whose next code has the given log probabilities.
+func (g *Generator) choices(beams []beam, i int, logProbs []float32, level int, excluded []map[int32]int32, mine []choice) []choice {
+	lo, hi := g.children(level, beams[i].node)
+	allowed := float32(0)
+	for node := lo; node < hi; node++ {
+		free := g.trie.Under(level, node)
+		if len(excluded[level]) > 0 {
+			free -= excluded[level][node]
+		}
+		for _, p := range beams[i].paths {
+			if p[level] == node {
+				free--
+			}
+		}
+		if free > 0 {
+			lp := logProbs[g.w.Config.token(level, g.trie.Code(level, node))]
+			mine = append(mine, choice{parent: i, node: node, logProb: float64(lp)})
+			allowed += kernels.Exp(lp)
+		}
+	}
+	norm := math.Log(float64(allowed))
+	for j := range mine {
+		mine[j].score = mine[j].logProb - norm
+		mine[j].total = beams[i].score + mine[j].score
+	}
+	return mine
+}
+
+// draw draws one of a beam's choices.
+func draw(mine []choice, o Options) choice {
+	weights := make([]float64, len(mine))
+	top := math.Inf(-1)
+	for _, ch := range mine {
+		top = max(top, ch.logProb)
+	}
+	var sum float64
+	for j, ch := range mine {
+		weights[j] = math.Exp((ch.logProb - top) / o.Temperature)
+		sum += weights[j]
+	}
+	at, pick := o.Rand.Float64()*sum, len(mine)-1
+	for j, w := range weights {
+		if at -= w; at < 0 {
+			pick = j
+			break
+		}
+	}
+	return mine[pick]
 }
 
 // topChoices keeps the best choices that it is given; among equals the earlier.
