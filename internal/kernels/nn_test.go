@@ -291,6 +291,32 @@ func attentionNaive(qkv []float32, bounds []int, d, heads int, causal bool) []fl
 
 // TestAttention holds the blocked kernel against the formula, for rows and heads of any
 // size; buffers that are used again hold what was there before.
+// TestInPlace: what kernels may write over what they read is what they write elsewhere, to the last bit.
+func TestInPlace(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 10))
+	for _, d := range []int{1, 7, 16, 43} {
+		const n = 9
+		x, y, gain, rstd := random(r, n*d), random(r, n*d), random(r, d), random(r, n)
+		check := func(what string, compute func(out []float32), over []float32) {
+			t.Helper()
+			want, was := random(r, len(over)), slices.Clone(over)
+			compute(want)
+			compute(over)
+			if !slices.Equal(over, want) {
+				t.Errorf("%s of %d in the place of what it reads is another", what, d)
+			}
+			copy(over, was)
+		}
+		for _, p := range []float32{0, 0.4} {
+			check("Dropout", func(out []float32) { Dropout(out, x, p, 3) }, x)
+			check("AddDropout", func(out []float32) { AddDropout(out, y, x, p, 3) }, x)
+		}
+		check("RMSNormBackward", func(out []float32) { RMSNormBackward(out, make([]float32, d), x, y, gain, rstd, n, d) }, x)
+		u := random(r, n*2*d)
+		check("SwiGLUBackward", func(out []float32) { SwiGLUBackward(out, slices.Clone(y), u, n, d) }, u)
+	}
+}
+
 func TestAttention(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		heads, hd := rapid.IntRange(1, 3).Draw(t, "heads"), 2*rapid.IntRange(1, 20).Draw(t, "half")

@@ -120,7 +120,9 @@ func Rotate(b Rows, qkv *gorgonia.Node, rotary *kernels.Rotary, pos func(row int
 			kernels.Parallel((n+grain-1)/grain, func(c int) {
 				for i := c * grain; i < min(n, (c+1)*grain); i++ {
 					row := y[i*width : (i+1)*width]
-					copy(row, x[i*width:]) // nothing, if they lie at the same place
+					if !same(y, x) {
+						copy(row, x[i*width:])
+					}
 					rotary.Turn(row[:width/3*2], pos(i), back)
 				}
 			})
