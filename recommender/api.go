@@ -65,7 +65,11 @@ func (s *Service) Handler() http.Handler {
 		s.answer(w, s.User(r.PathValue("id")), nil)
 	})
 	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
-		s.answer(w, map[string]any{"models": s.Models()}, nil)
+		answer := map[string]any{"models": s.Models()}
+		if why := s.held.Load(); why != nil {
+			answer["releases_held"] = *why
+		}
+		s.answer(w, answer, nil)
 	})
 	mux.HandleFunc("GET /v1/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -98,6 +98,11 @@ func TestOpenAPI(t *testing.T) {
 	check("GET", "/v1/users/i3", "", 200, true)
 	check("GET", "/v1/users/nobody", "", 200, true)
 	check("GET", "/v1/models", "", 200, true)
+	if _, err := publisher.Hold(t.Context(), w.cluster, "m", "likes fell"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "releases are held", func() bool { return w.svc.held.Load() != nil })
+	check("GET", "/v1/models", "", 200, true)
 	check("GET", "/v1/openapi.json", "", 200, true)
 	check("GET", "/healthz", "", 200, true)
 	check("GET", "/readyz", "", 200, true)
@@ -381,6 +386,14 @@ func TestReady(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "what is held is ready, else not", func() bool { return (w.svc.Ready() == nil) == (why != "") })
+		rec := httptest.NewRecorder()
+		w.svc.Handler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/v1/models", nil))
+		var told struct {
+			Held string `json:"releases_held"`
+		}
+		if err := json.Unmarshal(rec.Body.Bytes(), &told); err != nil || told.Held != why {
+			t.Errorf("releases are held because %q, and said is %q, %v", why, told.Held, err)
+		}
 	}
 	if now := w.svc.loaded.Load(); now != &old {
 		t.Error("the same version was loaded again")

@@ -27,8 +27,12 @@ type model struct {
 // channel that was withdrawn; without what is served there is nothing better than what is loaded.
 func (s *Service) announced(ctx context.Context, channel string, ref *onerecv1.CheckpointRef) {
 	if channel == publisher.ChannelReleased {
-		s.held.Store(ref.GetHeld() != "")
-		s.Metrics.setHeld(ref.GetHeld() != "")
+		var held *string
+		if why := ref.GetHeld(); why != "" {
+			held = &why
+		}
+		s.held.Store(held)
+		s.Metrics.setHeld(held != nil)
 	}
 	slot, old := &s.loaded, s.loaded.Load()
 	switch {

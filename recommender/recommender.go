@@ -75,7 +75,7 @@ type Service struct {
 	serving        sync.RWMutex // of withdrawn, and held while what serves is exchanged
 	withdrawn      semanticid.Withdrawn
 	caughtUp       atomic.Bool
-	held           atomic.Bool // nothing newer is to be released for now
+	held           atomic.Pointer[string] // why nothing newer is to be released for now; or nil
 	admission      *admission
 }
 
@@ -123,7 +123,7 @@ func (s *Service) Ready() error {
 		return errors.New("the users' histories are still being read")
 	case m == nil:
 		return errors.New("no model is loaded; popular items are served")
-	case s.MaxModelAge > 0 && !s.held.Load() && time.Since(m.manifest.CreatedAt) > s.MaxModelAge:
+	case s.MaxModelAge > 0 && s.held.Load() == nil && time.Since(m.manifest.CreatedAt) > s.MaxModelAge:
 		return fmt.Errorf("checkpoint %s is from %s, older than %v", m.ref.Version, m.manifest.CreatedAt.Format(time.RFC3339), s.MaxModelAge)
 	}
 	return nil
