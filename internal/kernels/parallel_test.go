@@ -87,7 +87,7 @@ func TestLanes(t *testing.T) {
 }
 
 // TestLastLane: what the last lane splits is done by all processors.
-func TestLastLane(t *testing.T) {
+func TestLastLane(*testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	Lanes(2, func(i int) {
 		if i == 1 {
