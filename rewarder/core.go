@@ -227,7 +227,11 @@ func (c *Core) heldOutSessions(cb *semanticid.Codebook, cfg AlignConfig) []Promp
 		if len(out) == cfg.HeldOut {
 			break
 		}
-		if p := c.data.prompt(cb, c.data.heldOut.sessions[i]); len(p.Session) > 0 {
+		s := c.data.heldOut.sessions[i]
+		if !s.good {
+			continue
+		}
+		if p := c.data.prompt(cb, s); len(p.Session) > 0 {
 			out = append(out, p)
 		}
 	}

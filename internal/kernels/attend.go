@@ -78,22 +78,12 @@ func Attention(out, lse, qkv []float32, bounds []int, d, heads int, causal bool)
 func (h attention) attend(out []float32) {
 	values := NewPanels(false, h.hd, h.n, h.qkv[2*h.d:], 3*h.d, 1)
 	defer values.Release()
-	var sums [attentionRows]float32
 	for q0 := 0; q0 < h.n; q0 += attentionRows {
-		q1 := min(h.n, q0+attentionRows)
-		s := h.scores(q0, q1)
-		for i := q0; i < q1; i++ {
-			visible := h.sees(i + 1)
-			keys, _, top := s.begin(i-q0, visible)
-			sum := expSum(keys, top)
-			s.forget(i-q0, visible)
-			sums[i-q0] = sum
-			h.lse[i*h.heads] = top + float32(math.Log(float64(sum)))
+		s, step := h.scores(q0, min(h.n, q0+attentionRows)), 0
+		if h.causal {
+			step = 1
 		}
-		values.MulLeading(q1-q0, h.hd, s.keys, s.All, s.Width, false, out[q0*h.d:], h.d)
-		for i := q0; i < q1; i++ {
-			scale(out[i*h.d:][:h.hd], 1/sums[i-q0])
-		}
+		values.attend(s, h.sees(q0+1), step, out[q0*h.d:], h.d, h.lse[q0*h.heads:], h.heads)
 		s.Release()
 	}
 }
@@ -188,7 +178,7 @@ func (s *Scores) Hide(i, from int) { fill(s.Own(i)[from:], unseen) }
 // unseen is a score whose exponential is nothing, next to any other's.
 const unseen = -math.MaxFloat32
 
-// begin prepares row i: what it does not see has a score of which the exponential is zero, up to a whole number of
+// begin prepares row i: what it does not see has a score of which the exponential is nothing, up to a whole number of
 // blocks. It returns the scores of the keys that it sees, and its own, with those, and the greatest.
 func (s *Scores) begin(i, sees int) (keys, own []float32, top float32) {
 	row := s.All[i*s.Width : (i+1)*s.Width]
@@ -228,15 +218,23 @@ func expSum(x []float32, top float32) float32 {
 
 // Attend implements [Values].
 func (p Panels) Attend(s *Scores, sees, step int, c []float32, ldc int) {
+	p.attend(s, sees, step, c, ldc, nil, 0)
+}
+
+// attend is Attend that leaves the log of the sum of each row's exponentials in lse, ld apart, if there is one.
+func (p Panels) attend(s *Scores, sees, step int, c []float32, ldc int, lse []float32, ld int) {
 	buf := take(s.rows)
 	defer scratch.Put(buf)
 	for i := range s.rows {
 		visible := min(s.keys, sees+i*step)
 		keys, own, top := s.begin(i, visible)
-		norm := 1 / (expSum(keys, top) + expSum(own, top))
-		scale(own, norm)
+		sum := expSum(keys, top) + expSum(own, top)
+		scale(own, 1/sum)
 		s.forget(i, visible)
-		(*buf)[i] = norm // is multiplied by at the end, where there is less
+		if lse != nil {
+			lse[i*ld] = top + float32(math.Log(float64(sum)))
+		}
+		(*buf)[i] = 1 / sum // is multiplied by at the end, where there is less
 	}
 	p.MulLeading(s.rows, p.n, s.keys, s.All, s.Width, false, c, ldc)
 	for i, norm := range *buf {

@@ -3,6 +3,7 @@
 package kernels
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -35,4 +36,33 @@ func TestTwoTilesAtOnce(t *testing.T) {
 			t.Fatalf("%v, want %v", got, want)
 		}
 	})
+}
+
+// BenchmarkLayOut lays 1,024 rows of B out, panel by panel and four panels at a time, of matrices that no cache holds.
+func BenchmarkLayOut(b *testing.B) {
+	if !useAVX2 {
+		b.Skip("there is no AVX2")
+	}
+	const k, matrices = 1024, 16
+	for _, n := range []int{256, 768, 1376} {
+		src, dst := make([][]float32, matrices), make([]float32, panelFloats(n, k))
+		for i := range src {
+			src[i] = make([]float32, k*n)
+			fill(src[i], 1)
+		}
+		lay := func(panels int, fn func(k int, dst, src []float32, ld int) bool) {
+			b.Run(fmt.Sprintf("%d columns, %d panels at a time", n, panels), func(b *testing.B) {
+				b.SetBytes(4 * k * int64(n))
+				for i := range b.N {
+					for pc := 0; pc < k; pc += kc {
+						for j := 0; j+panels*nr <= n; j += panels * nr {
+							fn(kc, dst[pc*n+j*kc:], src[i%matrices][pc*n+j:], n)
+						}
+					}
+				}
+			})
+		}
+		lay(1, packRowsOf16)
+		lay(4, packRowsOf64)
+	}
 }
