@@ -263,7 +263,7 @@ func (v Values16) Attend(s *Scores, sees, step int, c []float32, ldc int) {
 			factor := float32(0) // of a row that may hold anything, then
 			if weighed >= least {
 				factor = max(weighed/mostWeights, most/mostInt16)
-				roundGain(q[from:to], x, gains, 1/factor)
+				round(q[from:to], x, 1/factor)
 			}
 			by[b*rows+i] = factor
 		}
@@ -282,15 +282,15 @@ func (v Values16) Attend(s *Scores, sees, step int, c []float32, ldc int) {
 	}
 }
 
-// expWeigh replaces x by e^(x-top), as exactly as 16-bit integers ask for: the relative error is below 1e-5, and what
-// should be zero may be 2^-125. It returns the sum of that, and the sum and the greatest of that times gain, which is not
-// negative. x is not above top.
+// expWeigh replaces x by e^(x-top) times gain, which is not negative, as exactly as 16-bit integers ask for: the relative error of
+// exponentials is below 1e-5, and what should be zero may be 2^-125. It returns the sum of them, and the sum and the greatest
+// of the new x. The old is not above top.
 func expWeigh(x, gain []float32, top float32) (sum, weighed, most float32) {
 	sum, weighed, most, i := expWeighBlocks(x, gain, top)
 	for ; i < len(x); i++ {
-		x[i] = Exp(x[i] - top)
-		v := x[i] * gain[i]
-		sum, weighed, most = sum+x[i], weighed+v, max(most, v)
+		e := Exp(x[i] - top)
+		x[i] = e * gain[i]
+		sum, weighed, most = sum+e, weighed+x[i], max(most, x[i])
 	}
 	return sum, weighed, most
 }

@@ -122,10 +122,10 @@ func TestExpWeigh(t *testing.T) {
 		var wantSum, wantWeighed, wantMost float64
 		for i, v := range was {
 			want := math.Exp(float64(v) - top)
-			if math.Abs(float64(x[i])-want) > 1e-5*want+3e-38 {
-				t.Fatalf("e^%v is %v, want %v", v-top, x[i], want)
-			}
 			w := want * float64(gain[i])
+			if math.Abs(float64(x[i])-w) > 1e-5*w+2e-37 {
+				t.Fatalf("e^%v times %v is %v, want %v", v-top, gain[i], x[i], w)
+			}
 			wantSum, wantWeighed, wantMost = wantSum+want, wantWeighed+w, max(wantMost, w)
 		}
 		for i, pair := range [][2]float64{{float64(sum), wantSum}, {float64(weighed), wantWeighed}, {float64(most), wantMost}} {
@@ -134,7 +134,7 @@ func TestExpWeigh(t *testing.T) {
 			}
 		}
 	}
-	x[0] = unseen
+	x[0], gain[0] = unseen, 1
 	if expWeigh(x[:], gain[:], top); x[0] > 3e-38 {
 		t.Errorf("what is not seen weighs %v", x[0])
 	}

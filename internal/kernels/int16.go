@@ -17,26 +17,26 @@ const mostInt16 = 1<<15 - 1
 // tiny is the length below which a row counts as zero.
 const tiny = 1e-15
 
-// fit returns the factor that makes x as long as an integer row may be, and its inverse.
-func fit(x []float32) (to, back float32) {
-	length := float32(math.Sqrt(float64(Dot(x, x))))
-	if length < tiny {
-		return 0, 0
+// fitRows rounds rows of A, m x k, to integers, with the factors that make them as long as integer rows may be; by are the inverses.
+func fitRows(m, k int, dst []int16, ldd int, a []float32, lda int, by []float32) {
+	if fitRowsOf16(m, k, dst, ldd, a, lda, by) {
+		return
 	}
-	return mostInt16 / length, length / mostInt16
+	for i := range m {
+		x, to := a[i*lda:i*lda+k], float32(0)
+		if length := float32(math.Sqrt(float64(Dot(x, x)))); length < tiny {
+			by[i] = 0
+		} else {
+			to, by[i] = mostInt16/length, length/mostInt16
+		}
+		round(dst[i*ldd:], x, to)
+	}
 }
 
 // round writes x times s, rounded to even, to dst.
 func round(dst []int16, x []float32, s float32) {
-	for i := round16Blocks(dst, x, s); i < len(x); i++ {
+	for i := roundBlocks(dst, x, s); i < len(x); i++ {
 		dst[i] = toInt16(x[i] * s)
-	}
-}
-
-// roundGain is round of x times gain.
-func roundGain(dst []int16, x, gain []float32, s float32) {
-	for i := roundGain16Blocks(dst, x, gain, s); i < len(x); i++ {
-		dst[i] = toInt16(float32(x[i]*gain[i]) * s)
 	}
 }
 
@@ -74,14 +74,11 @@ func takeRows16(m, k int) *rows16 {
 
 // fill rounds the rows of A, m x k.
 func (r *rows16) fill(m, k int, a []float32, lda int) {
-	for i := range m {
-		x, q := a[i*lda:i*lda+k], r.q[i*r.ld:(i+1)*r.ld]
-		s, back := fit(x)
-		round(q, x, s)
-		if k < r.ld {
-			q[k] = 0
+	fitRows(m, k, r.q, r.ld, a, lda, r.by)
+	if k < r.ld {
+		for i := range m {
+			r.q[i*r.ld+k] = 0
 		}
-		r.by[i] = back
 	}
 }
 

@@ -195,6 +195,54 @@ func BenchmarkInt16(b *testing.B) {
 	}
 }
 
+// TestFitRows: rows become integers that are off by a half at most, as long as they may be, rows of nothing zero.
+func TestFitRows(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m, k, extra := rapid.IntRange(1, 5).Draw(t, "m"), rapid.IntRange(1, 100).Draw(t, "k"), rapid.IntRange(0, 3).Draw(t, "extra columns")
+		if rapid.Bool().Draw(t, "whole blocks") {
+			k = (k + 15) / 16 * 16
+		}
+		a := drawn(t, m, k, k+extra, true)
+		zero := rapid.IntRange(0, m).Draw(t, "row of nothing")
+		if zero < m {
+			for j := range k {
+				a[zero*(k+extra)+j] = 1e-20
+			}
+		}
+		q, by := make([]int16, m*(k+extra)), make([]float32, m)
+		const beyond = 77
+		for i := range q {
+			q[i] = beyond
+		}
+		fitRows(m, k, q, k+extra, a, k+extra, by)
+		for i := range m {
+			var squares, rounded float64
+			for j, v := range a[i*(k+extra):][:k] {
+				at := i*(k+extra) + j
+				if off := math.Abs(float64(v) - float64(q[at])*float64(by[i])); off > 0.501*float64(by[i]) && i != zero {
+					t.Fatalf("row %d, column %d: %v became %v times %v", i, j, v, q[at], by[i])
+				}
+				squares += float64(v) * float64(v)
+				rounded += float64(q[at]) * float64(q[at])
+			}
+			length := math.Sqrt(rounded)
+			switch none := squares < tiny*tiny; {
+			case i == zero || none:
+				if length != 0 || by[i] != 0 {
+					t.Fatalf("row %d of nothing is %v long, times %v", i, length, by[i])
+				}
+			case math.Abs(length-mostInt16) > math.Sqrt(float64(k))+0.1:
+				t.Fatalf("row %d is %v long", i, length)
+			}
+			for j, v := range q[i*(k+extra)+k:][:extra] {
+				if v != beyond {
+					t.Fatalf("row %d: %d beyond its end, at %d", i, v, j)
+				}
+			}
+		}
+	})
+}
+
 // TestInt16Layout: what is laid out many numbers at a time is where it should be.
 func TestInt16Layout(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -204,13 +252,14 @@ func TestInt16Layout(t *testing.T) {
 		b := drawn(t, n, k, k+extra, true)
 		keys := NewPanels16(n, k, b, k+extra, 0.5)
 		for j := range n {
-			x := append(slices.Clone(b[j*(k+extra):][:k]), 0)
-			s, back := fit(x[:k])
-			if keys.by[j] != back*0.5 {
-				t.Fatalf("column %d is multiplied by %v, want %v", j, keys.by[j], back*0.5)
+			var back [1]float32
+			q := make([]int16, 2*pairs)
+			fitRows(1, k, q, 0, b[j*(k+extra):], 0, back[:])
+			if keys.by[j] != back[0]*0.5 {
+				t.Fatalf("column %d is multiplied by %v, want %v", j, keys.by[j], back[0]*0.5)
 			}
 			for p := range pairs {
-				if got, want := keys.data[at(j, p)], pair(toInt16(x[2*p]*s), toInt16(x[2*p+1]*s)); got != want {
+				if got, want := keys.data[at(j, p)], pair(q[2*p], q[2*p+1]); got != want {
 					t.Fatalf("column %d, pair %d: %x, want %x", j, p, got, want)
 				}
 			}

@@ -98,13 +98,13 @@ func addAt(n int, out *float32, y *float32, block, row int, slots *int32, w *flo
 func expWeigh16(n int, x, gain *float32, top float32) (sum, weighed, most float32)
 
 //go:noescape
-func round16(n int, dst *int16, x *float32, s float32)
+func fitRows16(rows, n int, dst *int16, ldd int, x *float32, ldx int, by *float32, most, tiny float32)
 
 //go:noescape
 func roundPairs16(n int, dst *uint32, panel int, x, y *float32, sx, sy float32)
 
 //go:noescape
-func roundGain16(n int, dst *int16, x, gain *float32, s float32)
+func round16(n int, dst *int16, x *float32, s float32)
 
 var useAVX2 = cpu.X86.HasAVX2 && cpu.X86.HasFMA
 
@@ -173,24 +173,24 @@ func expWeighBlocks(x, gain []float32, top float32) (sum, weighed, most float32,
 	return sum, weighed, most, n
 }
 
-// round16Blocks and roundGain16Blocks return how many floats they took.
-func round16Blocks(dst []int16, x []float32, s float32) int {
+// fitRowsOf16 is fitRows of rows that are whole numbers of 16 floats; it reports whether they are.
+func fitRowsOf16(m, k int, dst []int16, ldd int, x []float32, ldx int, by []float32) bool {
+	if m == 0 || k == 0 || k%16 > 0 || !useAVX2 {
+		return false
+	}
+	_, _, _ = dst[(m-1)*ldd+k-1], x[(m-1)*ldx+k-1], by[m-1]
+	fitRows16(m, k, &dst[0], ldd, &x[0], ldx, &by[0], mostInt16, tiny)
+	return true
+}
+
+// roundBlocks is round of the first floats; it returns how many it took.
+func roundBlocks(dst []int16, x []float32, s float32) int {
 	n := len(x) &^ 15
 	if n == 0 || !useAVX2 {
 		return 0
 	}
 	_ = dst[n-1]
 	round16(n, &dst[0], &x[0], s)
-	return n
-}
-
-func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int {
-	n := len(x) &^ 15
-	if n == 0 || !useAVX2 {
-		return 0
-	}
-	_, _ = dst[n-1], gain[n-1]
-	roundGain16(n, &dst[0], &x[0], &gain[0], s)
 	return n
 }
 

@@ -2692,6 +2692,97 @@ next:
 	VZEROUPPER
 	RET
 
+// func fitRows16(rows int, n int, dst *int16, ldd int, x *float32, ldx int, by *float32, most float32, tiny float32)
+// Requires: AVX, AVX2, FMA3, SSE
+TEXT ·fitRows16(SB), NOSPLIT, $0-64
+	MOVQ  rows+0(FP), AX
+	MOVQ  x+32(FP), DX
+	MOVQ  dst+16(FP), BX
+	MOVQ  ldx+40(FP), SI
+	MOVQ  ldd+24(FP), DI
+	SHLQ  $0x02, SI
+	SHLQ  $0x01, DI
+	MOVQ  by+48(FP), R8
+	MOVSS most+56(FP), X0
+	MOVSS tiny+60(FP), X1
+
+row:
+	MOVQ   DX, R9
+	MOVQ   n+8(FP), CX
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+
+squares:
+	CMPQ        CX, $0x20
+	JLT         rest
+	VMOVUPS     (R9), Y6
+	VFMADD231PS Y6, Y6, Y2
+	VMOVUPS     32(R9), Y6
+	VFMADD231PS Y6, Y6, Y3
+	VMOVUPS     64(R9), Y6
+	VFMADD231PS Y6, Y6, Y4
+	VMOVUPS     96(R9), Y6
+	VFMADD231PS Y6, Y6, Y5
+	ADDQ        $0x00000080, R9
+	SUBQ        $0x20, CX
+	JMP         squares
+
+rest:
+	TESTQ       CX, CX
+	JZ          sum
+	VMOVUPS     (R9), Y6
+	VFMADD231PS Y6, Y6, Y2
+	VMOVUPS     32(R9), Y6
+	VFMADD231PS Y6, Y6, Y3
+	ADDQ        $0x00000040, R9
+	SUBQ        $0x10, CX
+
+sum:
+	VADDPS       Y3, Y2, Y2
+	VADDPS       Y5, Y4, Y4
+	VADDPS       Y4, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X3
+	VADDPS       X3, X2, X2
+	VHADDPS      X2, X2, X2
+	VHADDPS      X2, X2, X2
+	VSQRTSS      X2, X2, X2
+	VCMPSS       $0x05, X1, X2, X3
+	VDIVSS       X2, X0, X4
+	VDIVSS       X0, X2, X2
+	VANDPS       X3, X4, X4
+	VANDPS       X3, X2, X2
+	VMOVSS       X2, (R8)
+	VBROADCASTSS X4, Y2
+	MOVQ         DX, R9
+	MOVQ         BX, R10
+	MOVQ         n+8(FP), CX
+
+sixteen:
+	TESTQ     CX, CX
+	JZ        rounded
+	VMULPS    (R9), Y2, Y3
+	VCVTPS2DQ Y3, Y3
+	VMULPS    32(R9), Y2, Y4
+	VCVTPS2DQ Y4, Y4
+	VPACKSSDW Y4, Y3, Y3
+	VPERMQ    $0xd8, Y3, Y3
+	VMOVDQU   Y3, (R10)
+	ADDQ      $0x00000040, R9
+	ADDQ      $0x20, R10
+	SUBQ      $0x10, CX
+	JMP       sixteen
+
+rounded:
+	ADDQ SI, DX
+	ADDQ DI, BX
+	ADDQ $0x04, R8
+	DECQ AX
+	JNZ  row
+	VZEROUPPER
+	RET
+
 // func round16(n int, dst *int16, x *float32, s float32)
 // Requires: AVX, AVX2, SSE
 TEXT ·round16(SB), NOSPLIT, $0-28
@@ -2703,7 +2794,7 @@ TEXT ·round16(SB), NOSPLIT, $0-28
 
 sixteen:
 	TESTQ     AX, AX
-	JZ        done
+	JZ        rounded
 	VMULPS    (DX), Y0, Y1
 	VCVTPS2DQ Y1, Y1
 	VMULPS    32(DX), Y0, Y2
@@ -2716,41 +2807,7 @@ sixteen:
 	SUBQ      $0x10, AX
 	JMP       sixteen
 
-done:
-	VZEROUPPER
-	RET
-
-// func roundGain16(n int, dst *int16, x *float32, gain *float32, s float32)
-// Requires: AVX, AVX2, SSE
-TEXT ·roundGain16(SB), NOSPLIT, $0-36
-	MOVQ         n+0(FP), AX
-	MOVQ         dst+8(FP), CX
-	MOVQ         x+16(FP), DX
-	MOVQ         gain+24(FP), BX
-	MOVSS        s+32(FP), X0
-	VBROADCASTSS X0, Y0
-
-sixteen:
-	TESTQ     AX, AX
-	JZ        done
-	VMOVUPS   (BX), Y1
-	VMULPS    (DX), Y1, Y1
-	VMULPS    Y0, Y1, Y1
-	VCVTPS2DQ Y1, Y1
-	VMOVUPS   32(BX), Y2
-	VMULPS    32(DX), Y2, Y2
-	VMULPS    Y0, Y2, Y2
-	VCVTPS2DQ Y2, Y2
-	VPACKSSDW Y2, Y1, Y1
-	VPERMQ    $0xd8, Y1, Y1
-	VMOVDQU   Y1, (CX)
-	ADDQ      $0x00000040, DX
-	ADDQ      $0x00000040, BX
-	ADDQ      $0x20, CX
-	SUBQ      $0x10, AX
-	JMP       sixteen
-
-done:
+rounded:
 	VZEROUPPER
 	RET
 
@@ -2788,8 +2845,8 @@ loop:
 	VPSLLD      $0x17, Y9, Y9
 	VPADDD      Y9, Y10, Y8
 	VADDPS      Y8, Y2, Y2
-	VMOVUPS     Y8, (CX)
 	VMULPS      (DX), Y8, Y8
+	VMOVUPS     Y8, (CX)
 	VADDPS      Y8, Y3, Y3
 	VMAXPS      Y8, Y4, Y4
 	VMOVUPS     32(CX), Y8
@@ -2807,8 +2864,8 @@ loop:
 	VPSLLD      $0x17, Y9, Y9
 	VPADDD      Y9, Y10, Y8
 	VADDPS      Y8, Y5, Y5
-	VMOVUPS     Y8, 32(CX)
 	VMULPS      32(DX), Y8, Y8
+	VMOVUPS     Y8, 32(CX)
 	VADDPS      Y8, Y6, Y6
 	VMAXPS      Y8, Y7, Y7
 	ADDQ        $0x00000040, CX

@@ -17,8 +17,12 @@ func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []flo
 func expWeighBlocks(x, gain []float32, top float32) (sum, weighed, most float32, n int) {
 	return 0, 0, 0, 0
 }
-func round16Blocks(dst []int16, x []float32, s float32) int           { return 0 }
-func roundGain16Blocks(dst []int16, x, gain []float32, s float32) int { return 0 }
+
+func fitRowsOf16(m, k int, dst []int16, ldd int, x []float32, ldx int, by []float32) bool {
+	return false
+}
+
+func roundBlocks(dst []int16, x []float32, s float32) int { return 0 }
 
 func packPairsOf8(pairs int, dst []uint32, src []int16, ld int) int { return 0 }
 

@@ -18,8 +18,8 @@ func int16s() {
 		// avo does not know it.
 		Instruction(&ir.Instruction{Opcode: "VPDPWSSD", Operands: []Op{a, b, acc}, Inputs: []Op{a, b, acc}, Outputs: []Op{acc}})
 	})
-	round16(false)
-	round16(true)
+	fitRows16()
+	round16()
 	expWeigh16()
 	roundPairs16()
 }
@@ -114,7 +114,7 @@ func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
 // expWeigh16 is expSum8 that weighs at the same time, and is as exact as 16-bit integers ask for.
 func expWeigh16() {
 	TEXT("expWeigh16", NOSPLIT, "func(n int, x, gain *float32, top float32) (sum, weighed, most float32)")
-	Doc("expWeigh16 replaces x by e^(x-top), for n floats, a multiple of 16, and returns the sum of that, and the sum and the greatest of that times gain, which is not negative; x is not above top. The relative error is below 1e-5, and nothing is less than 2^-125.")
+	Doc("expWeigh16 replaces x by e^(x-top) times gain, which is not negative, for n floats, a multiple of 16, and returns the sum of the former, and the sum and the greatest of the latter; x is not above top. The relative error is below 1e-5, and no exponential is less than 2^-125.")
 	n := Load(Param("n"), GP64())
 	x := Load(Param("x"), GP64())
 	gain := Load(Param("gain"), GP64())
@@ -140,8 +140,8 @@ func expWeigh16() {
 		VMULPS(log2e, v, v)
 		exp2(v)
 		VADDPS(v, sums[i], sums[i])
-		VMOVUPS(v, Mem{Base: x, Disp: 32 * i})
 		VMULPS(Mem{Base: gain, Disp: 32 * i}, v, v)
+		VMOVUPS(v, Mem{Base: x, Disp: 32 * i})
 		VADDPS(v, weighed[i], weighed[i])
 		VMAXPS(v, tops[i], tops[i])
 	}
@@ -163,52 +163,109 @@ func expWeigh16() {
 	RET()
 }
 
-// round16 rounds floats times a factor, and times a gain of each with gains.
-func round16(gains bool) {
-	name, signature, doc := "round16", "func(n int, dst *int16, x *float32, s float32)", "round16 rounds n floats, a multiple of 16, times s to integers; those beyond 16 bits become the greatest or least."
-	if gains {
-		name, signature, doc = "roundGain16", "func(n int, dst *int16, x, gain *float32, s float32)", "roundGain16 is round16 of x times gain."
+// fitRows16 takes a row's length as dotAVX2 does, and rounds what is then in the nearest cache.
+func fitRows16() {
+	TEXT("fitRows16", NOSPLIT, "func(rows, n int, dst *int16, ldd int, x *float32, ldx int, by *float32, most, tiny float32)")
+	Doc("fitRows16 rounds rows of n floats, a multiple of 16, to integers with the factor that makes their length most; by are the inverses. A row shorter than tiny becomes zero.")
+	rows, n := Load(Param("rows"), GP64()), GP64()
+	first, out := Load(Param("x"), GP64()), Load(Param("dst"), GP64())
+	ldx, ldd := Load(Param("ldx"), GP64()), Load(Param("ldd"), GP64())
+	SHLQ(Imm(2), ldx)
+	SHLQ(Imm(1), ldd)
+	by := Load(Param("by"), GP64())
+	most, tiny := Load(Param("most"), XMM()), Load(Param("tiny"), XMM())
+	x, dst := GP64(), GP64()
+	Label("row")
+	MOVQ(first, x)
+	Load(Param("n"), n)
+	var acc [4]reg.VecVirtual
+	for i := range acc {
+		acc[i] = YMM()
+		VXORPS(acc[i], acc[i], acc[i])
 	}
-	TEXT(name, NOSPLIT, signature)
-	Doc(doc)
+	add := func(acc []reg.VecVirtual) {
+		for i := range acc {
+			v := YMM()
+			VMOVUPS(Mem{Base: x, Disp: 32 * i}, v)
+			VFMADD231PS(v, v, acc[i])
+		}
+		ADDQ(U32(32*len(acc)), x)
+		SUBQ(Imm(uint64(8*len(acc))), n)
+	}
+	Label("squares")
+	CMPQ(n, Imm(32))
+	JLT(LabelRef("rest"))
+	add(acc[:])
+	JMP(LabelRef("squares"))
+	Label("rest")
+	TESTQ(n, n)
+	JZ(LabelRef("sum"))
+	add(acc[:2])
+	Label("sum")
+	VADDPS(acc[1], acc[0], acc[0])
+	VADDPS(acc[3], acc[2], acc[2])
+	VADDPS(acc[2], acc[0], acc[0])
+	low, high := acc[0].AsX(), XMM()
+	VEXTRACTF128(Imm(1), acc[0], high)
+	VADDPS(high, low, low)
+	VHADDPS(low, low, low)
+	VHADDPS(low, low, low)
+	length, long, to, back := XMM(), XMM(), XMM(), XMM()
+	VSQRTSS(low, low, length)
+	VCMPSS(Imm(5), tiny, length, long) // not less than
+	VDIVSS(length, most, to)
+	VDIVSS(most, length, back)
+	VANDPS(long, to, to)
+	VANDPS(long, back, back)
+	VMOVSS(back.(reg.Register), Mem{Base: by})
+	s := YMM()
+	VBROADCASTSS(to, s)
+
+	MOVQ(first, x)
+	MOVQ(out, dst)
+	Load(Param("n"), n)
+	roundRow(n, dst, x, s)
+	ADDQ(ldx, first)
+	ADDQ(ldd, out)
+	ADDQ(Imm(4), by)
+	DECQ(rows)
+	JNZ(LabelRef("row"))
+	VZEROUPPER()
+	RET()
+}
+
+// round16 rounds floats times a factor.
+func round16() {
+	TEXT("round16", NOSPLIT, "func(n int, dst *int16, x *float32, s float32)")
+	Doc("round16 rounds n floats, a multiple of 16, times s to integers; those beyond 16 bits become the greatest or least.")
 	n := Load(Param("n"), GP64())
-	dst := Load(Param("dst"), GP64())
-	x := Load(Param("x"), GP64())
-	bases := []reg.GPVirtual{x.(reg.GPVirtual)}
-	var gain reg.GPVirtual
-	if gains {
-		gain = Load(Param("gain"), GP64()).(reg.GPVirtual)
-		bases = append(bases, gain)
-	}
+	dst, x := Load(Param("dst"), GP64()), Load(Param("x"), GP64())
 	low, s := XMM(), YMM()
 	Load(Param("s"), low)
 	VBROADCASTSS(low, s)
-	v := []reg.VecVirtual{YMM(), YMM()}
+	roundRow(n, dst, x, s)
+	VZEROUPPER()
+	RET()
+}
+
+// roundRow rounds n floats at x, a multiple of 16, times s, to integers at dst, and ends at a label of its own.
+func roundRow(n, dst, x reg.Register, s reg.VecVirtual) {
 	Label("sixteen")
 	TESTQ(n, n)
-	JZ(LabelRef("done"))
+	JZ(LabelRef("rounded"))
+	v := [2]reg.VecVirtual{YMM(), YMM()}
 	for i := range v {
-		if gains {
-			VMOVUPS(Mem{Base: gain, Disp: 32 * i}, v[i])
-			VMULPS(Mem{Base: x, Disp: 32 * i}, v[i], v[i])
-			VMULPS(s, v[i], v[i])
-		} else {
-			VMULPS(Mem{Base: x, Disp: 32 * i}, s, v[i])
-		}
+		VMULPS(Mem{Base: x, Disp: 32 * i}, s, v[i])
 		VCVTPS2DQ(v[i], v[i])
 	}
 	VPACKSSDW(v[1], v[0], v[0])
 	VPERMQ(Imm(0xd8), v[0], v[0])
 	VMOVDQU(v[0], Mem{Base: dst})
-	for _, b := range bases {
-		ADDQ(U32(64), b)
-	}
+	ADDQ(U32(64), x)
 	ADDQ(Imm(32), dst)
 	SUBQ(Imm(16), n)
 	JMP(LabelRef("sixteen"))
-	Label("done")
-	VZEROUPPER()
-	RET()
+	Label("rounded")
 }
 
 // roundPairs16 makes pairs of two rows.
