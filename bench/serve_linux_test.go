@@ -46,9 +46,12 @@ const (
 	serveHistory, serveList             = 50, 10
 )
 
-// Users who return ask a few times, each time after a few more items, so many of them in turn; their histories have 50 items in the
-// mean.
-const returns, watchedBetween, inTurn = 4, 2, 16
+// Users who return ask a few times, each time after a few more items, at least so many of them in turn, and as many more as it takes for
+// a user to pause between two requests; their histories have 50 items in the mean.
+const (
+	returns, watchedBetween, inTurn = 4, 2, 16
+	pause                           = 500 * time.Millisecond
+)
 
 // BenchmarkServe attacks a recommender (embedded broker, a checkpoint of random weights, HTTP on loopback) with
 // vegeta: as fast as it answers, in float32 and in int16, then, in int16, at rates below and above that, then while a new checkpoint is
@@ -72,13 +75,13 @@ func BenchmarkServe(b *testing.B) {
 			for b.Loop() {
 				of := servedOf(b)
 				fast := make(map[decoder.Numbers]float64)
-				var asks vegeta.Targeter
+				var asks func(rate float64) vegeta.Targeter
 				var swap func() (stop func() int)
 				for _, numbers := range []decoder.Numbers{decoder.Float32, decoder.Int16} {
 					var url string
 					url, swap = serveOurs(b, of, mode.beams, numbers)
 					asks = of.asks(url, mode.ask, mode.returns)
-					full := attack(b, asks, 0, mode.clients)
+					full := attack(b, asks(0), 0, mode.clients)
 					fast[numbers] = full.Throughput
 					fmt.Printf("%s, in %v, as fast as it answers with %d clients: %.1f requests/s, p50 %v, p99 %v\n", mode.name, numbers, mode.clients, full.Throughput, round(full.Latencies.P50), round(full.Latencies.P99))
 				}
@@ -87,7 +90,7 @@ func BenchmarkServe(b *testing.B) {
 				best := 0.0
 				fmt.Println("OFFERED/s  ANSWERED/s  p50     p99     p99 OF ALL  STATUS")
 				for _, share := range []float64{0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 3, 6} {
-					m := attack(b, asks, share*capacity, 0)
+					m := attack(b, asks(share*capacity), share*capacity, 0)
 					fmt.Printf("%-9.1f  %-10.1f  %-6v  %-6v  %-10v  %v\n", m.Rate, m.Throughput, round(m.good.P50), round(m.good.P99), round(m.Latencies.P99), m.StatusCodes)
 					if m.good.P99 < 100*time.Millisecond && m.Success == 1 {
 						best = max(best, m.Throughput)
@@ -103,9 +106,9 @@ func BenchmarkServe(b *testing.B) {
 				var calm, swapping []time.Duration
 				swaps, failed := 0, 0.0
 				for range 3 {
-					calm = append(calm, attack(b, asks, 0.5*capacity, 0).Latencies.P99)
+					calm = append(calm, attack(b, asks(0.5*capacity), 0.5*capacity, 0).Latencies.P99)
 					stop := swap()
-					m := attack(b, asks, 0.5*capacity, 0)
+					m := attack(b, asks(0.5*capacity), 0.5*capacity, 0)
 					swaps += stop()
 					swapping, failed = append(swapping, m.Latencies.P99), failed+1-m.Success
 				}
@@ -208,8 +211,17 @@ func servedOf(b *testing.B) (of served) {
 	return of
 }
 
-// asks returns requests of one new user after the other, each of whom asks so many times, while others do.
-func (s served) asks(url, ask string, returns int) vegeta.Targeter {
+// asks returns requests, at a rate, of one new user after the other, each of whom asks so many times, while others do.
+func (s served) asks(url, ask string, returns int) func(rate float64) vegeta.Targeter {
+	next := 0
+	return func(rate float64) vegeta.Targeter {
+		first := next
+		next += 1 << 20 // whom nobody has seen yet
+		return s.asksFrom(first, max(inTurn, int(rate*pause.Seconds())), url, ask, returns)
+	}
+}
+
+func (s served) asksFrom(next, inTurn int, url, ask string, returns int) vegeta.Targeter {
 	r := rand.New(rand.NewPCG(1, 2))
 	type user struct {
 		id    int
@@ -217,7 +229,7 @@ func (s served) asks(url, ask string, returns int) vegeta.Targeter {
 		asked int
 	}
 	var mu sync.Mutex
-	users, next, turn := make([]*user, inTurn), 0, 0
+	users, turn := make([]*user, inTurn), 0
 	return func(t *vegeta.Target) error {
 		mu.Lock()
 		defer mu.Unlock()
@@ -225,7 +237,11 @@ func (s served) asks(url, ask string, returns int) vegeta.Targeter {
 		turn++
 		u := users[at]
 		if u == nil || u.asked == returns {
-			u = &user{id: next}
+			begun := 0
+			if u == nil {
+				begun = at % returns // not all for the first time at once
+			}
+			u = &user{id: next, asked: begun}
 			users[at] = u
 			if next++; len(s.histories) > 0 {
 				u.items = s.histories[u.id%len(s.histories)]

@@ -42,6 +42,16 @@ func (p *pasts) take(user string) *decoder.Past {
 	return new(decoder.Past)
 }
 
+// who says whether a user is one of whom something is kept.
+func (p *pasts) who(user string) visitor {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.byUser[user]; ok {
+		return returning
+	}
+	return newcomer
+}
+
 // put keeps a past for the next search of its user.
 func (p *pasts) put(user string, past *decoder.Past) {
 	const overhead = 256 // of an entry, about, without the name

@@ -113,7 +113,7 @@ func (s *Service) Recommend(ctx context.Context, q Request) (*Answer, error) {
 	}
 	o := m.ask(q, items, before, s.Beams, q.History == nil && s.HistoryCache > 0)
 	a.HistoryItems = len(o.History)
-	done, err := s.admission.admit(ctx)
+	done, err := s.admission.admit(ctx, s.pasts.who(q.UserID))
 	if err != nil {
 		return nil, err
 	}
