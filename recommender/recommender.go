@@ -65,9 +65,12 @@ type Service struct {
 	// MaxModelAge is how old the served checkpoint may be before the service says that it is not
 	// ready; 0: any age. While releases are held any age is fit.
 	MaxModelAge time.Duration
-	Log         *slog.Logger
-	Metrics     *Metrics
-	OnReady     func() // histories are caught up, and a model is loaded if one was announced
+	// MaxViewAge is how long ago a view may have been written that is read at a start; 0: all that the topic
+	// holds.
+	MaxViewAge time.Duration
+	Log        *slog.Logger
+	Metrics    *Metrics
+	OnReady    func() // histories are caught up, and a model is loaded if one was announced
 
 	users          *users
 	pasts          *pasts
@@ -75,7 +78,8 @@ type Service struct {
 	serving        sync.RWMutex // of withdrawn, and held while what serves is exchanged
 	withdrawn      semanticid.Withdrawn
 	caughtUp       atomic.Bool
-	held           atomic.Pointer[string] // why nothing newer is to be released for now; or nil
+	toRead         atomic.Pointer[backlog] // of views, until caughtUp
+	held           atomic.Pointer[string]  // why nothing newer is to be released for now; or nil
 	admission      *admission
 }
 
@@ -120,7 +124,7 @@ func (s *Service) Ready() error {
 	m := s.loaded.Load()
 	switch {
 	case !s.caughtUp.Load():
-		return errors.New("the users' histories are still being read")
+		return fmt.Errorf("the users' histories are still being read%s", s.toRead.Load())
 	case m == nil:
 		return errors.New("no model is loaded; popular items are served")
 	case s.MaxModelAge > 0 && s.held.Load() == nil && time.Since(m.manifest.CreatedAt) > s.MaxModelAge:
@@ -142,22 +146,49 @@ func (s *Service) followViews(ctx context.Context) error {
 		s.users.add(&v)
 		return nil
 	}
-	return s.follow(ctx, schemas.TopicViews, record, func() { s.Metrics.setUsers(s.users.len()) }, func() {
+	var since time.Time
+	if s.MaxViewAge > 0 {
+		since = time.Now().Add(-s.MaxViewAge)
+	}
+	said := time.Now()
+	return s.follow(ctx, schemas.TopicViews, since, record, func(b backlog) {
+		s.Metrics.setUsers(s.users.len())
+		if s.caughtUp.Load() {
+			return
+		}
+		if s.toRead.Store(&b); time.Since(said) > 10*time.Second {
+			said = time.Now()
+			s.Log.Info("reading users' histories", "read", b.of-b.left, "of", b.of)
+		}
+	}, func() {
 		s.caughtUp.Store(true)
 		s.OnReady()
 	})
 }
 
-// follow calls record with the committed records of a topic, from its beginning on until ctx ends; polled after every
-// few of them, and caughtUp once, when it has read what was there when it began.
-func (s *Service) follow(ctx context.Context, topic string, record func(*kgo.Record) error, polled, caughtUp func()) error {
-	spans, err := s.Cluster.Spans(ctx, topic)
+// backlog is how many records of a topic are left to be read of those that it had at first.
+type backlog struct{ left, of int64 }
+
+// String is for after a sentence.
+func (b *backlog) String() string {
+	if b == nil {
+		return ""
+	}
+	return fmt.Sprintf(": %d of %d records", b.of-b.left, b.of)
+}
+
+// follow calls record with the committed records of a topic, from those on that were written at a time or, with none, from its
+// beginning, until ctx ends; polled after every few of them, and caughtUp once, when it has read what was there when it began.
+func (s *Service) follow(ctx context.Context, topic string, since time.Time, record func(*kgo.Record) error, polled func(backlog), caughtUp func()) error {
+	spans, err := s.Cluster.SpansSince(ctx, topic, since)
 	if err != nil {
 		return err
 	}
+	var toRead backlog
 	at := make(map[int32]kgo.Offset)
 	for p, span := range spans {
 		at[p] = kgo.NewOffset().At(span.From)
+		toRead.of += span.To - span.From
 	}
 	cl, err := s.Cluster.Client(
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
@@ -183,8 +214,12 @@ func (s *Service) follow(ctx context.Context, topic string, record func(*kgo.Rec
 			return fmt.Errorf("read topic %s: %w", topic, err)
 		}
 		for r := range fetches.RecordsAll() {
-			if span, ok := spans[r.Partition]; ok && r.Offset >= span.To-1 {
-				delete(spans, r.Partition)
+			if span, ok := spans[r.Partition]; ok {
+				if span.From = r.Offset + 1; span.From >= span.To {
+					delete(spans, r.Partition)
+				} else {
+					spans[r.Partition] = span
+				}
 			}
 			if r.Attrs.IsControl() {
 				continue
@@ -193,7 +228,11 @@ func (s *Service) follow(ctx context.Context, topic string, record func(*kgo.Rec
 				return err
 			}
 		}
-		polled()
+		toRead.left = 0
+		for _, span := range spans {
+			toRead.left += span.To - span.From
+		}
+		polled(toRead)
 	}
 }
 

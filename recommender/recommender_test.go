@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -307,6 +308,62 @@ func TestBadRequests(t *testing.T) {
 		if code != 200 && !strings.Contains(reply, `"detail"`) {
 			t.Errorf("%.60q: the answer says nothing: %s", body, reply)
 		}
+	}
+}
+
+// TestStart: a service that starts reads no view that was written too long ago, is not ready until a transaction that was open is
+// decided, and says how far it is.
+func TestStart(t *testing.T) {
+	w := start(t)
+	w.publish(t, publisher.ChannelReleased, 1)
+	produce := func(cl *kgo.Client, item string, age time.Duration) {
+		t.Helper()
+		value, err := proto.Marshal(&onerecv1.View{EventId: item, UserId: "u", ItemId: item, EventTimeMs: time.Now().Add(-age).UnixMilli(), Like: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &kgo.Record{Topic: schemas.TopicViews, Key: []byte("u"), Value: value, Timestamp: time.Now().Add(-age)}
+		if err := cl.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	produce(w.client, "i1", 3*time.Hour)
+	produce(w.client, "i2", 2*time.Hour)
+	produce(w.client, "i3", 30*time.Minute)
+	open, err := w.cluster.Client(kgo.TransactionalID("t"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	if err := open.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	produce(open, "i4", 0)
+
+	young := service()
+	young.MaxViewAge = time.Hour
+	ready := w.begin(t, young)
+	eventually(t, "it says how far it is", func() bool {
+		err := young.Ready()
+		return err != nil && strings.Contains(err.Error(), "still being read: 1 of 2 records")
+	})
+	if err := open.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+		t.Fatal(err)
+	}
+	<-ready
+	if got := young.History("u"); !slices.Equal(got, []string{"i3", "i4"}) {
+		t.Errorf("it knows %v", got)
+	}
+	all := service()
+	<-w.begin(t, all)
+	if got := all.History("u"); !slices.Equal(got, []string{"i1", "i2", "i3", "i4"}) {
+		t.Errorf("without a limit %v", got)
+	}
+	none := service()
+	none.MaxViewAge = time.Nanosecond
+	<-w.begin(t, none)
+	if got := none.History("u"); len(got) > 0 {
+		t.Errorf("of views that are all too old, %v", got)
 	}
 }
 

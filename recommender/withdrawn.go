@@ -3,6 +3,7 @@ package recommender
 import (
 	"context"
 	"sync/atomic"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -12,10 +13,10 @@ import (
 // followItems keeps what is withdrawn out of every answer that is begun after its record was read.
 func (s *Service) followItems(ctx context.Context, caughtUp func()) error {
 	var records []*kgo.Record
-	return s.follow(ctx, schemas.TopicItems, func(r *kgo.Record) error {
+	return s.follow(ctx, schemas.TopicItems, time.Time{}, func(r *kgo.Record) error {
 		records = append(records, r)
 		return nil
-	}, func() {
+	}, func(backlog) {
 		s.withdraw(records)
 		clear(records)
 		records = records[:0]

@@ -457,7 +457,7 @@ func (a *App) recommender(store *publisher.Store) (*recommender.Service, error) 
 		return nil, err
 	}
 	return &recommender.Service{
-		CanaryPercent: a.CanaryPercent, MaxWait: a.MaxWait, Timeout: a.RequestTimeout, MaxModelAge: a.MaxModelAge,
+		CanaryPercent: a.CanaryPercent, MaxWait: a.MaxWait, Timeout: a.RequestTimeout, MaxModelAge: a.MaxModelAge, MaxViewAge: a.MaxViewAge,
 		Cluster: a.cluster(), Store: store, Model: a.Model, Channel: a.Channel, Policy: a.History,
 		Beams: a.Beams, Numbers: numbers, MaxUsers: a.MaxUsers, MaxItems: a.MaxItems, HistoryCache: int64(a.HistoryCache) << 20,
 	}, nil

@@ -73,7 +73,7 @@ type Settings struct {
 	Auth                    recommender.Auth
 	CanaryPercent           float64
 	MaxWait, RequestTimeout time.Duration
-	MaxModelAge             time.Duration
+	MaxModelAge, MaxViewAge time.Duration
 	SignKeyFile             string
 	TrustKeyFiles           []string
 	KeepCheckpoints         int
@@ -278,6 +278,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Duration(GroupServe, "max-wait", &s.MaxWait, time.Millisecond, time.Minute, "a request that would wait longer for others is turned away (503)")
 	c.Duration(GroupServe, "request-timeout", &s.RequestTimeout, 10*time.Millisecond, 10*time.Minute, "time for all of a request")
 	c.Duration(GroupServe, "max-model-age", &s.MaxModelAge, 0, 10*year, "not ready when the served checkpoint is older and releases are not held; 0: any age")
+	c.Duration(GroupServe, "max-view-age", &s.MaxViewAge, 0, 10*year, "views that were written longer ago are not read at a start; 0: all that the topic holds")
 	c.String(GroupServe, "channel", &s.Channel, "channel that is served; until it has a version, the newest candidate is", publisher.ChannelReleased, publisher.ChannelCandidate, publisher.ChannelCanary)
 	c.Int(GroupServe, "beams", &s.Beams, 1, 1024, "width of the beam search")
 	c.String(GroupServe, "numbers", &s.Numbers, "what searches compute in: int16 answers more requests a second and costs log probabilities less than TF32 would", decoder.Float32.String(), decoder.Int16.String())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -64,13 +65,23 @@ type Span struct{ From, To int64 }
 // watermark: transactions that are still open are included, and reading such a
 // span waits until they are decided.
 func (c Cluster) Spans(ctx context.Context, topic string) (map[int32]Span, error) {
+	return c.SpansSince(ctx, topic, time.Time{})
+}
+
+// SpansSince is Spans from the first record of each partition on that is not older than t.
+func (c Cluster) SpansSince(ctx context.Context, topic string, t time.Time) (map[int32]Span, error) {
 	cl, err := c.Client()
 	if err != nil {
 		return nil, err
 	}
 	defer cl.Close()
 	adm := kadm.NewClient(cl)
-	starts, err := adm.ListStartOffsets(ctx, topic)
+	var starts kadm.ListedOffsets
+	if t.IsZero() {
+		starts, err = adm.ListStartOffsets(ctx, topic)
+	} else { // the end, if all are older
+		starts, err = adm.ListOffsetsAfterMilli(ctx, t.UnixMilli(), topic)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list offsets of topic %q: %w", topic, err)
 	}
