@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"onerec/internal/kernels"
 	"onerec/internal/ops"
 	"onerec/semanticid"
 )
@@ -183,10 +184,7 @@ func BenchmarkReturns(b *testing.B) {
 					for b.Loop() {
 						var past *Past
 						if with {
-							past = &Past{of: first.of, tokens: slices.Clone(first.tokens)}
-							for _, kv := range first.kv {
-								past.kv = append(past.kv, slices.Clone(kv))
-							}
+							past = &Past{of: first.of, tokens: slices.Clone(first.tokens), row: clone(gen.network, first.row)}
 						}
 						if err := search(Options{History: history, Past: past}); err != nil {
 							b.Fatal(err)
@@ -196,6 +194,21 @@ func BenchmarkReturns(b *testing.B) {
 			}
 		}
 	}
+}
+
+// clone returns a copy of what a past keeps.
+func clone(net *network, p *prefix) *prefix {
+	out, hd := &prefix{n: p.n, kept: true}, net.w.Config.Dim/net.w.Config.Heads
+	for l := range p.keys {
+		var keys []kernels.Leading
+		var values []kernels.Values
+		for head := range p.keys[l] {
+			k, v := p.of(l, head)
+			keys, values = append(keys, net.numbers.moreKeys(k, p.n, p.n, hd, nil, 0)), append(values, net.numbers.moreValues(v, p.n, p.n, hd, nil, 0))
+		}
+		out.keys, out.values = append(out.keys, keys), append(out.values, values)
+	}
+	return out
 }
 
 // BenchmarkLanes makes training steps of 16 rows of 128 tokens in one lane, and in two.

@@ -399,12 +399,16 @@ func (g *Generator) children(level int, node int32) (lo, hi int32) {
 // of all beams.
 type prefix struct {
 	n      int
+	kept   bool // by a [Past]
 	keys   [][]kernels.Leading
 	values [][]kernels.Values
 }
 
-// release lets other searches have the memory.
+// release lets other searches have the memory, unless it is kept.
 func (p *prefix) release() {
+	if p.kept {
+		return
+	}
 	for l := range p.keys {
 		for head := range p.keys[l] {
 			p.keys[l][head].Release()
@@ -413,35 +417,58 @@ func (p *prefix) release() {
 	}
 }
 
+// of returns what a head has in a layer; nothing, of none.
+func (p *prefix) of(layer, head int) (kernels.Leading, kernels.Values) {
+	if p == nil {
+		return nil, nil
+	}
+	return p.keys[layer][head], p.values[layer][head]
+}
+
+// bytes is what it takes.
+func (p *prefix) bytes() (n int64) {
+	for l := range p.keys {
+		for head := range p.keys[l] {
+			n += p.keys[l][head].Bytes() + p.values[l][head].Bytes()
+		}
+	}
+	return n
+}
+
 // prefill runs tokens through the model at once, but for those that an earlier search's past has, if
 // there is one. It returns their cache and the last one's hidden state. Of the last layer only the keys
 // and values of all tokens are needed, and the rest of the last token alone.
-func (net *network) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
+func (net *network) prefill(tokens []int32, past *Past) (*prefix, []float32) {
 	c, n, from := net.w.Config, len(tokens), 0
-	if kept != nil {
-		from = kept.begin(net, tokens)
+	p := &prefix{n: n, kept: past != nil, keys: make([][]kernels.Leading, c.Layers), values: make([][]kernels.Values, c.Layers)}
+	var before *prefix
+	if past != nil {
+		before, from = past.begin(net, tokens, p)
 	}
 	d, hd, m := c.Dim, c.Dim/c.Heads, n-from
-	buf := newActivations(c, m, n)
+	buf := newActivations(c, m, m) // of the tokens from from on
 	defer buf.release()
-	x, h, qkv := buf.x, buf.h, buf.qkv // x and h of the tokens from from on, qkv of all
+	x, h, qkv := buf.x, buf.h, buf.qkv
 	for i, t := range tokens[from:] {
 		copy(x[i*d:(i+1)*d], net.w.embed()[int(t)*d:])
 	}
 	place := func(row int) int { return from + row }
-	p := &prefix{n: n, keys: make([][]kernels.Leading, c.Layers), values: make([][]kernels.Values, c.Layers)}
 	for l := range c.Layers {
-		net.beginLayer(l, buf, m, qkv[from*3*d:], place)
-		if kept != nil {
-			kept.fill(l, d, qkv)
-			kept.keep(l, d, qkv)
-		}
+		net.beginLayer(l, buf, m, qkv, place)
 		p.keys[l], p.values[l] = make([]kernels.Leading, c.Heads), make([]kernels.Values, c.Heads)
 		kernels.Parallel(2*c.Heads, func(i int) {
-			if head := i / 2; i%2 == 0 {
-				p.keys[l][head] = net.numbers.keys(n, hd, qkv[d+head*hd:], 3*d)
-			} else {
-				p.values[l][head] = net.numbers.values(n, hd, qkv[2*d+head*hd:], 3*d)
+			head := i / 2
+			switch k, v := qkv[d+head*hd:], qkv[2*d+head*hd:]; {
+			case past == nil && i%2 == 0:
+				p.keys[l][head] = net.numbers.keys(n, hd, k, 3*d)
+			case past == nil:
+				p.values[l][head] = net.numbers.values(n, hd, v, 3*d)
+			case i%2 == 0:
+				first, _ := before.of(l, head)
+				p.keys[l][head] = net.numbers.moreKeys(first, from, n, hd, k, 3*d)
+			default:
+				_, first := before.of(l, head)
+				p.values[l][head] = net.numbers.moreValues(first, from, n, hd, v, 3*d)
 			}
 		})
 		if l < c.Layers-1 {
@@ -455,12 +482,16 @@ func (net *network) prefill(tokens []int32, kept *Past) (*prefix, []float32) {
 		s := kernels.TakeScores(1, n, 0)
 		for head := range c.Heads {
 			off := head * hd
-			p.keys[l][head].Mul(1, qkv[(n-1)*3*d+off:], 3*d, false, s.All, s.Width)
+			p.keys[l][head].Mul(1, qkv[(m-1)*3*d+off:], 3*d, false, s.All, s.Width)
 			p.values[l][head].Attend(s, n, 0, last.h[off:], d)
 		}
 		s.Release()
 		net.finishLayer(l, last, 1)
 		x = last.x
+	}
+	if before != nil {
+		before.kept = false
+		before.release()
 	}
 	out := make([]float32, d)
 	kernels.RMSNorm(out, make([]float32, 1), x, net.w.norm(), 1, d)

@@ -45,11 +45,10 @@ func (n Numbers) weights(out, in int, w []float32) kernels.Shared {
 
 // keys lays one head's keys (tokens x hd, rows ld apart) out.
 func (n Numbers) keys(tokens, hd int, k []float32, ld int) kernels.Leading {
-	scale := float32(1 / math.Sqrt(float64(hd)))
 	if n == Int16 {
-		return kernels.NewPanels16(tokens, hd, k, ld, scale)
+		return kernels.NewPanels16(tokens, hd, k, ld, keyScale(hd))
 	}
-	return kernels.NewPanels(true, tokens, hd, k, ld, scale)
+	return kernels.NewPanels(true, tokens, hd, k, ld, keyScale(hd))
 }
 
 // values lays one head's values (tokens x hd, rows ld apart) out.
@@ -59,3 +58,25 @@ func (n Numbers) values(tokens, hd int, v []float32, ld int) kernels.Values {
 	}
 	return kernels.NewPanels(false, hd, tokens, v, ld, 1)
 }
+
+// moreKeys is keys of tokens of which the first from are laid out before.
+func (n Numbers) moreKeys(before kernels.Leading, from, tokens, hd int, k []float32, ld int) kernels.Leading {
+	if n == Int16 {
+		first, _ := before.(kernels.Panels16)
+		return first.WithColumns(from, tokens, hd, k, ld, keyScale(hd))
+	}
+	first, _ := before.(kernels.Panels)
+	return first.WithColumns(from, tokens, hd, k, ld, keyScale(hd))
+}
+
+// moreValues is values of tokens of which the first from are laid out before.
+func (n Numbers) moreValues(before kernels.Values, from, tokens, hd int, v []float32, ld int) kernels.Values {
+	if n == Int16 {
+		first, _ := before.(kernels.Values16)
+		return first.WithRows(from, hd, tokens, v, ld)
+	}
+	first, _ := before.(kernels.Panels)
+	return first.WithRows(from, hd, tokens, v, ld)
+}
+
+func keyScale(hd int) float32 { return float32(1 / math.Sqrt(float64(hd))) }

@@ -94,25 +94,35 @@ func TestPastAsWithout(t *testing.T) {
 	})
 }
 
-// TestPastIsOfOneModel: a past takes no more than its row's keys and values, and does not hold on to its model.
+// TestPastIsOfOneModel: a past takes what its row's keys and values do, half of it in 16-bit integers, and does not hold on
+// to its model.
 func TestPastIsOfOneModel(t *testing.T) {
-	c := testConfig()
+	c, err := Preset("small", 2, 16, 50, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var past Past
 	if past.Bytes() != 0 {
 		t.Errorf("an empty past takes %d bytes", past.Bytes())
 	}
-	func() {
-		gen, err := NewGenerator(randomWeights(t, c, 1), testCodebook(t, 9, c.Codes))
-		if err != nil {
-			t.Fatal(err)
+	for numbers, perValue := range map[Numbers]float64{Float32: 4, Int16: 2 + 4/float64(c.Dim/c.Heads)} { // a factor for each head's
+		func() {
+			gen, err := NewGenerator(randomWeights(t, c, 1), testCodebook(t, 99, c.Codes))
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := Options{Width: 4, Past: &past}
+			for i := range int32(43) {
+				o.History = append(o.History, gen.ids(i))
+			}
+			if _, err := gen.In(numbers).Next(o, 3); err != nil {
+				t.Fatal(err)
+			}
+		}()
+		all, _ := past.Tokens()
+		if takes, least := float64(past.Bytes()), perValue*float64(all*c.Layers*2*c.Dim); takes < least || takes > 1.2*least {
+			t.Errorf("a past of %d tokens in %v takes %v bytes, its keys and values %v", all, numbers, takes, least)
 		}
-		if _, err := gen.Next(Options{Width: 4, Past: &past, History: []Item{gen.ids(1), gen.ids(2)}}, 3); err != nil {
-			t.Fatal(err)
-		}
-	}()
-	all, _ := past.Tokens()
-	if least := int64(all * c.Layers * 2 * c.Dim * 4); past.Bytes() < least || past.Bytes() > 2*least {
-		t.Errorf("a past of %d tokens takes %d bytes, its keys and values %d", all, past.Bytes(), least)
 	}
 	for range 3 {
 		runtime.GC()

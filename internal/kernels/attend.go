@@ -5,7 +5,7 @@ import "math"
 // attentionRows is how many queries are looked at together.
 const attentionRows = 48
 
-// AttentionFrom is causal [Attention] of one row of n positions, for those from a position on; out has no others.
+// AttentionFrom is causal [Attention] of one row of n positions, for those from a position on; qkv and out have no others.
 // keys and values are laid out for products, by head: headDim x n and scaled, and n x headDim. What it computes
 // of a position does not depend on from, to the last bit.
 func AttentionFrom(out, qkv []float32, keys []Leading, values []Values, from, n, d int) {
@@ -16,7 +16,7 @@ func AttentionFrom(out, qkv []float32, keys []Leading, values []Values, from, n,
 		q1 := min(n, q0+attentionRows)
 		s := TakeScores(q1-q0, q1, 0)
 		defer s.Release()
-		keys[head].MulLeading(q1-q0, q1, hd, qkv[q0*3*d+off:], 3*d, false, s.All, s.Width)
+		keys[head].MulLeading(q1-q0, q1, hd, qkv[(q0-from)*3*d+off:], 3*d, false, s.All, s.Width)
 		values[head].Attend(s, q0+1, 1, out[(q0-from)*d+off:], d)
 	})
 }
@@ -139,6 +139,8 @@ type Values interface {
 	// Attend computes C = P V for the values V of s's keys: row i of P is the softmax of the first
 	// sees + i*step scores of row i, all keys' at most, and of its own ones. The latter become their weights.
 	Attend(s *Scores, sees, step int, c []float32, ldc int)
+	// Bytes is what they take.
+	Bytes() int64
 	// Release lets others have its memory; it must not be used any more.
 	Release()
 }

@@ -182,33 +182,61 @@ func TestAttentionFrom(t *testing.T) {
 		from := rapid.IntRange(0, n-1).Draw(t, "from")
 		to := rapid.IntRange(from+1, n).Draw(t, "to")
 		scale := float32(1 / math.Sqrt(float64(hd)))
+		kept := rapid.IntRange(0, from).Draw(t, "kept")
 		for _, numbers := range []struct {
 			near   float64
 			keys   func(n int, k []float32) Leading
 			values func(n int, v []float32) Values
+			// the same, the first of which are laid out before, with others that are not the same
+			moreKeys   func(before Leading, n int, k []float32) Leading
+			moreValues func(before Values, n int, v []float32) Values
 		}{
-			{1e-5, func(n int, k []float32) Leading { return NewPanels(true, n, hd, k, 3*d, scale) }, func(n int, v []float32) Values { return NewPanels(false, hd, n, v, 3*d, 1) }},
-			{2e-3, func(n int, k []float32) Leading { return NewPanels16(n, hd, k, 3*d, scale) }, func(n int, v []float32) Values { return NewValues16(hd, n, v, 3*d) }},
+			{
+				1e-5, func(n int, k []float32) Leading { return NewPanels(true, n, hd, k, 3*d, scale) }, func(n int, v []float32) Values { return NewPanels(false, hd, n, v, 3*d, 1) },
+				func(before Leading, n int, k []float32) Leading {
+					return before.(Panels).WithColumns(kept, n, hd, k, 3*d, scale)
+				},
+				func(before Values, n int, v []float32) Values { return before.(Panels).WithRows(kept, hd, n, v, 3*d) },
+			},
+			{
+				2e-3, func(n int, k []float32) Leading { return NewPanels16(n, hd, k, 3*d, scale) }, func(n int, v []float32) Values { return NewValues16(hd, n, v, 3*d) },
+				func(before Leading, n int, k []float32) Leading {
+					return before.(Panels16).WithColumns(kept, n, hd, k, 3*d, scale)
+				},
+				func(before Values, n int, v []float32) Values { return before.(Values16).WithRows(kept, hd, n, v, 3*d) },
+			},
 		} {
-			attend := func(from, n int) []float32 {
+			attend := func(from, n int, more bool) []float32 {
 				var keys []Leading
 				var values []Values
 				for head := range heads {
-					keys = append(keys, numbers.keys(n, qkv[d+head*hd:]))
-					values = append(values, numbers.values(n, qkv[2*d+head*hd:]))
+					k, v := qkv[d+head*hd:], qkv[2*d+head*hd:]
+					if !more {
+						keys, values = append(keys, numbers.keys(n, k)), append(values, numbers.values(n, v))
+						continue
+					}
+					other := slices.Clone(qkv)
+					for i := range other[kept*3*d:] {
+						other[kept*3*d+i] *= -3
+					}
+					before := min(kept+11, len(qkv)/(3*d))
+					keys = append(keys, numbers.moreKeys(numbers.keys(before, other[d+head*hd:]), n, k[kept*3*d:]))
+					values = append(values, numbers.moreValues(numbers.values(before, other[2*d+head*hd:]), n, v[kept*3*d:]))
 				}
 				out := make([]float32, (n-from)*d)
-				AttentionFrom(out, qkv, keys, values, from, n, d)
+				AttentionFrom(out, qkv[from*3*d:], keys, values, from, n, d)
 				return out
 			}
-			got := attend(0, n)
+			got := attend(0, n, false)
 			for i, w := range want {
 				if math.Abs(float64(got[i]-w)) > numbers.near {
 					t.Fatalf("at %d: %v, want %v +- %v", i, got[i], w, numbers.near)
 				}
 			}
-			if part := attend(from, to); !slices.Equal(part, got[from*d:to*d]) {
-				t.Fatalf("positions %d to %d depend on the others", from, to)
+			for _, more := range []bool{false, true} {
+				if part := attend(from, to, more); !slices.Equal(part, got[from*d:to*d]) {
+					t.Fatalf("positions %d to %d depend on the others; %d are laid out before: %v", from, to, kept, more)
+				}
 			}
 		}
 	})

@@ -245,6 +245,8 @@ type Leading interface {
 	Right
 	// MulLeading is Mul with the first k rows and n columns of B, as if there were no others.
 	MulLeading(m, n, k int, a []float32, lda int, add bool, c []float32, ldc int)
+	// Bytes is what it takes.
+	Bytes() int64
 	// Release lets others have its memory; it must not be used any more.
 	Release()
 }
@@ -262,6 +264,45 @@ func NewPanels(trans bool, n, k int, b []float32, ldb int, alpha float32) Panels
 	panels(*data, trans, n, k, b, ldb, alpha)
 	return Panels{n, k, *data, data}
 }
+
+// WithColumns returns panels of n columns of k rows: the first are p's, of which there may be more, those from a column on B's rows times
+// alpha. The memory is of that size, and its own.
+func (p Panels) WithColumns(from, n, k int, b []float32, ldb int, alpha float32) Panels {
+	data, at := make([]float32, panelFloats(n, k)), from/nr*nr
+	copy(data, p.data[:at*k])
+	if at < from { // one panel has columns of both
+		panel, end := data[at*k:][:nr*k], min(n, at+nr)
+		copy(panel, p.data[at*k:])
+		for j := from; j < end; j++ {
+			for i, v := range b[(j-from)*ldb:][:k] {
+				panel[i*nr+j-at] = v * alpha
+			}
+		}
+		at = end
+	}
+	if at < n {
+		packB(data[at*k:], true, b[(at-from)*ldb:], ldb, 0, k, 0, n-at, alpha)
+	}
+	return Panels{n, k, data, &data}
+}
+
+// WithRows is WithColumns of rows: n columns of k rows, those from a row on B's.
+func (p Panels) WithRows(from, n, k int, b []float32, ldb int) Panels {
+	data := make([]float32, panelFloats(n, k))
+	for j := 0; j < n; j += nr {
+		panel := data[j*k:][:nr*k]
+		if from > 0 {
+			copy(panel, p.data[j*p.k:][:from*nr])
+		}
+		if from < k {
+			packB(panel[from*nr:], false, b[j:], ldb, 0, k-from, 0, min(nr, n-j), 1)
+		}
+	}
+	return Panels{n, k, data, &data}
+}
+
+// Bytes is what it takes.
+func (p Panels) Bytes() int64 { return 4 * int64(cap(p.data)) }
 
 // Release lets others have its memory; see [Leading].
 func (p Panels) Release() { scratch.Put(p.from) }

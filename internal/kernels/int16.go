@@ -107,15 +107,26 @@ func takeColumns16(n, k, factors int) *columns16 {
 // Release lets others have its memory; see [Leading].
 func (c *columns16) Release() { columns16Pool.Put(c) }
 
+// Bytes is what it takes.
+func (c *columns16) Bytes() int64 { return 4 * int64(cap(c.data)+cap(c.by)) }
+
 // newTransposed16 lays out the transpose of B, n x k, times alpha.
 func newTransposed16(n, k int, b []float32, ldb int, alpha float32) *columns16 {
-	c, pairs := takeColumns16(n, k, panelFloats(n, 1)), (k+1)/2
-	r := takeRows16(nr, k)
+	c := takeColumns16(n, k, panelFloats(n, 1))
+	c.columns(0, b, ldb, alpha)
+	return c
+}
+
+// columns lays out columns from one on: rows of B, times alpha.
+func (c *columns16) columns(from int, b []float32, ldb int, alpha float32) {
+	pairs := (c.k + 1) / 2
+	r := takeRows16(nr, c.k)
 	defer rows16Pool.Put(r)
-	for from := 0; from < n; from += nr {
-		rows := min(nr, n-from)
-		r.fill(rows, k, b[from*ldb:], ldb)
-		panel := c.data[from*pairs:][:nr*pairs]
+	for at := from; at < c.n; {
+		first := at % nr // of the panel's
+		rows := min(nr-first, c.n-at)
+		r.fill(rows, c.k, b[(at-from)*ldb:], ldb)
+		panel := c.data[(at-first)*pairs:][:nr*pairs]
 		done := 0
 		if rows == nr {
 			done = packPairsOf8(pairs, panel, r.q, pairs)
@@ -124,12 +135,12 @@ func newTransposed16(n, k int, b []float32, ldb int, alpha float32) *columns16 {
 		for j := range rows {
 			q := r.q[j*r.ld : (j+1)*r.ld]
 			for p := done; p < pairs; p++ {
-				panel[p*nr+j] = pair(q[2*p], q[2*p+1])
+				panel[p*nr+first+j] = pair(q[2*p], q[2*p+1])
 			}
-			c.by[from+j] = r.by[j] * alpha
+			c.by[at+j] = r.by[j] * alpha
 		}
+		at += rows
 	}
-	return c
 }
 
 // pair is two integers, the first in the low half.
@@ -213,6 +224,18 @@ func NewPanels16(n, k int, b []float32, ldb int, alpha float32) Panels16 {
 	return Panels16{newTransposed16(n, k, b, ldb, alpha)}
 }
 
+// WithColumns is [Panels.WithColumns].
+func (p Panels16) WithColumns(from, n, k int, b []float32, ldb int, alpha float32) Panels16 {
+	pairs := (k + 1) / 2
+	c := &columns16{n, k, make([]uint32, panelFloats(n, pairs)), make([]float32, panelFloats(n, 1))}
+	if from > 0 {
+		copy(c.data, p.data[:panelFloats(from, pairs)])
+		copy(c.by, p.by[:from])
+	}
+	c.columns(from, b, ldb, alpha)
+	return Panels16{c}
+}
+
 // Mul computes C = A B; see [Right].
 func (p Panels16) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int) {
 	p.MulLeading(m, p.n, p.k, a, lda, add, c, ldc)
@@ -243,15 +266,36 @@ const (
 
 // NewValues16 lays B, k x n, out.
 func NewValues16(n, k int, b []float32, ldb int) Values16 {
-	pairs := (k + 1) / 2
 	v := Values16{takeColumns16(n, k, padded(k))} // the factors are rows'
 	clear(v.by[k:])
+	v.rows(0, b, ldb)
+	return v
+}
+
+// WithRows is [Panels.WithRows].
+func (v Values16) WithRows(from, n, k int, b []float32, ldb int) Values16 {
+	pairs, whole := (k+1)/2, (from+1)/2
+	out := Values16{&columns16{n, k, make([]uint32, panelFloats(n, pairs)), make([]float32, padded(k))}}
+	if from > 0 {
+		before := (v.k + 1) / 2
+		for j := 0; j < n; j += nr {
+			copy(out.data[j*pairs:], v.data[j*before:][:whole*nr])
+		}
+		copy(out.by, v.by[:from])
+	}
+	out.rows(from, b, ldb)
+	return out
+}
+
+// rows lays out rows from one on: B's.
+func (v Values16) rows(from int, b []float32, ldb int) {
+	n, pairs := v.n, (v.k+1)/2
 	zeros := make([]float32, n)
 	factor := func(i int) (x []float32, s float32) {
-		if i == k {
+		if i == v.k {
 			return zeros, 0
 		}
-		x = b[i*ldb : i*ldb+n]
+		x = b[(i-from)*ldb:][:n]
 		top := maxAbs(x)
 		if top < tiny {
 			v.by[i] = 0
@@ -260,14 +304,22 @@ func NewValues16(n, k int, b []float32, ldb int) Values16 {
 		v.by[i] = top / mostValue
 		return x, mostValue / top
 	}
-	for p := range pairs {
+	p := from / 2
+	if 2*p < from { // a pair has rows of both
+		y, sy := factor(from)
+		for j, of := range y {
+			at := &v.data[(j/nr*pairs+p)*nr+j%nr]
+			*at = pair(int16(*at), toInt16(of*sy))
+		}
+		p++
+	}
+	for ; p < pairs; p++ {
 		x, sx := factor(2 * p)
 		y, sy := factor(2*p + 1)
 		for j := roundPairsOf16(v.data[p*nr:], nr*pairs, x, y, sx, sy); j < n; j++ {
 			v.data[(j/nr*pairs+p)*nr+j%nr] = pair(toInt16(x[j]*sx), toInt16(y[j]*sy))
 		}
 	}
-	return v
 }
 
 // ones are the factors of values' columns.
