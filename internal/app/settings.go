@@ -275,7 +275,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.String(GroupServe, "listen-tls-key", &s.Auth.KeyFile, "file with its key in PEM")
 	c.String(GroupServe, "listen-client-ca", &s.Auth.ClientCA, "file with CA certificates in PEM; clients need a certificate from one of them")
 	c.Float(GroupServe, "canary-percent", &s.CanaryPercent, 0, 100, "share of the users who are served by what is on the canary channel")
-	c.Duration(GroupServe, "max-wait", &s.MaxWait, time.Millisecond, time.Minute, "a request that would wait longer for others is turned away (503)")
+	c.Duration(GroupServe, "max-wait", &s.MaxWait, time.Millisecond, time.Minute, "a request that would wait longer for others is turned away (503); of a user of whom nothing is kept, after three quarters of it")
 	c.Duration(GroupServe, "request-timeout", &s.RequestTimeout, 10*time.Millisecond, 10*time.Minute, "time for all of a request")
 	c.Duration(GroupServe, "max-model-age", &s.MaxModelAge, 0, 10*year, "not ready when the served checkpoint is older and releases are not held; 0: any age")
 	c.Duration(GroupServe, "max-view-age", &s.MaxViewAge, 0, 10*year, "views that were written longer ago are not read at a start; 0: all that the topic holds")
