@@ -284,6 +284,19 @@ func dots8() {
 	RET()
 }
 
+// sumOf adds what a dot product has in its registers up, into the first float of the first.
+func sumOf(acc [4]reg.VecVirtual) reg.Register {
+	VADDPS(acc[1], acc[0], acc[0])
+	VADDPS(acc[3], acc[2], acc[2])
+	VADDPS(acc[2], acc[0], acc[0])
+	low, high := acc[0].AsX(), XMM()
+	VEXTRACTF128(Imm(1), acc[0], high)
+	VADDPS(high, low, low)
+	VHADDPS(low, low, low)
+	VHADDPS(low, low, low)
+	return low
+}
+
 func dot() {
 	TEXT("dotAVX2", NOSPLIT, "func(n int, x, y *float32) float32")
 	Doc("dotAVX2 returns the inner product of n floats, a multiple of 32.")
@@ -308,14 +321,7 @@ func dot() {
 	SUBQ(Imm(32), n)
 	JMP(LabelRef("dot"))
 	Label("sum")
-	VADDPS(acc[1], acc[0], acc[0])
-	VADDPS(acc[3], acc[2], acc[2])
-	VADDPS(acc[2], acc[0], acc[0])
-	low, high := acc[0].AsX(), XMM()
-	VEXTRACTF128(Imm(1), acc[0], high)
-	VADDPS(high, low, low)
-	VHADDPS(low, low, low)
-	VHADDPS(low, low, low)
+	low := sumOf(acc)
 	Store(low, ReturnIndex(0))
 	VZEROUPPER()
 	RET()
