@@ -404,11 +404,15 @@ type prefix struct {
 	values [][]kernels.Values
 }
 
-// release lets other searches have the memory, unless it is kept.
+// release ends a search's use of it.
 func (p *prefix) release() {
-	if p.kept {
-		return
+	if !p.kept {
+		p.free()
 	}
+}
+
+// free lets other searches have the memory; nobody uses it any more.
+func (p *prefix) free() {
 	for l := range p.keys {
 		for head := range p.keys[l] {
 			p.keys[l][head].Release()
@@ -490,8 +494,7 @@ func (net *network) prefill(tokens []int32, past *Past) (*prefix, []float32) {
 		x = last.x
 	}
 	if before != nil {
-		before.kept = false
-		before.release()
+		before.free()
 	}
 	out := make([]float32, d)
 	kernels.RMSNorm(out, make([]float32, 1), x, net.w.norm(), 1, d)
