@@ -49,10 +49,11 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 	ids := func() []int32 { return []int32{0, 2, 1, 2, 0, 1}[:w.b.rows] }
 	table, rotary := param(3, width), kernels.NewRotary(width/2, rows)
 	made := []*gorgonia.Node{Embed(table, ids, rows)}
+	var balance *gorgonia.Node
 	for _, p := range plan {
 		x, y := made[p/8%len(made)], made[p/64%len(made)]
 		var n *gorgonia.Node
-		switch p % 6 {
+		switch p % 7 {
 		case 0:
 			n = Linear(w.b, x, param(width, width))
 		case 1:
@@ -65,6 +66,13 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 			n = Mul(w.b, x, y)
 		case 5:
 			n = Add(w.b, x, y)
+		case 6:
+			const experts, active = 3, 2
+			e := NewExperts(w.b, Linear(w.b, x, param(experts, width)), active)
+			n = e.Down(e.Up(x, param(experts, 2*width, width)), param(experts, width, width))
+			if balance = e.Balance(w.b.Len); p%2 == 0 {
+				balance = gorgonia.Must(gorgonia.Mul(balance, gorgonia.NewConstant(float32(p))))
+			}
 		}
 		made = append(made, n)
 	}
@@ -78,6 +86,9 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 	}, rows)
 	ones := tensor.New(tensor.WithShape(rows), tensor.WithBacking([]float32{1, 2, 3, 1, 1, 1}))
 	w.cost = gorgonia.Must(gorgonia.Mul(gorgonia.NodeFromAny(w.g, ones, gorgonia.WithName("ones")), logp))
+	if balance != nil {
+		w.cost = gorgonia.Must(gorgonia.Add(w.cost, balance))
+	}
 	var err error
 	if w.gradients, err = gorgonia.Grad(w.cost, w.params...); err != nil {
 		t.Fatal(err)

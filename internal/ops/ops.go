@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"hash"
 	"hash/fnv"
+	"slices"
 	"sync/atomic"
 
 	"github.com/chewxy/hm"
@@ -45,6 +46,7 @@ type op struct {
 	light   bool        // see recomputed
 	over    []int       // see overlay
 	passes  func() bool // see passing
+	fixed   []int       // see fixed
 	out     *tensor.Dense
 	in      [][]float32
 }
@@ -72,6 +74,12 @@ func overlay(n *gorgonia.Node, inputs ...int) *gorgonia.Node {
 // passing says that n's value is that of its first input, and need not be copied, in runs in which when says so.
 func passing(n *gorgonia.Node, when func() bool) *gorgonia.Node {
 	n.Op().(*op).passes = when
+	return n
+}
+
+// fixed says that n has no gradient at the given inputs, which it only comes after.
+func fixed(n *gorgonia.Node, inputs ...int) *gorgonia.Node {
+	n.Op().(*op).fixed = inputs
 	return n
 }
 
@@ -136,7 +144,7 @@ func (o *op) Hashcode() uint32 {
 func (o *op) DiffWRT(inputs int) []bool {
 	d := make([]bool, inputs)
 	for i := range d {
-		d[i] = o.diff != nil
+		d[i] = o.diff != nil && !slices.Contains(o.fixed, i)
 	}
 	return d
 }
