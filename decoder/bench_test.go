@@ -12,13 +12,13 @@ import (
 	"onerec/semanticid"
 )
 
-// BenchmarkGenerate writes lists of 10 and of 1 item after 50 items of history, with the presets small and base, in
+// BenchmarkGenerate writes lists of 10 and of 1 item after 50 items of history, with the presets small, its kin of experts and base, in
 // float32 and in 16-bit integers.
 func BenchmarkGenerate(b *testing.B) {
 	const items = 5000
 	r := rand.New(rand.NewPCG(1, 1))
 	cb := randomCodebook(b, items, 3, 128, 1)
-	for _, preset := range []string{"small", "base"} {
+	for _, preset := range []string{"small", "small-experts", "base"} {
 		c, err := Preset(preset, 3, 128, 50, 10)
 		if err != nil {
 			b.Fatal(err)
@@ -213,7 +213,7 @@ func clone(net *network, p *prefix) *prefix {
 
 // BenchmarkLanes makes training steps of 16 rows of 128 tokens in one lane, and in two.
 func BenchmarkLanes(b *testing.B) {
-	for _, name := range []string{"tiny", "small", "base"} {
+	for _, name := range Presets() {
 		c, err := Preset(name, 3, 340, 21, 10)
 		if err != nil {
 			b.Fatal(err)

@@ -94,16 +94,20 @@ func TestCompanyWaitsForMembersOnly(t *testing.T) {
 // to the last bit.
 func TestSideBySideAsAlone(t *testing.T) {
 	for _, n := range []Numbers{Float32, Int16} {
-		t.Run(n.String(), func(t *testing.T) { sideBySideAsAlone(t, n) })
+		t.Run(n.String(), func(t *testing.T) { sideBySideAsAlone(t, n, 0) })
+		t.Run(n.String()+", experts", func(t *testing.T) { sideBySideAsAlone(t, n, 6) })
 	}
 }
 
-func sideBySideAsAlone(t *testing.T, numbers Numbers) {
+func sideBySideAsAlone(t *testing.T, numbers Numbers, experts int) {
 	const items = 300
 	cb := testCodebook(t, items, 20)
 	c, err := Preset("tiny", cb.Levels(), cb.Codes(), 20, 5)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if c.Experts = experts; experts > 0 {
+		c.Active = 2
 	}
 	w, err := NewWeights(c, 3)
 	if err != nil {

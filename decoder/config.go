@@ -28,6 +28,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 
 	"onerec/internal/safetensors"
 )
@@ -39,7 +40,7 @@ type Config struct {
 	Layers int `json:"layers"`
 	Dim    int `json:"dim"`     // width of the residual stream
 	Heads  int `json:"heads"`   // attention heads; Dim / Heads is even
-	Hidden int `json:"hidden"`  // width of the feed-forward part
+	Hidden int `json:"hidden"`  // width of the feed-forward part, or of each expert
 	Levels int `json:"levels"`  // codes of an item
 	Codes  int `json:"codes"`   // values of a code
 	MaxLen int `json:"max_len"` // longest row, in tokens
@@ -49,6 +50,10 @@ type Config struct {
 	// Users is the number of tokens for users, who are hashed into that many buckets (TIGER,
 	// arXiv 2305.05065, section 3.2). A row of a known user begins with the user's instead of BOS.
 	Users int `json:"users,omitempty"`
+	// Experts makes the feed-forward part a sparse mixture of so many, as the paper's is (OneRec, arXiv 2502.18965,
+	// section 3.2): each token goes to the Active ones that its layer's router gives most. 0: one part, for all tokens.
+	Experts int `json:"experts,omitempty"`
+	Active  int `json:"active,omitempty"` // experts of a token, 2 at least
 }
 
 // Preset returns the named size for a codebook of levels x codes and rows that
@@ -63,11 +68,16 @@ func Preset(name string, levels, codes, n, m int) (Config, error) {
 		c.Layers, c.Dim, c.Heads, c.Hidden = 4, 128, 4, 352
 	case "base":
 		c.Layers, c.Dim, c.Heads, c.Hidden = 6, 256, 8, 688
+	case "small-experts": // computes as much for each token as small
+		c.Layers, c.Dim, c.Heads, c.Hidden, c.Experts, c.Active = 4, 128, 4, 176, 8, 2
 	default:
-		return Config{}, fmt.Errorf("decoder preset %q is not one of tiny, small, base", name)
+		return Config{}, fmt.Errorf("decoder preset %q is not one of %s", name, strings.Join(Presets(), ", "))
 	}
 	return c, nil
 }
+
+// Presets lists the names of sizes.
+func Presets() []string { return []string{"tiny", "small", "base", "small-experts"} }
 
 // WithRows returns c with rows that are compact or not, of so many user buckets, as long as
 // that takes for the same number of items.
@@ -138,6 +148,8 @@ func (c Config) check() error {
 		return fmt.Errorf("decoder: %d levels of %d codes is out of range", c.Levels, c.Codes)
 	case c.Users < 0 || c.Users > 1<<20:
 		return fmt.Errorf("decoder: %d buckets of users is out of range", c.Users)
+	case c.Experts == 0 && c.Active != 0, c.Experts != 0 && (c.Active < 2 || c.Active > c.Experts || c.Experts > 1<<10):
+		return fmt.Errorf("decoder: %d active experts of %d is out of range: at least 2 are active, at most 1024 there, or none of both", c.Active, c.Experts)
 	case c.MaxLen < c.Levels+2 || c.MaxLen > 1<<17:
 		return fmt.Errorf("decoder: rows of %d tokens is out of range", c.MaxLen)
 	}
@@ -150,9 +162,12 @@ type Weights struct {
 	params []safetensors.Tensor
 }
 
-type layerWeights struct{ normAttn, qkv, out, normFF, up, down []float32 }
+type layerWeights struct {
+	normAttn, qkv, out, normFF, up, down []float32
+	router                               []float32 // of a mixture of experts
+}
 
-// layout lists names and shapes. A matrix is out x in, as in PyTorch.
+// layout lists names and shapes. A matrix is out x in, as in PyTorch; experts have one each, one after the other.
 func (c Config) layout() []safetensors.Tensor {
 	t := []safetensors.Tensor{{Name: "embed", Shape: []int{c.Vocab(), c.Dim}}}
 	for l := range c.Layers {
@@ -162,8 +177,16 @@ func (c Config) layout() []safetensors.Tensor {
 			safetensors.Tensor{Name: name("qkv"), Shape: []int{3 * c.Dim, c.Dim}},
 			safetensors.Tensor{Name: name("out"), Shape: []int{c.Dim, c.Dim}},
 			safetensors.Tensor{Name: name("norm_ff"), Shape: []int{c.Dim}},
-			safetensors.Tensor{Name: name("up"), Shape: []int{2 * c.Hidden, c.Dim}},
-			safetensors.Tensor{Name: name("down"), Shape: []int{c.Dim, c.Hidden}},
+		)
+		up, down := []int{2 * c.Hidden, c.Dim}, []int{c.Dim, c.Hidden}
+		if c.Experts == 0 {
+			t = append(t, safetensors.Tensor{Name: name("up"), Shape: up}, safetensors.Tensor{Name: name("down"), Shape: down})
+			continue
+		}
+		t = append(t,
+			safetensors.Tensor{Name: name("up"), Shape: append([]int{c.Experts}, up...)},
+			safetensors.Tensor{Name: name("down"), Shape: append([]int{c.Experts}, down...)},
+			safetensors.Tensor{Name: name("router"), Shape: []int{c.Experts, c.Dim}},
 		)
 	}
 	return append(t, safetensors.Tensor{Name: "norm", Shape: []int{c.Dim}})
@@ -192,7 +215,7 @@ func NewWeights(c Config, seed uint64) (*Weights, error) {
 				t.Data[j] = 1
 			}
 			continue
-		case t.Shape[0] == c.Dim && t.Name != "embed": // out, down
+		case strings.HasSuffix(t.Name, ".out"), strings.HasSuffix(t.Name, ".down"):
 			dev /= math.Sqrt(float64(2 * c.Layers))
 		}
 		for j := range t.Data {
@@ -264,6 +287,16 @@ func (w *Weights) embed() []float32 { return w.params[0].Data }
 func (w *Weights) norm() []float32  { return w.params[len(w.params)-1].Data }
 
 func (w *Weights) layer(l int) layerWeights {
-	p := w.params[1+6*l:]
-	return layerWeights{p[0].Data, p[1].Data, p[2].Data, p[3].Data, p[4].Data, p[5].Data}
+	of := layerParams(w.Config, w.params, l)
+	p := layerWeights{of[0].Data, of[1].Data, of[2].Data, of[3].Data, of[4].Data, of[5].Data, nil}
+	if w.Config.Experts > 0 {
+		p.router = of[6].Data
+	}
+	return p
+}
+
+// layerParams returns those of a layer, of all in the order of layout.
+func layerParams[T any](c Config, all []T, l int) []T {
+	each := (len(all) - 2) / c.Layers
+	return all[1+each*l:][:each]
 }

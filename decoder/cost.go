@@ -3,19 +3,22 @@ package decoder
 import "onerec/internal/kernels"
 
 // FLOPs is what a training step over so many tokens takes in products of matrices: 6 for
-// each weight and token (Kaplan et al., arXiv 2001.08361, table 1), and those of causal
-// attention over rows of MaxLen at most.
+// each weight and token (Kaplan et al., arXiv 2001.08361, table 1), of experts for those that
+// a token goes to, and those of causal attention over rows of MaxLen at most.
 func (c Config) FLOPs(tokens int) float64 {
-	weights := c.Layers*(4*c.Dim*c.Dim+3*c.Dim*c.Hidden) + c.Vocab()*c.Dim*c.Levels/c.stride()
+	weights := c.Layers*(4*c.Dim*c.Dim+3*c.Dim*c.hidden()+c.Experts*c.Dim) + c.Vocab()*c.Dim*c.Levels/c.stride()
 	attention := c.Layers * c.Dim * c.MaxLen // two products over half a square of positions
 	return 6 * float64(tokens) * float64(weights+attention)
 }
 
+// hidden is how wide the feed-forward part is that a token goes through.
+func (c Config) hidden() int { return max(1, c.Active) * c.Hidden }
+
 // Memory is what training takes, in bytes.
 type Memory struct {
 	Weights     int64 // as trained, and their average
-	Optimizer   int64 // gradients and moments
-	Activations int64 // of a batch, the softmax of its logits, and the gradients of a layer
+	Optimizer   int64 // moments
+	Activations int64 // of a batch, the softmax of its logits, and gradients, most of which lie where activations were
 	Scratch     int64 // what the kernels lay out meanwhile
 }
 
@@ -39,17 +42,39 @@ func (c Config) Memory(tokens int) Memory {
 	weights := c.count()
 	lanes := c.lanes(tokens)
 	n, in := int64(lanes), c.laneTokens(tokens, lanes)
-	return Memory{Weights: 2 * 4 * weights, Optimizer: (2 + n) * 4 * weights, Activations: n * (4*c.activations(in) + c.keptLogits(in)), Scratch: n * c.scratch(in)}
+	return Memory{Weights: 2 * 4 * weights, Optimizer: 2 * 4 * weights, Activations: n * (4*(c.planned(in)+c.beside(in)) + c.keptLogits(in)), Scratch: n * c.scratch(in)}
 }
 
-// activations is how many floats a lane keeps of so many tokens.
+// ofLayer is how many floats a lane keeps of so many tokens in a layer, for its gradient: both sums, the rotated queries,
+// keys and values, what attention gives, the gates of experts, and what goes into SwiGLU; the rest is computed again.
+func (c Config) ofLayer(tokens int) int64 {
+	d, f := int64(c.Dim), int64(c.hidden())
+	return int64(tokens) * (6*d + 2*f + int64(c.Experts))
+}
+
+// activations is how many floats a lane keeps of so many tokens, and the gradients of a sum.
 func (c Config) activations(tokens int) int64 {
-	d, f, vocab := int64(c.Dim), int64(c.Hidden), int64(c.Vocab())
-	// Of a layer stays, for its gradient: both sums, the rotated queries, keys and values, what
-	// attention gives, and what goes into SwiGLU; the rest is computed again. Gradients lie where that
-	// was, but for those of the sums. The embedding has two gradients, as output and, when all
-	// that is gone, as input.
-	return max(int64(tokens)*(int64(c.Layers)*(6*d+2*f)+2*d), vocab*d)
+	d, vocab := int64(c.Dim), int64(c.Vocab())
+	// The embedding has two gradients, as output and, when all that is gone, as input.
+	return max(int64(c.Layers)*c.ofLayer(tokens)+int64(tokens)*2*d, vocab*d)
+}
+
+// planned is how many floats a lane takes for activations and gradients, which lie where those of layers were that went
+// back already. Most are in use where the last layer goes back or the first, as the weights or the tokens are more, or
+// where the embedding has its second gradient.
+func (c Config) planned(tokens int) int64 {
+	d, of := int64(c.Dim), int64(max(1, c.Experts))
+	embedding, sum := int64(c.Vocab())*d, int64(tokens)*d
+	feed := of * 3 * d * int64(c.Hidden)
+	layer, others := feed+4*d*d+int64(c.Experts)*d, int64(c.Layers-1)
+	back := c.ofLayer(tokens) + others*max(layer, c.ofLayer(tokens)) + 3*sum + feed + int64(tokens*c.Experts)
+	return embedding + max(back, (others+1)*layer+embedding+sum)
+}
+
+// beside is how many more floats a lane keeps: of norms and softmax, what went into the embedding's gradient, and routes.
+func (c Config) beside(tokens int) int64 {
+	each := c.Dim + c.Layers*(2+c.Heads+7*c.Active)
+	return int64(tokens) * int64(each)
 }
 
 // lanes is in how many parts a batch of so many tokens goes through the model: two, unless their own
@@ -76,18 +101,19 @@ func (c Config) keptLogits(tokens int) int64 {
 	return 4 * int64(kernels.KeptRows(predictions, c.Vocab())*c.Vocab())
 }
 
-// scratch is what the kernels take, in bytes: logits, what SwiGLU gives, and matrices laid out for
-// products.
+// scratch is what the kernels take, in bytes: logits, what SwiGLU gives, what goes to experts and comes from them, and
+// matrices laid out for products.
 func (c Config) scratch(tokens int) int64 {
-	d, f, vocab := int64(c.Dim), int64(c.Hidden), int64(c.Vocab())
-	return 4 * (kernels.LogitRows*(vocab+d) + max(vocab*d, int64(tokens)*2*f) + int64(tokens)*f)
+	d, f, vocab := int64(c.Dim), int64(c.hidden()), int64(c.Vocab())
+	routed := int64(tokens*c.Active)*2*d + int64(c.Experts)*2*int64(c.Hidden)*d
+	return 4 * (kernels.LogitRows*(vocab+d) + max(vocab*d, int64(tokens)*2*f) + int64(tokens)*f + routed)
 }
 
 // ScorerMemory returns what a scorer of batches of at most so many tokens takes, in bytes, beside
-// the weights: of a layer at a time, two sums and what goes into SwiGLU, or what goes into attention and what it gives;
-// of all, the norms of both sums and of softmax.
+// the weights: of a layer at a time, two sums and what goes into SwiGLU, and the gates of experts
+// with a gap of their size, or what goes into attention and what it gives; of all, the norms of both sums and of softmax, and routes.
 func (c Config) ScorerMemory(tokens int) int64 {
-	d, f := int64(c.Dim), int64(c.Hidden)
-	norms := int64(c.Layers) * int64(2+c.Heads)
-	return 4*int64(tokens)*(max(2*d+2*f, 5*d)+norms) + c.scratch(tokens)
+	d, f := int64(c.Dim), int64(c.hidden())
+	all := int64(c.Layers) * int64(2+c.Heads+5*c.Active)
+	return 4*int64(tokens)*(max(2*d+2*f+2*int64(c.Experts), 5*d)+all) + c.scratch(tokens)
 }

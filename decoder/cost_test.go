@@ -16,6 +16,8 @@ func TestMemory(t *testing.T) {
 		{Layers: 3, Dim: 64, Heads: 2, Hidden: 176, Levels: 3, Codes: 256, MaxLen: 128},
 		{Layers: 2, Dim: 192, Heads: 4, Hidden: 512, Levels: 2, Codes: 64, MaxLen: 128},
 		{Layers: 6, Dim: 64, Heads: 2, Hidden: 176, Levels: 2, Codes: 2048, MaxLen: 128},
+		{Layers: 4, Dim: 128, Heads: 4, Hidden: 176, Levels: 3, Codes: 256, MaxLen: 128, Experts: 8, Active: 2},
+		{Layers: 3, Dim: 64, Heads: 2, Hidden: 48, Levels: 2, Codes: 64, MaxLen: 128, Experts: 16, Active: 3},
 	} {
 		live := func() float64 {
 			var m runtime.MemStats
@@ -26,7 +28,7 @@ func TestMemory(t *testing.T) {
 		}
 		compare := func(what string, got float64, want int64) {
 			t.Helper()
-			if got < 0.93*float64(want) || got > 1.07*float64(want) {
+			if got < 0.94*float64(want) || got > 1.06*float64(want) {
 				t.Errorf("%s, %+v: %.1f MiB are kept, %.1f are said", what, c, got/(1<<20), float64(want)/(1<<20))
 			}
 			t.Logf("%s: %.1f MiB are kept, %.1f are said", what, got/(1<<20), float64(want)/(1<<20))

@@ -36,7 +36,13 @@ type network struct {
 	company company // of the searches that run now
 }
 
-type packedLayer struct{ qkv, out, up, down kernels.Shared }
+type packedLayer struct {
+	qkv, out kernels.Shared
+	router   kernels.Shared // nil without experts
+	experts  []packedExpert // or the one part
+}
+
+type packedExpert struct{ up, down kernels.Shared }
 
 // NewGenerator returns a generator for the items that the codebook holds now.
 func NewGenerator(w *Weights, cb *semanticid.Codebook) (*Generator, error) {
@@ -80,10 +86,14 @@ func newNetwork(w *Weights, numbers Numbers) *network {
 	}
 	for l := range c.Layers {
 		of := w.layer(l)
-		net.layers = append(net.layers, packedLayer{
-			qkv: numbers.weights(3*d, d, of.qkv), out: numbers.weights(d, d, of.out),
-			up: numbers.weights(2*f, d, of.up), down: numbers.weights(d, f, of.down),
-		})
+		layer := packedLayer{qkv: numbers.weights(3*d, d, of.qkv), out: numbers.weights(d, d, of.out)}
+		if c.Experts > 0 { // in float32, whatever the numbers: what is rounded may go elsewhere
+			layer.router = Float32.weights(c.Experts, d, of.router)
+		}
+		for e := range max(1, c.Experts) {
+			layer.experts = append(layer.experts, packedExpert{numbers.weights(2*f, d, of.up[e*2*f*d:]), numbers.weights(d, f, of.down[e*d*f:])})
+		}
+		net.layers = append(net.layers, layer)
 	}
 	return net
 }
@@ -548,6 +558,11 @@ func (net *network) beginLayer(l int, a *activations, n int, qkv []float32, plac
 func (net *network) finishLayer(l int, a *activations, n int) {
 	d, f := net.w.Config.Dim, net.w.Config.Hidden
 	p := net.layers[l]
+	if p.router != nil {
+		net.finishExperts(l, a, n)
+		return
+	}
+	one := p.experts[0]
 	kernels.Blocks(n, func(lo, hi int, mul kernels.Product) {
 		n, h, x := hi-lo, a.h[lo*d:], a.x[lo*d:]
 		buf := kernels.Take(n * 3 * f)
@@ -555,10 +570,44 @@ func (net *network) finishLayer(l int, a *activations, n int) {
 		up, act := (*buf)[:n*2*f], (*buf)[n*2*f:]
 		mul(p.out, n, h, d, true, x, d)
 		kernels.RMSNorm(h, a.rstd[lo:], x, net.w.layer(l).normFF, n, d)
-		mul(p.up, n, h, d, false, up, 2*f)
+		mul(one.up, n, h, d, false, up, 2*f)
 		kernels.SwiGLU(act, up, n, f)
-		mul(p.down, n, act, f, true, x, d)
+		mul(one.down, n, act, f, true, x, d)
 	})
+}
+
+// routings are for passes through experts.
+var routings = sync.Pool{New: func() any { return new(kernels.Routing) }}
+
+// finishExperts is finishLayer where the feed-forward part is a mixture of experts: rows are grouped by expert, over all
+// searches that the pass is of.
+func (net *network) finishExperts(l int, a *activations, n int) {
+	c, p := net.w.Config, net.layers[l]
+	d, f := c.Dim, c.Hidden
+	gates := kernels.Take(n * c.Experts)
+	defer kernels.Put(gates)
+	kernels.Blocks(n, func(lo, hi int, mul kernels.Product) {
+		n, h, x := hi-lo, a.h[lo*d:], a.x[lo*d:]
+		mul(p.out, n, h, d, true, x, d)
+		kernels.RMSNorm(h, a.rstd[lo:], x, net.w.layer(l).normFF, n, d)
+		mul(p.router, n, h, d, false, (*gates)[lo*c.Experts:], c.Experts)
+	})
+	r := routings.Get().(*kernels.Routing)
+	defer routings.Put(r)
+	r.Route(*gates, n, c.Experts, c.Active)
+	answers := kernels.Take(r.Entries() * d)
+	defer kernels.Put(answers)
+	r.Groups(func(expert, lo, hi int) {
+		of, n := p.experts[expert], hi-lo
+		buf := kernels.Take(n * (d + 3*f))
+		defer kernels.Put(buf)
+		rows, up, act := (*buf)[:n*d], (*buf)[n*d:n*(d+2*f)], (*buf)[n*(d+2*f):]
+		r.Gather(rows, a.h, lo, hi, d)
+		of.up.Mul(n, rows, d, false, up, 2*f)
+		kernels.SwiGLU(act, up, n, f)
+		of.down.Mul(n, act, f, false, (*answers)[lo*d:], d)
+	})
+	r.Combine(a.x, *answers, d, true)
 }
 
 // suffix is the KV cache of what the beams wrote themselves. What was written at a step stays where it is; beams that

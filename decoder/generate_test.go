@@ -51,6 +51,7 @@ func graphLogProb(t *testing.T, g *Graph, c Config, row Row) float64 {
 // scoring every list with the training graph, and so are their log
 // probabilities.
 func TestBeamEqualsExhaustiveSearch(t *testing.T) {
+	t.Run("experts", func(t *testing.T) { beamEqualsExhaustiveSearch(t, testExperts(), 0) })
 	for _, compact := range []bool{false, true} {
 		for user := range int32(2) {
 			t.Run(fmt.Sprintf("compact=%v,user=%d", compact, user), func(t *testing.T) {

@@ -21,6 +21,7 @@ type golden struct {
 	}
 	HistoryWeight float32 `json:"history_weight"`
 	Losses        []float64
+	Balance       float64
 	Optimizer     struct {
 		LearningRate float64 `json:"learning_rate"`
 		WeightDecay  float64 `json:"weight_decay"`
@@ -66,9 +67,9 @@ func near(t *testing.T, what string, got, want []float32, tolerance float64) {
 	}
 }
 
-// goldens calls test with each form of rows: with separators, and compact ones of users.
+// goldens calls test with each form of rows, with separators, and compact ones of users, and with experts.
 func goldens(t *testing.T, test func(t *testing.T, want golden)) {
-	for _, name := range []string{"golden", "golden-compact"} {
+	for _, name := range []string{"golden", "golden-compact", "golden-experts"} {
 		t.Run(name, func(t *testing.T) { test(t, readGolden(t, name)) })
 	}
 }
@@ -94,10 +95,11 @@ func readGolden(t *testing.T, name string) (g golden) {
 }
 
 // TestPyTorch: from the same weights and rows, the log probabilities, the loss, every
-// weight's gradient and ten steps of AdamW with clipping are PyTorch's, in one lane and in two.
+// weight's gradient and ten steps of AdamW with clipping are PyTorch's, in one lane and in two; with experts in one: each
+// lane keeps its own tokens' balance.
 func TestPyTorch(t *testing.T) {
 	goldens(t, func(t *testing.T, want golden) {
-		for lanes := 1; lanes <= 2; lanes++ {
+		for lanes := 1; lanes <= 2 && (lanes == 1 || want.Config.Experts == 0); lanes++ {
 			t.Run(fmt.Sprint(lanes), func(t *testing.T) { testPyTorch(t, want, lanes) })
 		}
 	})
@@ -131,6 +133,9 @@ func testPyTorch(t *testing.T, want golden, lanes int) {
 			t.Errorf("step %d: loss %.6f, want %.6f", step, l.NTP, loss)
 		}
 		if step == 0 {
+			if math.Abs(float64(l.Balance)-want.Balance) > 1e-5*want.Balance {
+				t.Errorf("balance %v, want %v", l.Balance, want.Balance)
+			}
 			near(t, "log probabilities", g.logProbs(), want.tensors["logp"], 1e-4)
 			for i, n := range g.model {
 				grad, err := n.Grad()
@@ -193,7 +198,7 @@ func testPyTorchPreferences(t *testing.T, want golden) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if loss := p.Losses[name]; loss == 0 || math.Abs(float64(l.DPO)-loss) > 1e-5*loss || l.Total != l.DPO {
+		if loss := p.Losses[name]; loss == 0 || math.Abs(float64(l.DPO)-loss) > 1e-5*loss || math.Abs(float64(l.Total)-loss-balanceFactor*want.Balance*float64(want.Config.Layers)) > 1e-5*loss {
 			t.Errorf("%s: %+v, want %.7f", name, l, loss)
 		}
 		if name == "dpo" {

@@ -37,6 +37,9 @@ type lane struct {
 
 	weight    *tensor.Dense // capacity: of each prediction in the next-token loss
 	cost, ntp *gorgonia.Node
+	balance   *gorgonia.Node // of the experts of all layers; nil without
+	layers    int
+	all       int // tokens of the batch, all lanes together
 	dpo       *dpoInputs
 }
 
@@ -103,7 +106,7 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 		}
 	}()
 	c := w.Config
-	ln := &lane{batch: NewBatch(0), g: gorgonia.NewGraph(), dpo: dpo}
+	ln := &lane{batch: NewBatch(0), g: gorgonia.NewGraph(), layers: c.Layers, dpo: dpo}
 	for _, t := range w.params {
 		v := tensor.New(tensor.WithShape(t.Shape...), tensor.WithBacking(t.Data))
 		n := gorgonia.NewTensor(ln.g, tensor.Float32, len(t.Shape), gorgonia.WithShape(t.Shape...), gorgonia.WithName(t.Name), gorgonia.WithValue(v))
@@ -117,13 +120,18 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 	x := ops.Embed(ln.params[0], func() []int32 { return ln.batch.tokens }, capacity)
 	x = ops.Dropout(ln, x, 2*c.Layers, embedding)
 	for l := range c.Layers {
-		p := ln.params[1+6*l:]
+		p := layerParams(c, ln.params, l)
 		h := ops.Linear(ln, ops.RMSNorm(ln, x, p[0]), p[1])
 		h = ops.Attention(ln, ops.Rotate(ln, h, rotary, pos), c.Heads, true)
 		h = ops.Linear(ln, h, p[2])
 		x = ops.AddDropout(ln, x, h, 2*l, residual)
-		h = ops.Linear(ln, ops.RMSNorm(ln, x, p[3]), p[4])
-		x = ops.AddDropout(ln, x, ops.SwiGLULinear(ln, h, p[5]), 2*l+1, residual)
+		h = ops.RMSNorm(ln, x, p[3])
+		if c.Experts > 0 {
+			h = ln.experts(c, h, p[4], p[5], p[6])
+		} else {
+			h = ops.SwiGLULinear(ln, ops.Linear(ln, h, p[4]), p[5])
+		}
+		x = ops.AddDropout(ln, x, h, 2*l+1, residual)
 	}
 	x = ops.RMSNorm(ln, x, ln.params[len(ln.params)-1])
 	ln.logp = ops.LogProbs(x, ln.params[0], func() (at, target []int32) { return ln.batch.at, ln.batch.target }, capacity)
@@ -147,6 +155,10 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 		ln.cost = gorgonia.Must(gorgonia.Add(ln.ntp, gorgonia.Must(gorgonia.Mul(dpo.loss, gorgonia.NewConstant(lambda)))))
 		outputs = append(outputs, dpo.margin, dpo.loss)
 	}
+	if ln.balance != nil {
+		ln.cost = gorgonia.Must(gorgonia.Add(ln.cost, gorgonia.Must(gorgonia.Mul(ln.balance, gorgonia.NewConstant(float32(balanceFactor))))))
+		outputs = append(outputs, ln.balance)
+	}
 	outputs = append(outputs, ln.cost)
 	var gradients gorgonia.Nodes
 	if train {
@@ -161,6 +173,20 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 		ln.model = ln.machine.Model(ln.params, gradients)
 	}
 	return ln, nil
+}
+
+// balanceFactor is that of the loss that keeps experts busy (Fedus et al., arXiv 2101.03961, section 2.2).
+const balanceFactor = 0.01
+
+// experts adds a layer's mixture to the graph, and how even it is to the lane's sum of that.
+func (ln *lane) experts(c Config, h, up, down, router *gorgonia.Node) *gorgonia.Node {
+	e := ops.NewExperts(ln, ops.Linear(ln, h, router), c.Active)
+	balance := e.Balance(func() int { return ln.all })
+	if ln.balance != nil {
+		balance = gorgonia.Must(gorgonia.Add(ln.balance, balance))
+	}
+	ln.balance = balance
+	return e.Down(e.Up(h, up), down)
 }
 
 // Len implements ops.Rows.
@@ -183,6 +209,8 @@ type Losses struct {
 	NTP   float32 // mean over predictions, by weight
 	DPO   float32 // mean of the preference's loss over pairs
 	Wins  float64 // share of pairs whose margin grew over the reference's
+	// Balance is how evenly tokens go to experts, mean over layers: 1 if to all alike, Experts if all go to one; 0 without experts.
+	Balance float32
 }
 
 // ErrNotFinite says that the loss of a batch is NaN or infinite.
@@ -206,13 +234,17 @@ func (g *Graph) Run(b *Batch, pairs []Pair, dropout Dropout) (Losses, error) {
 		g.lanes[0].batch, g.lanes[1].batch = b.halves()
 	}
 	losses, errs := make([]Losses, len(g.lanes)), make([]error, len(g.lanes))
+	for _, ln := range g.lanes {
+		ln.all = len(b.tokens)
+	}
 	kernels.Lanes(len(g.lanes), func(i int) { losses[i], errs[i] = g.lanes[i].run(pairs) })
 	if err := errors.Join(errs...); err != nil {
 		return Losses{}, fmt.Errorf("run the decoder's graph: %w", err)
 	}
 	l := losses[0]
 	for i, ln := range g.lanes[1:] {
-		l.Total, l.NTP = l.Total+losses[1+i].Total, l.NTP+losses[1+i].NTP
+		of := losses[1+i]
+		l.Total, l.NTP, l.Balance = l.Total+of.Total, l.NTP+of.NTP, l.Balance+of.Balance
 		if err := ln.addGradients(g.model); err != nil {
 			return Losses{}, err
 		}
@@ -240,6 +272,9 @@ func (ln *lane) run(pairs []Pair) (Losses, error) {
 		return Losses{}, err
 	}
 	l := Losses{Total: scalar(ln.machine.Value(ln.cost)), NTP: scalar(ln.machine.Value(ln.ntp))}
+	if ln.balance != nil {
+		l.Balance = scalar(ln.machine.Value(ln.balance)) / float32(ln.layers)
+	}
 	if ln.dpo != nil {
 		l.DPO = scalar(ln.machine.Value(ln.dpo.loss))
 		for _, m := range ln.machine.Value(ln.dpo.margin).Data().([]float32)[:len(pairs)] {

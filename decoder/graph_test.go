@@ -13,6 +13,13 @@ func testConfig() Config {
 	return Config{Layers: 2, Dim: 16, Heads: 2, Hidden: 24, Levels: 2, Codes: 5, MaxLen: 40}
 }
 
+// testExperts is testConfig with a mixture of experts.
+func testExperts() Config {
+	c := testConfig()
+	c.Hidden, c.Experts, c.Active = 12, 5, 2
+	return c
+}
+
 func randomRow(r *rand.Rand, c Config, history, session int) Row {
 	item := func() Item {
 		id := make(Item, c.Levels)
@@ -73,7 +80,14 @@ func checkGradients(t *testing.T, g *Graph, b *Batch, pairs []Pair, dropout Drop
 }
 
 func TestGradientsOfNextTokenLoss(t *testing.T) {
-	c := testConfig()
+	all := testExperts()
+	all.Active = all.Experts // or a difference would be one between routes; TestPyTorch chooses some
+	for name, c := range map[string]Config{"one part": testConfig(), "experts": all} {
+		t.Run(name, func(t *testing.T) { gradientsOfNextTokenLoss(t, c) })
+	}
+}
+
+func gradientsOfNextTokenLoss(t *testing.T, c Config) {
 	w := randomWeights(t, c, 1)
 	g, err := NewGraph(w, 128)
 	if err != nil {
@@ -205,7 +219,12 @@ func TestPacking(t *testing.T) {
 
 // TestMemorises: a few rows can be learned by heart, to nearly no loss.
 func TestMemorises(t *testing.T) {
-	c := testConfig()
+	for name, c := range map[string]Config{"one part": testConfig(), "experts": testExperts()} {
+		t.Run(name, func(t *testing.T) { memorises(t, c) })
+	}
+}
+
+func memorises(t *testing.T, c Config) {
 	w, err := NewWeights(c, 4)
 	if err != nil {
 		t.Fatal(err)

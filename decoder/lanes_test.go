@@ -14,9 +14,13 @@ import (
 )
 
 // TestLanes: whatever the rows, two lanes find the log probabilities that one finds, to the last bit, and losses and
-// gradients that differ by no more than the order of a sum.
+// gradients that differ by no more than the order of a sum and, with experts, what lanes that keep their own balance make of that.
 func TestLanes(t *testing.T) {
-	c := testConfig()
+	t.Run("one part", func(t *testing.T) { testLanes(t, testConfig(), 1e-5) })
+	t.Run("experts", func(t *testing.T) { testLanes(t, testExperts(), 0.05) })
+}
+
+func testLanes(t *testing.T, c Config, tolerance float32) {
 	w := randomWeights(t, c, 3)
 	const capacity = 200
 	graphs := make([]*Graph, 2)
@@ -51,7 +55,8 @@ func TestLanes(t *testing.T) {
 		if !slices.Equal(logProbs[0], logProbs[1]) || !slices.Equal(rows[0], rows[1]) {
 			t.Fatalf("log probabilities %v, in two lanes %v", logProbs[0], logProbs[1])
 		}
-		if d := losses[0].NTP - losses[1].NTP; max(d, -d) > 1e-5*losses[0].NTP || losses[1].Total != losses[1].NTP {
+		d, balance := losses[0].NTP-losses[1].NTP, losses[1].Total-losses[1].NTP-balanceFactor*losses[1].Balance*float32(c.Layers)
+		if max(d, -d) > 1e-5*losses[0].NTP || max(balance, -balance) > 1e-6*losses[1].Total {
 			t.Fatalf("loss %v, in two lanes %v", losses[0], losses[1])
 		}
 		var largest, worst float32
@@ -59,7 +64,7 @@ func TestLanes(t *testing.T) {
 			d := v - gradients[1][i]
 			largest, worst = max(largest, v, -v), max(worst, d, -d)
 		}
-		if worst > 1e-5*largest {
+		if worst > tolerance*largest {
 			t.Fatalf("gradients differ by %v, the largest is %v", worst, largest)
 		}
 	})
@@ -84,6 +89,12 @@ func TestProcessorsMakeNoDifference(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Run("one part", func(t *testing.T) { processorsMakeNoDifference(t, c) })
+	c.Hidden, c.Experts, c.Active = 32, 4, 2
+	t.Run("experts", func(t *testing.T) { processorsMakeNoDifference(t, c) })
+}
+
+func processorsMakeNoDifference(t *testing.T, c Config) {
 	r := rand.New(rand.NewPCG(1, 2))
 	one := randomRow(r, c, 8, 4)
 	rows := []Row{one, one}

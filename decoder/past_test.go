@@ -15,7 +15,7 @@ import (
 func TestPastAsWithout(t *testing.T) {
 	const items = 60
 	type kind struct {
-		compact bool
+		compact bool // and with experts
 		numbers Numbers
 	}
 	models := make(map[kind][2]*Generator)
@@ -24,7 +24,9 @@ func TestPastAsWithout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c = c.WithRows(compact, 3)
+		if c = c.WithRows(compact, 3); compact {
+			c.Experts, c.Active = 6, 2
+		}
 		first, err := NewGenerator(randomWeights(t, c, 1), testCodebook(t, items, c.Codes))
 		if err != nil {
 			t.Fatal(err)

@@ -26,7 +26,9 @@ func TestPythonOpensACheckpoint(t *testing.T) {
 		t.Skipf("%s has no torch and safetensors; set ONEREC_PYTHON to one that has: %v %.100s", python, err, out)
 	}
 	c := Config{Layers: 2, Dim: 32, Heads: 4, Hidden: 48, Levels: 3, Codes: 8, MaxLen: 80}
-	for name, c := range map[string]Config{"separated": c, "compact, with users": c.WithRows(true, 5)} {
+	experts := c
+	experts.Experts, experts.Active = 5, 2
+	for name, c := range map[string]Config{"separated": c, "compact, with users": c.WithRows(true, 5), "experts": experts} {
 		t.Run(name, func(t *testing.T) { pythonOpens(t, python, c) })
 	}
 }

@@ -1,6 +1,7 @@
 package decoder
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -9,9 +10,12 @@ import (
 // TestTokensAtOnce: several tokens of every beam in one pass are what they are one after the other, to the last bit, and so
 // is what comes after them.
 func TestTokensAtOnce(t *testing.T) {
-	for _, numbers := range []Numbers{Float32, Int16} {
-		t.Run(numbers.String(), func(t *testing.T) {
-			c := Config{Layers: 3, Dim: 64, Heads: 2, Hidden: 96, Levels: 3, Codes: 20, MaxLen: 100}
+	one := Config{Layers: 3, Dim: 64, Heads: 2, Hidden: 96, Levels: 3, Codes: 20, MaxLen: 100}
+	experts := one
+	experts.Experts, experts.Active = 5, 2
+	for i, numbers := range []Numbers{Float32, Int16, Float32, Int16} {
+		c := []Config{one, one, experts, experts}[i]
+		t.Run(fmt.Sprintf("%v, %d experts", numbers, c.Experts), func(t *testing.T) {
 			w, err := NewWeights(c, 1)
 			if err != nil {
 				t.Fatal(err)

@@ -56,6 +56,22 @@ def rotate(x):
     return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
 
 
+def feed(config, w, p, h):
+    """The feed-forward part of h, tokens x dim: one part, or those of the experts that the router gives most, by their shares of that."""
+    def part(h, up, down):
+        a, b = (h @ up.T).chunk(2, -1)
+        return (F.silu(a) * b) @ down.T
+    up, down = w[p + "up"], w[p + "down"]
+    if not config.get("experts"):
+        return part(h, up, down)
+    gates, chosen = (h @ w[p + "router"].T).softmax(-1).topk(config["active"], -1)
+    shares, out = gates / gates.sum(-1, keepdim=True), torch.zeros_like(h)
+    for expert in range(config["experts"]):
+        rows, choice = (chosen == expert).nonzero(as_tuple=True)
+        out[rows] += shares[rows, choice, None] * part(h[rows], up[expert], down[expert])
+    return out
+
+
 def logits(config, w, row_tokens):
     """Logits of the next token after each; the output matrix is the embedding's."""
     dim, norm = (config["dim"],), lambda x, name: F.rms_norm(x, (config["dim"],), w[name], 1e-6)
@@ -66,8 +82,7 @@ def logits(config, w, row_tokens):
         q, k, v = (t.reshape(len(row_tokens), config["heads"], -1).transpose(0, 1) for t in h.chunk(3, -1))
         h = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
         x = x + h.transpose(0, 1).reshape(len(row_tokens), *dim) @ w[p + "out"].T
-        a, b = (norm(x, p + "norm_ff") @ w[p + "up"].T).chunk(2, -1)
-        x = x + (F.silu(a) * b) @ w[p + "down"].T
+        x = x + feed(config, w, p, norm(x, p + "norm_ff"))
     return norm(x, "norm") @ w["embed"].T
 
 
