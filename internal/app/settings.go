@@ -204,7 +204,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.String(GroupBackfill, "from-snapshots", &s.FromSnapshots, "folder or bucket of snapshots that a new model learns first, before the stream; empty: none")
 	c.String(GroupBackfill, "snapshots-since", &s.SnapshotsSince, "first day of them, YYYY-MM-DD; empty: all")
 	c.Bool(GroupDamaged, "skip-damaged", &s.SkipDamaged, "leave files of the snapshots out that can't be read, rather than end")
-	c.String(GroupTrain, "preset", &t.Preset, "size of the decoder", "tiny", "small", "base")
+	c.String(GroupTrain, "preset", &t.Preset, "size of the decoder", decoder.Presets()...)
 	c.Int(GroupTrain, "levels", &t.Levels, 2, 8, "codes of a semantic ID")
 	c.Int(GroupTrain, "codes", &t.Codes, 0, 1<<14, "values of a code; 0: as many as the headroom needs")
 	c.Float(GroupTrain, "headroom", &t.Headroom, 0, semanticid.MaxHeadroom, "room in the codebook for items to come, as a share of those there are; 1: the catalogue can double")

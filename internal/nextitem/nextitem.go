@@ -40,6 +40,9 @@ type Config struct {
 	Hidden int `json:"hidden"`
 	Items  int `json:"items"` // of a row at most, the newest
 
+	Experts int `json:"experts,omitempty"` // of width Hidden, of which Active work on a token; 0: one part
+	Active  int `json:"active,omitempty"`
+
 	Compact bool `json:"compact,omitempty"` // rows without separators between items
 	Users   int  `json:"users,omitempty"`   // buckets of users who have a token; 0: none
 
@@ -202,7 +205,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		}
 		r.ids[i], r.byCodebook[at], r.inCodebook[i] = r.cb.ID(at), int32(i), at
 	}
-	r.shape = decoder.Config{Layers: c.Layers, Dim: c.Dim, Heads: c.Heads, Hidden: c.Hidden, Levels: c.Levels, Codes: r.cb.Codes(), Compact: c.Compact, Users: c.Users}
+	r.shape = decoder.Config{Layers: c.Layers, Dim: c.Dim, Heads: c.Heads, Hidden: c.Hidden, Levels: c.Levels, Codes: r.cb.Codes(), Compact: c.Compact, Users: c.Users, Experts: c.Experts, Active: c.Active}
 	r.shape.MaxLen = r.shape.RowTokens(c.Items)
 	if r.weights, err = decoder.NewWeights(r.shape, c.Seed); err != nil {
 		return err
