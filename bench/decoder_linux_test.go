@@ -32,6 +32,7 @@ func decoderShapes() []decoderShape {
 	return []decoderShape{
 		{"d128x4", decoder.Config{Layers: 4, Dim: 128, Heads: 4, Hidden: 352, Levels: 3, Codes: 340, MaxLen: rowTokens}, 16},
 		{"d256x4", decoder.Config{Layers: 4, Dim: 256, Heads: 8, Hidden: 704, Levels: 3, Codes: 340, MaxLen: rowTokens}, 16},
+		{"experts", decoder.Config{Layers: 4, Dim: 128, Heads: 4, Hidden: 176, Levels: 3, Codes: 340, MaxLen: rowTokens, Experts: 8, Active: 2}, 16},
 		{"d512x8", decoder.Config{Layers: 8, Dim: 512, Heads: 8, Hidden: 1408, Levels: 3, Codes: 8332, MaxLen: rowTokens}, 16},
 	}
 }
@@ -302,7 +303,7 @@ func BenchmarkDecoderPeers(b *testing.B) {
 				c := s.config
 				for range *peerRuns {
 					our = append(our, ours(b, "step "+s.name))
-					their = append(their, peer(b, "step", fmt.Sprint(c.Layers), fmt.Sprint(c.Dim), fmt.Sprint(c.Heads), fmt.Sprint(c.Hidden), fmt.Sprint(c.Vocab()), fmt.Sprint(c.MaxLen), fmt.Sprint(s.rows), seconds))
+					their = append(their, peer(b, "step", fmt.Sprint(c.Layers), fmt.Sprint(c.Dim), fmt.Sprint(c.Heads), fmt.Sprint(c.Hidden), fmt.Sprint(c.Vocab()), fmt.Sprint(c.MaxLen), fmt.Sprint(s.rows), seconds, fmt.Sprint(c.Experts), fmt.Sprint(c.Active)))
 					blas = append(blas, peer(b, "peak", "1024", "2"))
 					gemm = append(gemm, ours(b, "peak"))
 				}

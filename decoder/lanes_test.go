@@ -1,6 +1,7 @@
 package decoder
 
 import (
+	"math"
 	"math/rand/v2"
 	"reflect"
 	"runtime"
@@ -68,6 +69,43 @@ func testLanes(t *testing.T, c Config, tolerance float32) {
 			t.Fatalf("gradients differ by %v, the largest is %v", worst, largest)
 		}
 	})
+}
+
+// TestBalance: that of a batch is the mean of its lanes', by their tokens; and dearer the fewer experts are chosen.
+func TestBalance(t *testing.T) {
+	c := testExperts()
+	w := randomWeights(t, c, 3)
+	r := rand.New(rand.NewPCG(1, 2))
+	var rows []Row
+	for range 8 {
+		rows = append(rows, randomRow(r, c, r.IntN(6), 1+r.IntN(4)))
+	}
+	b := testBatch(t, c, 0.5, rows...)
+	balance := func(lanes int, b *Batch) float64 {
+		t.Helper()
+		g, err := newGraph(w, 300, lanes, true, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := g.Run(b, nil, Dropout{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return float64(l.Balance)
+	}
+	first, second := b.halves()
+	n := float64(b.Tokens())
+	want := balance(1, first)*float64(first.Tokens())/n + balance(1, second)*float64(second.Tokens())/n
+	if got := balance(2, b); math.Abs(got-want) > 1e-5*want {
+		t.Errorf("balance %v in two lanes, of which the mean is %v", got, want)
+	}
+	before := balance(1, b)
+	for l := range c.Layers { // logits of 0 are all alike: the first two are chosen
+		clear(w.layer(l).router)
+	}
+	if got := balance(1, b); math.Abs(got-1) > 1e-5 || before <= got {
+		t.Errorf("balance %v with gates all alike, %v before", got, before)
+	}
 }
 
 // flat is a copy of all gradients.

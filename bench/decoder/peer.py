@@ -1,13 +1,13 @@
 """The same decoder in PyTorch, for BenchmarkDecoderPeers.
 
-    peer.py step LAYERS DIM HEADS HIDDEN VOCAB TOKENS ROWS SECONDS
+    peer.py step LAYERS DIM HEADS HIDDEN VOCAB TOKENS ROWS SECONDS EXPERTS ACTIVE
     peer.py generate LAYERS DIM HEADS HIDDEN LEVELS CODES HISTORY BEAMS BATCH SECONDS
     peer.py serve LAYERS DIM HEADS HIDDEN LEVELS CODES HISTORY BEAMS ITEMS
     peer.py peak N SECONDS
 
 Prints one JSON object. A step is forward, backward and AdamW over ROWS rows of TOKENS
 tokens of which 3 of 4 are predicted; eager and compiled, with one thread and with all, and
-what is fastest counts. generate prefills HISTORY items for each of BATCH users and draws
+what is fastest counts; EXPERTS above 0 is a mixture of so many of width HIDDEN. generate prefills HISTORY items for each of BATCH users and draws
 LEVELS codes with BEAMS beams each, with a KV cache, in float32 and in bfloat16. serve answers each POST with a list of ITEMS
 items, written code by code in the same way, from Python's own HTTP server; it prints its port and runs
 until its input ends. peak is the speed of numpy's matrix
@@ -42,15 +42,18 @@ layers, dim, heads, hidden = map(int, args[:4])
 
 
 class Decoder(torch.nn.Module):
-    def __init__(self, vocab, length):
+    def __init__(self, vocab, length, experts=0, active=0):
         super().__init__()
         param = lambda *s: torch.nn.Parameter(torch.randn(*s) * 0.02)
+        self.experts, self.active, many = experts, active, (experts,) if experts else ()
         self.embed = param(vocab, dim)
         self.layers = torch.nn.ModuleList()
         for _ in range(layers):
             l = torch.nn.Module()
             l.n1, l.n2 = torch.nn.Parameter(torch.ones(dim)), torch.nn.Parameter(torch.ones(dim))
-            l.qkv, l.out, l.up, l.down = param(3 * dim, dim), param(dim, dim), param(2 * hidden, dim), param(dim, hidden)
+            l.qkv, l.out, l.up, l.down = param(3 * dim, dim), param(dim, dim), param(*many, 2 * hidden, dim), param(*many, dim, hidden)
+            if experts:
+                l.router = param(experts, dim)
             self.layers.append(l)
         self.norm = torch.nn.Parameter(torch.ones(dim))
         half = dim // heads // 2
@@ -64,12 +67,26 @@ class Decoder(torch.nn.Module):
         a, b = x[..., :half], x[..., half:]
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
+    def mixture(self, l, h):
+        """What the experts answer, tokens grouped by expert, and the loss that keeps experts busy."""
+        x = h.reshape(-1, dim)
+        gates = F.linear(x, l.router).softmax(-1)
+        weights, chosen = gates.topk(self.active, -1)
+        weights, chosen = weights / weights.sum(-1, keepdim=True), chosen.flatten()
+        order, counts = chosen.argsort(stable=True), torch.bincount(chosen, minlength=self.experts)
+        rows, answers = order // self.active, []
+        for e, own in enumerate(x[rows].split(counts.tolist())):
+            a, b = F.linear(own, l.up[e]).split(hidden, -1)
+            answers.append(F.linear(F.silu(a) * b, l.down[e]))
+        y = torch.zeros_like(x).index_add(0, rows, torch.cat(answers) * weights.flatten()[order, None])
+        return y.view_as(h), self.experts * (counts / len(chosen) * gates.mean(0)).sum()
+
     def forward(self, tokens, past=None, at=0, fresh=None):
         """tokens: B x n. past: shared keys and values by layer (B x heads x t x width); fresh: those
         of the beams, extended here."""
         B, n = tokens.shape
         x = self.embed[tokens]
-        kept = []
+        kept, self.busy = [], 0.0
         for i, l in enumerate(self.layers):
             h = F.linear(F.rms_norm(x, (dim,), l.n1, 1e-6), l.qkv)
             q, k, v = h.view(B, n, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
@@ -91,7 +108,12 @@ class Decoder(torch.nn.Module):
                 o = (weights[..., :t].view(users, B // users, heads, t).transpose(1, 2) @ pv).transpose(1, 2).reshape(B, heads, 1, width)
                 o = o + weights[..., t:] @ v
             x = x + F.linear(o.transpose(1, 2).reshape(B, n, dim), l.out)
-            a, b = F.linear(F.rms_norm(x, (dim,), l.n2, 1e-6), l.up).split(hidden, -1)
+            h = F.rms_norm(x, (dim,), l.n2, 1e-6)
+            if self.experts:
+                y, busy = self.mixture(l, h)
+                x, self.busy = x + y, self.busy + busy
+                continue
+            a, b = F.linear(h, l.up).split(hidden, -1)
             x = x + F.linear(F.silu(a) * b, l.down)
         return F.rms_norm(x, (dim,), self.norm, 1e-6), kept
 
@@ -113,14 +135,14 @@ def timed(fn, seconds):
 
 if which == "step":
     vocab, length, rows, seconds = int(args[4]), int(args[5]), int(args[6]), float(args[7])
-    model = Decoder(vocab, length)
+    model = Decoder(vocab, length, int(args[8]), int(args[9]))
     tokens = torch.randint(0, vocab, (rows, length))
     asked = (torch.arange(length - 1) % 4 != 3).nonzero()[:, 0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def loss_of(tokens):
         h, _ = model(tokens)
-        return F.cross_entropy(F.linear(h[:, asked].reshape(-1, dim), model.embed), tokens[:, asked + 1].reshape(-1))
+        return F.cross_entropy(F.linear(h[:, asked].reshape(-1, dim), model.embed), tokens[:, asked + 1].reshape(-1)) + 0.01 * model.busy
 
     found = {}
     for name, fn in (("eager", loss_of), ("compiled", torch.compile(loss_of))):

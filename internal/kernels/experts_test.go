@@ -202,4 +202,14 @@ func TestExpertsGradients(t *testing.T) {
 			copy(dx, of.pick(dh, dlogits, dup, ddown))
 		})
 	}
+	gates := func(y []float32) {
+		var r Routing
+		copy(y, x.logits)
+		r.Route(y, x.n, x.experts, x.active)
+	}
+	gradient(t, "gates", x.logits, x.n*x.experts, gates, func(dy, dx []float32) {
+		y := make([]float32, len(dy))
+		gates(y)
+		RouteBackward(dx, dy, y, x.n, x.experts)
+	})
 }

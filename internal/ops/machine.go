@@ -266,6 +266,9 @@ func (m *Machine) Value(n *gorgonia.Node) gorgonia.Value {
 	return m.values[i]
 }
 
+// Floats is how many floats the results take by plan.
+func (m *Machine) Floats() int { return m.floats }
+
 // Model returns parameters and their gradients, for a Solver.
 func (m *Machine) Model(params, gradients gorgonia.Nodes) []gorgonia.ValueGrad {
 	out := make([]gorgonia.ValueGrad, len(params))
