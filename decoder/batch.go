@@ -152,10 +152,17 @@ func (b *Batch) AddTokens(c Config, tokens []int32, weights []float32) error {
 	if len(tokens) > c.MaxLen || len(weights) != len(tokens) {
 		return fmt.Errorf("a row of %d tokens and %d weights; the longest has %d", len(tokens), len(weights), c.MaxLen)
 	}
+	predicted := 0
 	for i, t := range tokens {
+		if weights[i] != 0 {
+			predicted++
+		}
 		if t < 0 || int(t) >= c.Vocab() || i == 0 && weights[0] != 0 {
 			return fmt.Errorf("token %d of a row is %d with weight %g; there are %d tokens, and the first is not predicted", i, t, weights[i], c.Vocab())
 		}
+	}
+	if most := (len(tokens) - 1) * c.Levels / c.stride(); predicted > most {
+		return fmt.Errorf("%d of a row's %d tokens are predicted; the codes of items are %d at most", predicted, len(tokens), most)
 	}
 	b.firstTarget = append(b.firstTarget, len(b.target))
 	first := int32(len(b.tokens))

@@ -111,6 +111,9 @@ func (c Config) stride() int {
 // last item of a session has no separator.
 func (c Config) RowTokens(items int) int { return 2 + items*c.stride() }
 
+// predictions is how many codes rows of so many tokens have at most, all of which may be predicted.
+func (c Config) predictions(tokens int) int { return (tokens*c.Levels + c.stride() - 1) / c.stride() }
+
 // User is the bucket of a user for [Row] and [Options]; 0, which stands for any user, if the
 // model knows none, or none is named.
 func (c Config) User(id string) int32 {

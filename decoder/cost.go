@@ -4,9 +4,11 @@ import "onerec/internal/kernels"
 
 // FLOPs is what a training step over so many tokens takes in products of matrices: 6 for
 // each weight and token (Kaplan et al., arXiv 2001.08361, table 1), of experts for those that
-// a token goes to, and those of causal attention over rows of MaxLen at most.
+// a token goes to, and those of causal attention over rows of MaxLen at most. All codes are predicted, and what else
+// comes out of the last layer, but for keys and values, is not computed.
 func (c Config) FLOPs(tokens int) float64 {
-	weights := c.Layers*(4*c.Dim*c.Dim+3*c.Dim*c.hidden()+c.Experts*c.Dim) + c.Vocab()*c.Dim*c.Levels/c.stride()
+	attending, rest := 3*c.Dim*c.Dim, c.Dim*c.Dim+3*c.Dim*c.hidden()+c.Experts*c.Dim
+	weights := c.Layers*attending + (c.Layers-1)*rest + (rest+c.Vocab()*c.Dim)*c.Levels/c.stride()
 	attention := c.Layers * c.Dim * c.MaxLen // two products over half a square of positions
 	return 6 * float64(tokens) * float64(weights+attention)
 }
@@ -45,36 +47,49 @@ func (c Config) Memory(tokens int) Memory {
 	return Memory{Weights: 2 * 4 * weights, Optimizer: 2 * 4 * weights, Activations: n * (4*(c.planned(in)+c.beside(in)) + c.keptLogits(in)), Scratch: n * c.scratch(in)}
 }
 
-// ofLayer is how many floats a lane keeps of so many tokens in a layer, for its gradient: both sums, the rotated queries,
-// keys and values, what attention gives, the gates of experts, and what goes into SwiGLU; the rest is computed again.
-func (c Config) ofLayer(tokens int) int64 {
+// ofLayer is how many floats a lane keeps of so many tokens in a layer, for its gradient, of which some go through the
+// feed-forward part: both sums, the rotated queries, keys and values, what attention gives, the gates of experts, and what goes into SwiGLU;
+// the rest is computed again.
+func (c Config) ofLayer(tokens, some int) int64 {
 	d, f := int64(c.Dim), int64(c.hidden())
-	return int64(tokens) * (6*d + 2*f + int64(c.Experts))
+	return int64(tokens)*4*d + int64(some)*(2*d+2*f+int64(c.Experts))
 }
 
-// activations is how many floats a lane keeps of so many tokens, and the gradients of a sum.
+// activations is how many floats a lane keeps of so many tokens, and the gradients of a sum, if all go through everything.
 func (c Config) activations(tokens int) int64 {
 	d, vocab := int64(c.Dim), int64(c.Vocab())
 	// The embedding has two gradients, as output and, when all that is gone, as input.
-	return max(int64(c.Layers)*c.ofLayer(tokens)+int64(tokens)*2*d, vocab*d)
+	return max(int64(c.Layers)*c.ofLayer(tokens, tokens)+int64(tokens)*2*d, vocab*d)
 }
 
 // planned is how many floats a lane takes for activations and gradients, which lie where those of layers were that went
-// back already. Most are in use where the last layer goes back or the first, as the weights or the tokens are more, or
-// where the embedding has its second gradient.
+// back already. Most are in use where the feed-forward part of a layer goes back, the last, the one before it or the first, as the weights or
+// the tokens are more, or where the embedding has its second gradient.
 func (c Config) planned(tokens int) int64 {
-	d, of := int64(c.Dim), int64(max(1, c.Experts))
+	d, last, predictions := int64(c.Dim), c.Layers-1, c.predictions(tokens)
 	embedding, sum := int64(c.Vocab())*d, int64(tokens)*d
-	feed := of * 3 * d * int64(c.Hidden)
-	layer, others := feed+4*d*d+int64(c.Experts)*d, int64(c.Layers-1)
-	back := c.ofLayer(tokens) + others*max(layer, c.ofLayer(tokens)) + 3*sum + feed + int64(tokens*c.Experts)
-	return embedding + max(back, (others+1)*layer+embedding+sum)
+	feed := int64(max(1, c.Experts)) * 3 * d * int64(c.Hidden)
+	weights := feed + 4*d*d + int64(c.Experts)*d
+	most := int64(last+1)*weights + embedding // at the end
+	for _, l := range []int{last, last - 1, 0} {
+		if l < 0 {
+			continue
+		}
+		some, kept := tokens, int64(l+1)*c.ofLayer(tokens, tokens)
+		if l == last {
+			some = predictions
+			kept += c.ofLayer(tokens, some) + int64(some)*d - c.ofLayer(tokens, tokens) // and what was picked of attention's
+		}
+		gates, sums := int64(some*c.Experts), 2*int64(some)*d
+		most = max(most, kept+int64(last-l)*weights+feed+gates+sums)
+	}
+	return embedding + sum + most
 }
 
 // beside is how many more floats a lane keeps: of norms and softmax, what went into the embedding's gradient, and routes.
 func (c Config) beside(tokens int) int64 {
-	each := c.Dim + c.Layers*(2+c.Heads+7*c.Active)
-	return int64(tokens) * int64(each)
+	each := c.Layers * (2 + c.Heads + 7*c.Active)
+	return int64(tokens)*int64(each) + int64(c.predictions(tokens)*c.Dim)
 }
 
 // lanes is in how many parts a batch of so many tokens goes through the model: two, unless their own
@@ -97,8 +112,7 @@ func (c Config) laneTokens(tokens, lanes int) int {
 
 // keptLogits is what the gradient need not compute again, in bytes.
 func (c Config) keptLogits(tokens int) int64 {
-	predictions := (tokens*c.Levels + c.stride() - 1) / c.stride()
-	return 4 * int64(kernels.KeptRows(predictions, c.Vocab())*c.Vocab())
+	return 4 * int64(kernels.KeptRows(c.predictions(tokens), c.Vocab())*c.Vocab())
 }
 
 // scratch is what the kernels take, in bytes: logits, what SwiGLU gives, what goes to experts and comes from them, and

@@ -33,13 +33,13 @@ type lane struct {
 	machine *ops.Machine
 	params  gorgonia.Nodes
 	model   []gorgonia.ValueGrad
-	logp    *gorgonia.Node // capacity: log probability of each prediction
+	logp    *gorgonia.Node // predictions: log probability of each
 
-	weight    *tensor.Dense // capacity: of each prediction in the next-token loss
+	weight    *tensor.Dense // predictions: of each in the next-token loss
 	cost, ntp *gorgonia.Node
 	balance   *gorgonia.Node // of the experts of all layers; nil without
 	layers    int
-	all       int // tokens of the batch, all lanes together
+	whole     *Batch // all lanes' together
 	dpo       *dpoInputs
 }
 
@@ -48,7 +48,7 @@ type dpoInputs struct {
 	preference Preference
 
 	pairs  int
-	signs  *tensor.Dense // pairs x capacity: 1 for a prediction of the winner, -1 of the loser; divided by their number for means
+	signs  *tensor.Dense // pairs x predictions: 1 for a prediction of the winner, -1 of the loser; divided by their number for means
 	ref    *tensor.Dense // pairs: log p_ref(winner) - log p_ref(loser)
 	share  *tensor.Dense // pairs: weight of each pair, 0 where there is none
 	reward *tensor.Dense // pairs: of the winner less the loser's
@@ -106,6 +106,7 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 		}
 	}()
 	c := w.Config
+	predictions := c.predictions(capacity)
 	ln := &lane{batch: NewBatch(0), g: gorgonia.NewGraph(), layers: c.Layers, dpo: dpo}
 	for _, t := range w.params {
 		v := tensor.New(tensor.WithShape(t.Shape...), tensor.WithBacking(t.Data))
@@ -119,30 +120,36 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 
 	x := ops.Embed(ln.params[0], func() []int32 { return ln.batch.tokens }, capacity)
 	x = ops.Dropout(ln, x, 2*c.Layers, embedding)
+	var rows ops.Rows = ln // of x
 	for l := range c.Layers {
 		p := layerParams(c, ln.params, l)
 		h := ops.Linear(ln, ops.RMSNorm(ln, x, p[0]), p[1])
 		h = ops.Attention(ln, ops.Rotate(ln, h, rotary, pos), c.Heads, true)
-		h = ops.Linear(ln, h, p[2])
-		x = ops.AddDropout(ln, x, h, 2*l, residual)
-		h = ops.RMSNorm(ln, x, p[3])
-		if c.Experts > 0 {
-			h = ln.experts(c, h, p[4], p[5], p[6])
-		} else {
-			h = ops.SwiGLULinear(ln, ops.Linear(ln, h, p[4]), p[5])
+		if l == c.Layers-1 { // nobody asks what else comes out of tokens that nothing is predicted from
+			predicting := func() []int32 { return ln.batch.at }
+			x, h = ops.Pick(ln, x, predicting, predictions), ops.Pick(ln, h, predicting, predictions)
+			rows = predictingRows{ln}
 		}
-		x = ops.AddDropout(ln, x, h, 2*l+1, residual)
+		h = ops.Linear(rows, h, p[2])
+		x = ops.AddDropout(rows, x, h, 2*l, residual)
+		h = ops.RMSNorm(rows, x, p[3])
+		if c.Experts > 0 {
+			h = ln.experts(rows, c, h, p[4], p[5], p[6])
+		} else {
+			h = ops.SwiGLULinear(rows, ops.Linear(rows, h, p[4]), p[5])
+		}
+		x = ops.AddDropout(rows, x, h, 2*l+1, residual)
 	}
-	x = ops.RMSNorm(ln, x, ln.params[len(ln.params)-1])
-	ln.logp = ops.LogProbs(x, ln.params[0], func() (at, target []int32) { return ln.batch.at, ln.batch.target }, capacity)
+	x = ops.RMSNorm(rows, x, ln.params[len(ln.params)-1])
+	ln.logp = ops.LogProbs(x, ln.params[0], func() []int32 { return ln.batch.target })
 
-	ln.weight = tensor.New(tensor.WithShape(capacity), tensor.Of(tensor.Float32))
+	ln.weight = tensor.New(tensor.WithShape(predictions), tensor.Of(tensor.Float32))
 	weight := gorgonia.NodeFromAny(ln.g, ln.weight, gorgonia.WithName("weight"))
 	ln.ntp = gorgonia.Must(gorgonia.Neg(gorgonia.Must(gorgonia.Mul(weight, ln.logp))))
 	ln.cost = ln.ntp
 	outputs := gorgonia.Nodes{ln.logp, ln.ntp}
 	if dpo != nil {
-		dpo.signs = tensor.New(tensor.WithShape(dpo.pairs, capacity), tensor.Of(tensor.Float32))
+		dpo.signs = tensor.New(tensor.WithShape(dpo.pairs, predictions), tensor.Of(tensor.Float32))
 		dpo.ref = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
 		dpo.share = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
 		dpo.reward = tensor.New(tensor.WithShape(dpo.pairs), tensor.Of(tensor.Float32))
@@ -179,15 +186,26 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 const balanceFactor = 0.01
 
 // experts adds a layer's mixture to the graph, and how even it is to the lane's sum of that.
-func (ln *lane) experts(c Config, h, up, down, router *gorgonia.Node) *gorgonia.Node {
-	e := ops.NewExperts(ln, ops.Linear(ln, h, router), c.Active)
-	balance := e.Balance(func() int { return ln.all })
+func (ln *lane) experts(rows ops.Rows, c Config, h, up, down, router *gorgonia.Node) *gorgonia.Node {
+	e := ops.NewExperts(rows, ops.Linear(rows, h, router), c.Active)
+	balance := e.Balance(func() int {
+		if rows == ops.Rows(ln) {
+			return len(ln.whole.tokens)
+		}
+		return len(ln.whole.at)
+	})
 	if ln.balance != nil {
 		balance = gorgonia.Must(gorgonia.Add(ln.balance, balance))
 	}
 	ln.balance = balance
 	return e.Down(e.Up(h, up), down)
 }
+
+// predictingRows are those of a lane's tokens that something is predicted from.
+type predictingRows struct{ *lane }
+
+// Len implements ops.Rows.
+func (p predictingRows) Len() int { return len(p.batch.at) }
 
 // Len implements ops.Rows.
 func (ln *lane) Len() int { return len(ln.batch.tokens) }
@@ -235,7 +253,7 @@ func (g *Graph) Run(b *Batch, pairs []Pair, dropout Dropout) (Losses, error) {
 	}
 	losses, errs := make([]Losses, len(g.lanes)), make([]error, len(g.lanes))
 	for _, ln := range g.lanes {
-		ln.all = len(b.tokens)
+		ln.whole = b
 	}
 	kernels.Lanes(len(g.lanes), func(i int) { losses[i], errs[i] = g.lanes[i].run(pairs) })
 	if err := errors.Join(errs...); err != nil {
@@ -342,7 +360,7 @@ func (g *Graph) logProbs() (out []float32) {
 	return out
 }
 
-func (d *dpoInputs) set(b *Batch, pairs []Pair, capacity int) error {
+func (d *dpoInputs) set(b *Batch, pairs []Pair, predictions int) error {
 	if len(pairs) > d.pairs {
 		return fmt.Errorf("%d pairs, at most %d fit", len(pairs), d.pairs)
 	}
@@ -358,7 +376,7 @@ func (d *dpoInputs) set(b *Batch, pairs []Pair, capacity int) error {
 			sign /= float32(to - from)
 		}
 		for i := from; i < to; i++ {
-			signs[pair*capacity+i] = sign
+			signs[pair*predictions+i] = sign
 		}
 	}
 	for i, p := range pairs {

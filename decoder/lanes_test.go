@@ -78,7 +78,7 @@ func TestBalance(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	var rows []Row
 	for range 8 {
-		rows = append(rows, randomRow(r, c, r.IntN(6), 1+r.IntN(4)))
+		rows = append(rows, randomRow(r, c, 4, 3))
 	}
 	b := testBatch(t, c, 0.5, rows...)
 	balance := func(lanes int, b *Batch) float64 {

@@ -91,7 +91,8 @@ def write(name, compact=False, users=0, experts=0, active=0):
         return sum(weights[:, k:k + 1] * answers[torch.arange(len(h)), chosen[:, k]] for k in range(active))
 
     def balance():
-        """The loss that keeps experts busy, over all rows since the last call, summed over layers (Fedus et al., arXiv 2101.03961, equation 4)."""
+        """The loss that keeps experts busy, over all rows since the last call, summed over layers (Fedus et al., arXiv 2101.03961, equation 4);
+        in the last layer over the tokens from which something is predicted: others have no part in anything there."""
         total = torch.tensor(0.0)
         for l in range(LAYERS if experts else 0):
             gates, chosen = (torch.cat(x) for x in zip(*routed[l::LAYERS]))
@@ -100,7 +101,7 @@ def write(name, compact=False, users=0, experts=0, active=0):
         routed.clear()
         return total
 
-    def hidden(tokens):
+    def hidden(tokens, predicting):
         x = w["embed"][tokens]
         for l in range(LAYERS):
             p = lambda name: w[f"layers.{l}.{name}"]
@@ -109,13 +110,15 @@ def write(name, compact=False, users=0, experts=0, active=0):
             h = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
             x = x + h.transpose(0, 1).reshape(len(tokens), DIM) @ p("out").T
             x = x + feed(F.rms_norm(x, (DIM,), p("norm_ff"), 1e-6), p)
+        if experts:
+            routed[-1] = tuple(t[predicting] for t in routed[-1])
         return F.rms_norm(x, (DIM,), w["norm"], 1e-6)
 
     def run():
         logp, weights = [], []
         for row in rows:
             tokens, predictions = layout(row)
-            lp = F.log_softmax(hidden(tokens) @ w["embed"].T, -1)
+            lp = F.log_softmax(hidden(tokens, [at for at, _, _ in predictions]) @ w["embed"].T, -1)
             for at, target, weight in predictions:
                 logp.append(lp[at, target])
                 weights.append(weight)
@@ -147,8 +150,9 @@ def write(name, compact=False, users=0, experts=0, active=0):
     def session(row):
         """The log probability of a row's session, and its number of codes."""
         tokens, predictions = layout(row)
-        lp = F.log_softmax(hidden(tokens) @ w["embed"].T, -1)
-        own = [lp[at, target] for at, target, weight in predictions if weight == 1.0]
+        predictions = [p for p in predictions if p[2] == 1.0]
+        lp = F.log_softmax(hidden(tokens, [at for at, _, _ in predictions]) @ w["embed"].T, -1)
+        own = [lp[at, target] for at, target, weight in predictions]
         return torch.stack(own).sum(), len(own)
 
     scores = [session(r) for r in rows]
@@ -169,7 +173,7 @@ def write(name, compact=False, users=0, experts=0, active=0):
     (preferences["dpo"] + BALANCE * even).backward()
     out |= {f"dpo.{n}": t.grad.numpy().astype(np.float32) for n, t in w.items()}
     preference = {"losses": {n: v.item() for n, v in preferences.items()}, "pairs": PAIRS, "ref": REF.tolist(), "beta": BETA, "smoothing": SMOOTHING, "gamma": GAMMA,
-                  "reward": REWARD.tolist(), "groups": GROUPS, "groups_ref": GROUPS_REF.tolist()}
+                  "reward": REWARD.tolist(), "groups": GROUPS, "groups_ref": GROUPS_REF.tolist(), "balance": even.item() / LAYERS}
 
     meta = {"preference": preference, "config": {"layers": LAYERS, "dim": DIM, "heads": HEADS, "hidden": HIDDEN, "levels": LEVELS, "codes": CODES, "max_len": MAX_LEN, "compact": compact, "users": users, "experts": experts, "active": active},
             "rows": rows, "history_weight": HISTORY_WEIGHT, "losses": losses, "balance": evenness,

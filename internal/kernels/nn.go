@@ -272,14 +272,12 @@ func KeptRows(n, vocab int) int {
 	return keptLogits / vocab / LogitRows * LogitRows
 }
 
-// LogProbs computes log softmax(h[at[i]] table')[target[i]] for each i: h is n x
-// d, table vocab x d. The logits are never all in memory, beyond kept, which holds the softmax of the first
+// LogProbs computes log softmax(h[i] table')[target[i]] for each row i of h, which is n x
+// d; table is vocab x d. The logits are never all in memory, beyond kept, which holds the softmax of the first
 // predictions after it, a row of vocab for each: of [KeptRows], or of none.
-func LogProbs(logp, h []float32, at, target []int32, table []float32, vocab, d int, kept []float32) {
-	eachChunk(at, vocab, kept, func(i0, n int, logits []float32, _ bool) {
-		x := gather(h, at[i0:i0+n], d)
-		defer scratch.Put(x)
-		Gemm(false, true, n, vocab, d, 1, *x, d, table, d, 0, logits, vocab)
+func LogProbs(logp, h []float32, target []int32, table []float32, vocab, d int, kept []float32) {
+	eachChunk(len(target), vocab, kept, func(i0, n int, logits []float32, _ bool) {
+		Gemm(false, true, n, vocab, d, 1, h[i0*d:], d, table, d, 0, logits, vocab)
 		rows(n, func(lo, hi int) {
 			for i := lo; i < hi; i++ {
 				row := logits[i*vocab : (i+1)*vocab]
@@ -290,16 +288,13 @@ func LogProbs(logp, h []float32, at, target []int32, table []float32, vocab, d i
 	})
 }
 
-// LogProbsBackward adds to dh and dtable the gradient of sum_i dlogp[i] logp[i]. kept is as [LogProbs] left it, and is
-// overwritten.
-func LogProbsBackward(dh, dtable, dlogp, h []float32, at, target []int32, table []float32, vocab, d int, kept []float32) {
-	buf := take(min(LogitRows, len(at)) * d)
-	defer scratch.Put(buf)
-	eachChunk(at, vocab, kept, func(i0, n int, logits []float32, known bool) {
-		x := gather(h, at[i0:i0+n], d)
-		defer scratch.Put(x)
+// LogProbsBackward computes dh, and adds to dtable, the gradient of sum_i dlogp[i] logp[i]. kept is as [LogProbs] left it,
+// and is overwritten.
+func LogProbsBackward(dh, dtable, dlogp, h []float32, target []int32, table []float32, vocab, d int, kept []float32) {
+	eachChunk(len(target), vocab, kept, func(i0, n int, logits []float32, known bool) {
+		x := h[i0*d:]
 		if !known {
-			Gemm(false, true, n, vocab, d, 1, *x, d, table, d, 0, logits, vocab)
+			Gemm(false, true, n, vocab, d, 1, x, d, table, d, 0, logits, vocab)
 		}
 		rows(n, func(lo, hi int) {
 			for i := lo; i < hi; i++ {
@@ -311,22 +306,18 @@ func LogProbsBackward(dh, dtable, dlogp, h []float32, at, target []int32, table 
 				row[target[i0+i]] += g
 			}
 		})
-		dx := (*buf)[:n*d]
-		Gemm(false, false, n, d, vocab, 1, logits, vocab, table, d, 0, dx, d)
-		for i := range n {
-			Add(dh[int(at[i0+i])*d:(int(at[i0+i])+1)*d], dx[i*d:(i+1)*d])
-		}
-		Gemm(true, false, vocab, d, n, 1, logits, vocab, *x, d, 1, dtable, d)
+		Gemm(false, false, n, d, vocab, 1, logits, vocab, table, d, 0, dh[i0*d:], d)
+		Gemm(true, false, vocab, d, n, 1, logits, vocab, x, d, 1, dtable, d)
 	})
 }
 
-// eachChunk calls fn with a place for the logits of the n predictions from i0 on, chunk by chunk, and with whether
-// it is one of those in kept.
-func eachChunk(at []int32, vocab int, kept []float32, fn func(i0, n int, logits []float32, kept bool)) {
+// eachChunk calls fn with a place for the logits of the n of so many predictions from i0 on, chunk by chunk, and with
+// whether it is one of those in kept.
+func eachChunk(predictions, vocab int, kept []float32, fn func(i0, n int, logits []float32, kept bool)) {
 	inKept := len(kept) / vocab
 	var buf *[]float32
-	for i0 := 0; i0 < len(at); i0 += LogitRows {
-		n := min(LogitRows, len(at)-i0)
+	for i0 := 0; i0 < predictions; i0 += LogitRows {
+		n := min(LogitRows, predictions-i0)
 		if i0 < inKept {
 			fn(i0, n, kept[i0*vocab:(i0+n)*vocab], true)
 			continue
@@ -337,15 +328,6 @@ func eachChunk(at []int32, vocab int, kept []float32, fn func(i0, n int, logits 
 		}
 		fn(i0, n, (*buf)[:n*vocab], false)
 	}
-}
-
-// gather copies rows of h, in scratch memory.
-func gather(h []float32, at []int32, d int) *[]float32 {
-	x := take(len(at) * d)
-	for i, row := range at {
-		copy((*x)[i*d:(i+1)*d], h[int(row)*d:])
-	}
-	return x
 }
 
 // Add adds x to y.

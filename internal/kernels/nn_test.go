@@ -83,14 +83,13 @@ func TestGradients(t *testing.T) {
 		})
 	}
 
-	h, table := random(r, n*d), random(r, vocab*d)
-	at, target := []int32{0, 2, 2, 6}, []int32{3, 10, 0, 5}
-	logp := func(y []float32) { LogProbs(y, h, at, target, table, vocab, d, nil) }
-	gradient(t, "LogProbs h", h, len(at), logp, func(dy, dh []float32) {
-		LogProbsBackward(dh, make([]float32, vocab*d), dy, h, at, target, table, vocab, d, nil)
+	h, table, target := random(r, 4*d), random(r, vocab*d), []int32{3, 10, 0, 5}
+	logp := func(y []float32) { LogProbs(y, h, target, table, vocab, d, nil) }
+	gradient(t, "LogProbs h", h, len(target), logp, func(dy, dh []float32) {
+		LogProbsBackward(dh, make([]float32, vocab*d), dy, h, target, table, vocab, d, nil)
 	})
-	gradient(t, "LogProbs table", table, len(at), logp, func(dy, dt []float32) {
-		LogProbsBackward(make([]float32, n*d), dt, dy, h, at, target, table, vocab, d, nil)
+	gradient(t, "LogProbs table", table, len(target), logp, func(dy, dt []float32) {
+		LogProbsBackward(make([]float32, len(h)), dt, dy, h, target, table, vocab, d, nil)
 	})
 
 	rot, z := NewRotary(4, 9), random(r, d)
@@ -133,17 +132,16 @@ func TestInOne(t *testing.T) {
 
 // TestKeptLogits: what a forward pass leaves for the backward pass changes nothing, whether it is all, a part or none.
 func TestKeptLogits(t *testing.T) {
-	const n, d, vocab, predictions = 1300, 16, 37, 2*LogitRows + 200
+	const d, vocab, predictions = 16, 37, 2*LogitRows + 200
 	r := rand.New(rand.NewPCG(5, 6))
-	h, table, dlogp := random(r, n*d), random(r, vocab*d), random(r, predictions)
-	at, target := make([]int32, predictions), make([]int32, predictions)
-	for i := range at {
-		at[i], target[i] = int32(r.IntN(n)), int32(r.IntN(vocab))
+	h, table, dlogp, target := random(r, predictions*d), random(r, vocab*d), random(r, predictions), make([]int32, predictions)
+	for i := range target {
+		target[i] = int32(r.IntN(vocab))
 	}
 	run := func(kept []float32) (logp, dh, dtable []float32) {
-		logp, dh, dtable = make([]float32, predictions), make([]float32, n*d), make([]float32, vocab*d)
-		LogProbs(logp, h, at, target, table, vocab, d, kept)
-		LogProbsBackward(dh, dtable, dlogp, h, at, target, table, vocab, d, kept)
+		logp, dh, dtable = make([]float32, predictions), make([]float32, predictions*d), make([]float32, vocab*d)
+		LogProbs(logp, h, target, table, vocab, d, kept)
+		LogProbsBackward(dh, dtable, dlogp, h, target, table, vocab, d, kept)
 		return logp, dh, dtable
 	}
 	logp, dh, dtable := run(nil)
@@ -155,7 +153,7 @@ func TestKeptLogits(t *testing.T) {
 		}
 		clear(kept)
 		clear(x)
-		LogProbsBackward(x, w, dlogp, h, at, target, table, vocab, d, kept)
+		LogProbsBackward(x, w, dlogp, h, target, table, vocab, d, kept)
 		if slices.Equal(x, dh) {
 			t.Errorf("the backward pass does not read what is kept of %d predictions", rows)
 		}

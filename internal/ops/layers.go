@@ -164,32 +164,50 @@ func Embed(table *gorgonia.Node, ids func() []int32, capacity int) *gorgonia.Nod
 	}, table)
 }
 
-// LogProbs gives, for prediction i, log softmax(h[at[i]] table')[target[i]], as a
-// vector of the given capacity, zero beyond the predictions of the batch.
-func LogProbs(h, table *gorgonia.Node, predictions func() (at, target []int32), capacity int) *gorgonia.Node {
+// Pick gives the rows of x (rows x d) that the batch lists, in order, for at most so many: what follows computes no others.
+func Pick(b Rows, x *gorgonia.Node, list func() []int32, capacity int) *gorgonia.Node {
+	rows, d := x.Shape()[0], cols(x)
+	return Apply("pick", matrix(capacity, d), func(out []float32, v [][]float32) {
+		for i, row := range list() {
+			copy(out[i*d:(i+1)*d], v[0][int(row)*d:])
+		}
+	}, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{Apply("pick dx", matrix(rows, d), func(dx []float32, g [][]float32) {
+			next := 0
+			for i, row := range list() {
+				clear(dx[next*d : int(row)*d])
+				next = int(row) + 1
+				copy(dx[int(row)*d:next*d], g[0][i*d:])
+			}
+			clear(dx[next*d : b.Len()*d])
+		}, nil, dy)}
+	}, x)
+}
+
+// LogProbs gives, for prediction i, log softmax(h[i] table')[target[i]], as a vector as long as h has rows, zero beyond
+// the predictions of the batch.
+func LogProbs(h, table *gorgonia.Node, targets func() []int32) *gorgonia.Node {
 	rows, d, vocab := h.Shape()[0], cols(h), table.Shape()[0]
 	var probs []float32 // of the last run: what the gradient need not compute again
 	differentiated := false
-	return Apply("logprobs", tensor.Shape{capacity}, func(out []float32, v [][]float32) {
-		at, target := predictions()
-		clear(out[len(at):])
-		if n := kernels.KeptRows(len(at), vocab) * vocab; differentiated && cap(probs) < n {
+	return Apply("logprobs", tensor.Shape{rows}, func(out []float32, v [][]float32) {
+		target := targets()
+		clear(out[len(target):])
+		if n := kernels.KeptRows(len(target), vocab) * vocab; differentiated && cap(probs) < n {
 			probs = make([]float32, n)
 		} else if differentiated {
 			probs = probs[:n]
 		}
-		kernels.LogProbs(out, v[0], at, target, v[1], vocab, d, probs)
+		kernels.LogProbs(out, v[0], target, v[1], vocab, d, probs)
 	}, func(v gorgonia.Nodes, _, grad *gorgonia.Node) gorgonia.Nodes {
 		differentiated = true
 		// One kernel gives both gradients; the second node reads what the first one's run left.
 		dh := make([]float32, rows*d)
 		dt := Apply("logprobs dtable", matrix(vocab, d), func(dtable []float32, g [][]float32) {
-			at, target := predictions()
-			clear(dh)
 			clear(dtable)
-			kernels.LogProbsBackward(dh, dtable, g[0], g[1], at, target, g[2], vocab, d, probs)
+			kernels.LogProbsBackward(dh, dtable, g[0], g[1], targets(), g[2], vocab, d, probs)
 		}, nil, grad, v[0], v[1])
-		return gorgonia.Nodes{Apply("logprobs dh", matrix(rows, d), func(out []float32, _ [][]float32) { copy(out, dh) }, nil, dt), dt}
+		return gorgonia.Nodes{Apply("logprobs dh", matrix(rows, d), func(out []float32, _ [][]float32) { copy(out, dh[:len(targets())*d]) }, nil, dt), dt}
 	}, h, table)
 }
 
