@@ -5,7 +5,8 @@ import "onerec/internal/kernels"
 // FLOPs is what a training step over so many tokens takes in products of matrices: 6 for
 // each weight and token (Kaplan et al., arXiv 2001.08361, table 1), of experts for those that
 // a token goes to, and those of causal attention over rows of MaxLen at most. All codes are predicted, and what else
-// comes out of the last layer, but for keys and values, is not computed.
+// comes out of the last layer, but for keys and values, is not computed. What the first layer computes once for a token
+// that is in several places counts for each.
 func (c Config) FLOPs(tokens int) float64 {
 	attending, rest := 3*c.Dim*c.Dim, c.Dim*c.Dim+3*c.Dim*c.hidden()+c.Experts*c.Dim
 	weights := c.Layers*attending + (c.Layers-1)*rest + (rest+c.Vocab()*c.Dim)*c.Levels/c.stride()
@@ -124,10 +125,11 @@ func (c Config) scratch(tokens int) int64 {
 }
 
 // ScorerMemory returns what a scorer of batches of at most so many tokens takes, in bytes, beside
-// the weights: of a layer at a time, two sums and what goes into SwiGLU, and the gates of experts
-// with a gap of their size, or what goes into attention and what it gives; of all, the norms of both sums and of softmax, and routes.
+// the weights: of a layer at a time, two sums and what goes into SwiGLU, and the gates of
+// experts with a gap of their size, or queries, keys and values of distinct tokens and of all; of all layers, the norms of both sums
+// and of softmax, and routes.
 func (c Config) ScorerMemory(tokens int) int64 {
 	d, f := int64(c.Dim), int64(c.hidden())
 	all := int64(c.Layers) * int64(2+c.Heads+5*c.Active)
-	return 4*int64(tokens)*(max(2*d+2*f+2*int64(c.Experts), 5*d)+all) + c.scratch(tokens)
+	return 4*int64(tokens)*(max(2*d+2*f+2*int64(c.Experts), 7*d)+all) + c.scratch(tokens)
 }

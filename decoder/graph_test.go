@@ -3,6 +3,7 @@ package decoder
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"onerec/internal/gradcheck"
@@ -248,5 +249,30 @@ func memorises(t *testing.T, c Config) {
 	}
 	if math.Abs(float64(first.NTP)-math.Log(float64(c.Vocab()))) > 0.5 || last.NTP > 0.05 {
 		t.Fatalf("loss from %v to %v", first.NTP, last.NTP)
+	}
+}
+
+// TestTokensOnce: a token that a batch has in several places is one row before attention, unless each place has a dropout of its own.
+func TestTokensOnce(t *testing.T) {
+	c := testConfig()
+	g, err := newGraph(randomWeights(t, c, 3), 128, 1, true, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(5, 6))
+	for i, dropout := range []Dropout{{}, {Residual: 0.1}, {Embedding: 0.1}, {}} {
+		b := testBatch(t, c, 1, randomRow(r, c, 4, 2), randomRow(r, c, 3, 3))
+		if _, err := g.Run(b, nil, dropout); err != nil {
+			t.Fatal(err)
+		}
+		ln := g.lanes[0]
+		var back []int32
+		for _, row := range ln.which {
+			back = append(back, ln.distinct[row])
+		}
+		once := slices.Compact(slices.Sorted(slices.Values(b.tokens)))
+		if !slices.Equal(back, b.tokens) || (len(ln.distinct) == len(once)) != (dropout.Embedding == 0) {
+			t.Errorf("run %d: %d rows for %d tokens, %d of which are others: %v is %v", i, len(ln.distinct), len(b.tokens), len(once), b.tokens, back)
+		}
 	}
 }

@@ -184,6 +184,27 @@ func Pick(b Rows, x *gorgonia.Node, list func() []int32, capacity int) *gorgonia
 	}, x)
 }
 
+// Spread gives, for each row of b, the row of x (few rows x d) that which says: what comes before computes no row twice.
+func Spread(b, few Rows, x *gorgonia.Node, which func() []int32) *gorgonia.Node {
+	capacity, d := x.Shape()[0], cols(x)
+	return Apply("spread", matrix(capacity, d), func(out []float32, v [][]float32) {
+		of := which()
+		const grain = 64
+		kernels.Parallel((b.Len()+grain-1)/grain, func(c int) {
+			for i := c * grain; i < min(b.Len(), (c+1)*grain); i++ {
+				copy(out[i*d:(i+1)*d], v[0][int(of[i])*d:])
+			}
+		})
+	}, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
+		return gorgonia.Nodes{Apply("spread dx", matrix(capacity, d), func(dx []float32, g [][]float32) {
+			clear(dx[:few.Len()*d])
+			for i, row := range which() {
+				kernels.Add(dx[int(row)*d:(int(row)+1)*d], g[0][i*d:(i+1)*d])
+			}
+		}, nil, dy)}
+	}, x)
+}
+
 // LogProbs gives, for prediction i, log softmax(h[i] table')[target[i]], as a vector as long as h has rows, zero beyond
 // the predictions of the batch.
 func LogProbs(h, table *gorgonia.Node, targets func() []int32) *gorgonia.Node {

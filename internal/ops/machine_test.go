@@ -53,7 +53,7 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 	for _, p := range plan {
 		x, y := made[p/8%len(made)], made[p/64%len(made)]
 		var n *gorgonia.Node
-		switch p % 7 {
+		switch p % 8 {
 		case 0:
 			n = Linear(w.b, x, param(width, width))
 		case 1:
@@ -66,6 +66,8 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 			n = Mul(w.b, x, y)
 		case 5:
 			n = Add(w.b, x, y)
+		case 7:
+			n = Spread(w.b, w.b, x, ids)
 		case 6:
 			const experts, active = 3, 2
 			e := NewExperts(w.b, Linear(w.b, x, param(experts, width)), active)
