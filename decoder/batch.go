@@ -176,6 +176,44 @@ func (b *Batch) AddTokens(c Config, tokens []int32, weights []float32) error {
 	return nil
 }
 
+// distinct are the tokens of a batch, each once, and which of them is where: the rows of what follows from a token alone.
+type distinct struct {
+	tokens []int32
+	which  []int32 // for each token of the batch
+	own    []int32 // memory of tokens
+	rows   []int32 // vocabulary: where a token is in tokens, plus 1, while that is made
+}
+
+// find makes d that of tokens; without once, each place has a row of its own.
+func (d *distinct) find(tokens []int32, once bool) {
+	d.which = d.which[:0]
+	if !once {
+		d.tokens = tokens
+		for i := range tokens {
+			d.which = append(d.which, int32(i))
+		}
+		return
+	}
+	d.own = d.own[:0]
+	for _, t := range tokens {
+		if d.rows[t] == 0 {
+			d.own = append(d.own, t)
+			d.rows[t] = int32(len(d.own))
+		}
+		d.which = append(d.which, d.rows[t]-1)
+	}
+	for _, t := range d.own {
+		d.rows[t] = 0
+	}
+	d.tokens = d.own
+}
+
+// Len implements ops.Rows.
+func (d *distinct) Len() int { return len(d.tokens) }
+
+// Bounds implements ops.Rows.
+func (d *distinct) Bounds() []int { return []int{0, len(d.tokens)} }
+
 // halves returns the rows of b in two parts of about as many tokens, in order; the second is empty if there is
 // one row. They share what they can with b.
 func (b *Batch) halves() (first, second *Batch) {

@@ -39,11 +39,8 @@ type lane struct {
 	cost, ntp *gorgonia.Node
 	balance   *gorgonia.Node // of the experts of all layers; nil without
 	layers    int
-	distinct  []int32 // tokens of the batch, each once; see tell
-	which     []int32 // of them each token is
-	own       []int32 // memory of distinct
-	rowOf     []int32 // vocabulary: where a token is in distinct, while that is made
-	whole     *Batch  // all lanes' together
+	distinct  distinct
+	whole     *Batch // all lanes' together
 	dpo       *dpoInputs
 }
 
@@ -111,7 +108,7 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 	}()
 	c := w.Config
 	predictions := c.predictions(capacity)
-	ln := &lane{batch: NewBatch(0), g: gorgonia.NewGraph(), layers: c.Layers, rowOf: make([]int32, c.Vocab()), dpo: dpo}
+	ln := &lane{batch: NewBatch(0), g: gorgonia.NewGraph(), layers: c.Layers, distinct: distinct{rows: make([]int32, c.Vocab())}, dpo: dpo}
 	for _, t := range w.params {
 		v := tensor.New(tensor.WithShape(t.Shape...), tensor.WithBacking(t.Data))
 		n := gorgonia.NewTensor(ln.g, tensor.Float32, len(t.Shape), gorgonia.WithShape(t.Shape...), gorgonia.WithName(t.Name), gorgonia.WithValue(v))
@@ -124,11 +121,11 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 
 	// Before attention a token's row follows from the token alone: it is computed once for all places that it has.
 	spread := func(x *gorgonia.Node) *gorgonia.Node {
-		return ops.Spread(ln, distinctRows{ln}, x, func() []int32 { return ln.which })
+		return ops.Spread(ln, &ln.distinct, x, func() []int32 { return ln.distinct.which })
 	}
-	x := ops.Embed(ln.params[0], func() []int32 { return ln.distinct }, capacity)
+	x := ops.Embed(ln.params[0], func() []int32 { return ln.distinct.tokens }, capacity)
 	x = ops.Dropout(ln, x, 2*c.Layers, embedding)
-	var rows ops.Rows = distinctRows{ln} // of x
+	var rows ops.Rows = &ln.distinct // of x
 	for l := range c.Layers {
 		p := layerParams(c, ln.params, l)
 		h := ops.Linear(rows, ops.RMSNorm(rows, x, p[0]), p[1])
@@ -213,38 +210,6 @@ func (ln *lane) experts(rows ops.Rows, c Config, h, up, down, router *gorgonia.N
 	return e.Down(e.Up(h, up), down)
 }
 
-// distinctRows are those of the tokens that a lane has, each once; or of all, if each has a dropout of its own.
-type distinctRows struct{ *lane }
-
-// Len implements ops.Rows.
-func (d distinctRows) Len() int { return len(d.distinct) }
-
-// tell finds the distinct tokens, and which of them each token is.
-func (ln *lane) tell() {
-	ln.which = ln.which[:0]
-	if ln.batch.dropout.Embedding > 0 {
-		ln.distinct = ln.batch.tokens
-		for i := range ln.distinct {
-			ln.which = append(ln.which, int32(i))
-		}
-		return
-	}
-	ln.distinct = ln.own[:0]
-	for _, t := range ln.batch.tokens {
-		row := ln.rowOf[t] - 1
-		if row < 0 {
-			row = int32(len(ln.distinct))
-			ln.distinct = append(ln.distinct, t)
-			ln.rowOf[t] = row + 1
-		}
-		ln.which = append(ln.which, row)
-	}
-	for _, t := range ln.distinct {
-		ln.rowOf[t] = 0
-	}
-	ln.own = ln.distinct
-}
-
 // predictingRows are those of a lane's tokens that something is predicted from.
 type predictingRows struct{ *lane }
 
@@ -271,7 +236,8 @@ type Losses struct {
 	NTP   float32 // mean over predictions, by weight
 	DPO   float32 // mean of the preference's loss over pairs
 	Wins  float64 // share of pairs whose margin grew over the reference's
-	// Balance is how evenly tokens go to experts, mean over layers: 1 if to all alike, Experts if all go to one; 0 without experts.
+	// Balance is how evenly tokens go to experts, mean over layers: 1 if to all alike, Experts / Active if all go to the
+	// same; 0 without experts.
 	Balance float32
 }
 
@@ -322,7 +288,7 @@ func (ln *lane) run(pairs []Pair) (Losses, error) {
 	if ln.batch.Rows() == 0 {
 		return Losses{}, nil
 	}
-	ln.tell()
+	ln.distinct.find(ln.batch.tokens, ln.batch.dropout.Embedding == 0)
 	w := ln.weight.Data().([]float32)
 	clear(w)
 	copy(w, ln.batch.weight)

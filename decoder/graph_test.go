@@ -265,14 +265,14 @@ func TestTokensOnce(t *testing.T) {
 		if _, err := g.Run(b, nil, dropout); err != nil {
 			t.Fatal(err)
 		}
-		ln := g.lanes[0]
+		d := g.lanes[0].distinct
 		var back []int32
-		for _, row := range ln.which {
-			back = append(back, ln.distinct[row])
+		for _, row := range d.which {
+			back = append(back, d.tokens[row])
 		}
 		once := slices.Compact(slices.Sorted(slices.Values(b.tokens)))
-		if !slices.Equal(back, b.tokens) || (len(ln.distinct) == len(once)) != (dropout.Embedding == 0) {
-			t.Errorf("run %d: %d rows for %d tokens, %d of which are others: %v is %v", i, len(ln.distinct), len(b.tokens), len(once), b.tokens, back)
+		if !slices.Equal(back, b.tokens) || (d.Len() == len(once)) != (dropout.Embedding == 0) {
+			t.Errorf("run %d: %d rows for %d tokens, %d of which are others: %v is %v", i, d.Len(), len(b.tokens), len(once), b.tokens, back)
 		}
 	}
 }

@@ -87,8 +87,8 @@ func (e *Experts) Down(u, w *gorgonia.Node) *gorgonia.Node {
 }
 
 // Balance is the loss that keeps all experts busy (Fedus et al., arXiv 2101.03961, equation 4; its factor is the caller's): the number of experts times the sum over
-// them of the share of choices that fell on one and its mean gate, over so many rows as there are in all, of which these may be a part. It is 1 where all are chosen alike, and more
-// the fewer are.
+// them of the share of choices that fell on one and its mean gate, over so many rows as there are in all, of which these may be a part. It is 1 where all are chosen alike, and
+// more the fewer are: as many times as there are experts for an active one, at most.
 func (e *Experts) Balance(all func() int) *gorgonia.Node {
 	capacity, experts := e.Gates.Shape()[0], cols(e.Gates)
 	loads := Apply("loads", tensor.Shape{experts}, func(out []float32, _ [][]float32) {
