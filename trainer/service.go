@@ -546,7 +546,6 @@ type Metrics struct {
 	steps, tokens, loss, norm, speed prometheus.Gauge
 	items, fresh, displaced          prometheus.Gauge
 	utilisation, bytes, back         prometheus.Gauge
-	balance                          prometheus.Gauge
 	failed                           prometheus.Counter
 	hitRate, prequential             *prometheus.GaugeVec
 	prequentialLoss                  prometheus.Gauge
@@ -566,7 +565,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		norm:        gauge("onerec_train_gradient_norm", "Gradient norm of the last step, before clipping."),
 		speed:       gauge("onerec_train_tokens_per_second", "Speed of training steps."),
 		back:        gauge("onerec_train_rollbacks", "How often training went back to the averaged weights: a step was not finite, or the loss had run away."),
-		balance:     gauge("onerec_train_expert_balance", "How evenly the last step's tokens went to experts, mean over layers: 1 to all alike, the experts there are for each active one if all to the same; 0 without experts."),
 		utilisation: gauge("onerec_train_flop_utilisation_ratio", "Model FLOP/s of training as a share of what the matrix product reaches alone on this machine."),
 		bytes:       gauge("onerec_train_memory_bytes", "What training takes at most: weights, optimizer, activations, replay buffer."),
 		items:       gauge("onerec_train_items", "Items that have a semantic ID."),
@@ -606,7 +604,6 @@ func (m *Metrics) step(s Stats, c decoder.Config, peak float64) {
 	m.tokens.Set(float64(s.Tokens))
 	m.loss.Set(s.LastLoss)
 	m.norm.Set(s.GradNorm)
-	m.balance.Set(s.Balance)
 	m.speed.Set(s.TokensPerSecond())
 }
 

@@ -5,7 +5,13 @@
 Trains the decoder of "onerec eval" (4 layers of 128, compact rows, dropout 0.3, AdamW with a cosine) in PyTorch on all
 but the last two items of each line of SEQUENCES (user, then items), and prints after every fourth epoch what the item before the last
 costs, in nats, and Recall and NDCG at 10 with 20 beams, of all items but those that the user has, for 2,000 users. IDS are the
-items' semantic IDs of two levels, as "onerec semanticid export" writes them.
+items' semantic IDs of two levels, as "onerec semanticid export" writes them:
+
+    awk '{printf "%s", $1; for (i = 2; i <= NF-2; i++) printf " %s", $i; print ""}' sequences.txt > train.txt
+    onerec semanticid embed --sequences train.txt --attributes item_attributes.json --out embeddings.parquet
+    onerec semanticid build --embeddings embeddings.parquet --out codebook --levels 2 --codes 2048
+    onerec semanticid export --codebook codebook --out ids.jsonl
+    python experts.py sequences.txt ids.jsonl 8 2 176 12
 
 EXPERTS 1 is a dense feed-forward part of HIDDEN. Otherwise each token goes to the ACTIVE experts, each of HIDDEN, that its router
 gives the most, weighted by what it gives them (as in OneRec, arXiv 2502.18965); the loss that keeps experts busy is Switch's

@@ -83,6 +83,8 @@ type Point struct {
 	Recall10 float64 `json:"recall_10"`
 	NDCG10   float64 `json:"ndcg_10"`
 	Seconds  float64 `json:"seconds"` // of training so far
+	// Balance is how evenly tokens went to experts in the last step, see decoder.Losses; 0 without experts.
+	Balance float64 `json:"balance,omitempty"`
 }
 
 // Result is what a run found.
@@ -294,7 +296,7 @@ func (r *run) train(ctx context.Context) error {
 	if c.Validation > 0 {
 		users = users[:min(c.Validation, len(users))]
 	}
-	var loss float64
+	var loss, balance float64
 	steps := 0
 	for !r.state.Done && r.state.Epoch < c.Epochs {
 		rows := r.rows(rand.New(rand.NewPCG(c.Seed, uint64(r.state.Epoch))))
@@ -318,7 +320,7 @@ func (r *run) train(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("step %d: %w", r.state.Steps, err)
 			}
-			loss += float64(l.NTP)
+			loss, balance = loss+float64(l.NTP), float64(l.Balance)
 			steps++
 			r.state.Steps++
 			if c.Average > 0 {
@@ -336,7 +338,7 @@ func (r *run) train(ctx context.Context) error {
 			return err
 		}
 		m := measure(ranks, c.Seed)
-		r.state.Curve = append(r.state.Curve, Point{r.state.Epoch, loss / float64(steps), m.Recall10.Mean, m.NDCG10.Mean, r.state.Seconds})
+		r.state.Curve = append(r.state.Curve, Point{r.state.Epoch, loss / float64(steps), m.Recall10.Mean, m.NDCG10.Mean, r.state.Seconds, balance})
 		loss, steps = 0, 0
 		if r.state.Worse++; m.NDCG10.Mean > r.state.Score {
 			r.state.Score, r.state.Best, r.state.Worse = m.NDCG10.Mean, r.state.Epoch, 0

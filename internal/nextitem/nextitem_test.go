@@ -47,13 +47,25 @@ func testConfig() Config {
 // TestRun: what follows from the items before is learned, far beyond popularity; a run that
 // is stopped in the middle goes on to the same result; its curve is a picture.
 func TestRun(t *testing.T) {
-	d, cfg := cycles(300), testConfig()
+	t.Run("one part", func(t *testing.T) { testRun(t, testConfig()) })
+	experts := testConfig()
+	experts.Experts, experts.Active = 4, 2
+	t.Run("experts", func(t *testing.T) { testRun(t, experts) })
+}
+
+func testRun(t *testing.T, cfg Config) {
+	d := cycles(300)
 	want, err := Run(t.Context(), d, cfg, true, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if want.Model.Recall5.Mean < 0.9 || want.Popularity.Recall5.Mean > 0.5 || len(want.Curve) != 3 {
 		t.Errorf("recall at 5 %.2f, of popularity %.2f, %d validations", want.Model.Recall5.Mean, want.Popularity.Recall5.Mean, len(want.Curve))
+	}
+	for _, p := range want.Curve {
+		if cfg.Experts == 0 && p.Balance != 0 || cfg.Experts > 0 && !(p.Balance > 0.9 && p.Balance <= float64(cfg.Experts)/float64(cfg.Active)) {
+			t.Errorf("of %d experts the balance is %v", cfg.Experts, p.Balance)
+		}
 	}
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
