@@ -10,7 +10,7 @@ import (
 // Experts is a mixture of experts of which each token goes to a few (Shazeer et al., arXiv 1701.06538): an operation
 // for each of its steps.
 type Experts struct {
-	Gates *gorgonia.Node // rows x experts: softmax of the router's logits
+	gates *gorgonia.Node // rows x experts: softmax of the router's logits
 
 	rows   Rows
 	active int
@@ -21,7 +21,7 @@ type Experts struct {
 func NewExperts(b Rows, logits *gorgonia.Node, active int) *Experts {
 	e := &Experts{rows: b, active: active}
 	capacity, experts := logits.Shape()[0], cols(logits)
-	e.Gates = overlay(Apply("route", matrix(capacity, experts), func(gates []float32, v [][]float32) {
+	e.gates = overlay(Apply("route", matrix(capacity, experts), func(gates []float32, v [][]float32) {
 		n := b.Len() * experts
 		if !same(gates, v[0]) {
 			copy(gates[:n], v[0])
@@ -40,7 +40,7 @@ func NewExperts(b Rows, logits *gorgonia.Node, active int) *Experts {
 func (e *Experts) Up(h, w *gorgonia.Node) *gorgonia.Node {
 	capacity, d := h.Shape()[0], cols(h)
 	out := w.Shape()[1]
-	const gates = 1 // read for the order: what it left is the routing
+	const order = 1 // that input is read to come after it: what it left is the routing
 	return fixed(Apply("experts up", matrix(capacity*e.active, out), func(u []float32, v [][]float32) {
 		e.route.ExpertsUp(u, v[0], v[2], out, d)
 	}, func(v gorgonia.Nodes, _, du *gorgonia.Node) gorgonia.Nodes {
@@ -54,7 +54,7 @@ func (e *Experts) Up(h, w *gorgonia.Node) *gorgonia.Node {
 			e.route.ExpertsWeights(dw, g[0], *x, out, d)
 		}, nil, du, recomputed(v[0]))
 		return gorgonia.Nodes{dh, nil, dw}
-	}, h, e.Gates, w), gates)
+	}, h, e.gates, w), order)
 }
 
 // Down is, for each row, what its experts answer, by how much the row counts them: SwiGLU of u, as Up gives it, times the
@@ -73,7 +73,7 @@ func (e *Experts) Down(u, w *gorgonia.Node) *gorgonia.Node {
 			rows, h = kernels.Take(n*d), kernels.Take(n*f)
 			e.route.ExpertsDownBackward(du, dweights, *rows, *h, g[0], g[over], g[2], f, d)
 		}, nil, dy, v[0], v[2]), over)
-		dgates := Apply("experts down dgates", e.Gates.Shape().Clone(), func(dgates []float32, g [][]float32) {
+		dgates := Apply("experts down dgates", e.gates.Shape().Clone(), func(dgates []float32, g [][]float32) {
 			e.route.WeightsBackward(dgates, dweights, g[1])
 		}, nil, du, v[1])
 		dw := Apply("experts down dw", w.Shape().Clone(), func(dw []float32, _ [][]float32) {
@@ -83,19 +83,19 @@ func (e *Experts) Down(u, w *gorgonia.Node) *gorgonia.Node {
 			rows, h = nil, nil // or they would be kept, whoever has them next
 		}, nil, du)
 		return gorgonia.Nodes{du, dgates, dw}
-	}, u, e.Gates, w)
+	}, u, e.gates, w)
 }
 
 // Balance is the loss that keeps all experts busy (Fedus et al., arXiv 2101.03961, equation 4; its factor is the caller's): the number of experts times the sum over
 // them of the share of choices that fell on one and its mean gate, over so many rows as there are in all, of which these may be a part. It is 1 where all are chosen alike, and
 // more the fewer are: as many times as there are experts for an active one, at most.
 func (e *Experts) Balance(all func() int) *gorgonia.Node {
-	capacity, experts := e.Gates.Shape()[0], cols(e.Gates)
+	capacity, experts := e.gates.Shape()[0], cols(e.gates)
 	loads := Apply("loads", tensor.Shape{experts}, func(out []float32, _ [][]float32) {
 		for i := range out {
 			out[i] = float32(experts) * e.route.Share(i)
 		}
-	}, nil, e.Gates)
+	}, nil, e.gates)
 	mean := Apply("mean gates", tensor.Shape{experts}, func(out []float32, v [][]float32) {
 		clear(out)
 		part := 1 / float32(all())
@@ -113,6 +113,6 @@ func (e *Experts) Balance(all func() int) *gorgonia.Node {
 				}
 			}
 		}, nil, grad)}
-	}, e.Gates)
+	}, e.gates)
 	return gorgonia.Must(gorgonia.Mul(loads, mean))
 }
