@@ -50,8 +50,8 @@ type Config struct {
 	// Users is the number of tokens for users, who are hashed into that many buckets (TIGER,
 	// arXiv 2305.05065, section 3.2). A row of a known user begins with the user's instead of BOS.
 	Users int `json:"users,omitempty"`
-	// Experts makes the feed-forward part a sparse mixture of so many, as the paper's is (OneRec, arXiv 2502.18965,
-	// section 3.2): each token goes to the Active ones that its layer's router gives most. 0: one part, for all tokens, as
+	// Experts makes the feed-forward part a sparse mixture of so many, as the paper's is (OneRec, arXiv
+	// 2502.18965): each token goes to the Active ones that its layer's router gives most. 0: one part, for all tokens, as
 	// presets have: on the data that we know experts earn nothing (docs/decoder.md).
 	Experts int `json:"experts,omitempty"`
 	Active  int `json:"active,omitempty"` // experts of a token, 2 at least

@@ -14,7 +14,7 @@ items' semantic IDs of two levels, as "onerec semanticid export" writes them:
     python experts.py sequences.txt ids.jsonl 8 2 176 12
 
 EXPERTS 1 is a dense feed-forward part of HIDDEN. Otherwise each token goes to the ACTIVE experts, each of HIDDEN, that its router
-gives the most, weighted by what it gives them (as in OneRec, arXiv 2502.18965); the loss that keeps experts busy is Switch's
+gives the most, weighted by their shares of what it gives them (as in Mixtral, arXiv 2401.04088); the loss that keeps experts busy is Switch's
 (arXiv 2101.03961, equation 4). A layer computes as much with EXPERTS 1, HIDDEN 352 as with 24, 2 and 176.
 """
 import gzip

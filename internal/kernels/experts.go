@@ -15,8 +15,8 @@ type Routing struct {
 }
 
 // Route replaces the router's logits (n x experts) by gates, their softmax, and sends each token to the active
-// experts with the greatest, among equals the first; an answer's weight is the expert's share of the gates that were chosen (as in OneRec,
-// arXiv 2502.18965, section 3.2, and Mixtral, arXiv 2401.04088, section 2.1).
+// experts with the greatest, among equals the first; an answer's weight is the expert's share of the gates that were
+// chosen (as in Mixtral, arXiv 2401.04088, section 2.1).
 func (r *Routing) Route(logits []float32, n, experts, active int) {
 	r.active = active
 	entries := n * active
