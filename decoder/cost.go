@@ -87,7 +87,7 @@ func (c Config) planned(tokens int) int64 {
 	return embedding + sum + most
 }
 
-// beside is how many more floats a lane keeps: of norms and softmax, what went into the embedding's gradient, and routes.
+// beside is how many more floats a lane keeps: of norms and softmax, the gradient at what logits are made of, and routes.
 func (c Config) beside(tokens int) int64 {
 	each := c.Layers * (2 + c.Heads + 7*c.Active)
 	return int64(tokens)*int64(each) + int64(c.predictions(tokens)*c.Dim)

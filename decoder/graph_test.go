@@ -252,6 +252,54 @@ func memorises(t *testing.T, c Config) {
 	}
 }
 
+// TestNothingPredicted: rows that predict nothing, as recorded tokens may, have no log probability and no gradient, a lane full of
+// them, too.
+func TestNothingPredicted(t *testing.T) {
+	for name, c := range map[string]Config{"one part": testConfig(), "experts": testExperts()} {
+		t.Run(name, func(t *testing.T) {
+			g, err := newGraph(randomWeights(t, c, 3), 128, 2, true, nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := rand.New(rand.NewPCG(5, 6))
+			tokens, weights, _, err := c.Layout(randomRow(r, c, 4, 3), 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for predicting := range 3 { // rows of two
+				b := NewBatch(1)
+				for row := range 2 {
+					of := make([]float32, len(weights))
+					if row < predicting {
+						of = weights
+					}
+					if err := b.AddTokens(c, tokens, of); err != nil {
+						t.Fatal(err)
+					}
+				}
+				b.Close()
+				l, err := g.Run(b, nil, Dropout{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				largest := float32(0)
+				for _, v := range flat(t, g.model) {
+					largest = max(largest, v, -v)
+				}
+				p := g.LogProbs()
+				for row := range p {
+					if (p[row] < 0) != (row < predicting) {
+						t.Errorf("%d rows predict: the log probability of row %d is %v", predicting, row, p[row])
+					}
+				}
+				if (l.NTP > 0) != (predicting > 0) || (largest > 0.01) != (predicting > 0) || !(largest < 100) {
+					t.Errorf("%d rows predict: loss %v, largest gradient %v", predicting, l, largest)
+				}
+			}
+		})
+	}
+}
+
 // TestTokensOnce: a token that a batch has in several places is one row before attention, unless each place has a dropout of its own.
 func TestTokensOnce(t *testing.T) {
 	c := testConfig()

@@ -1,5 +1,5 @@
 // Package kernels holds the float32 kernels of the models: matrix product,
-// normalisation, rotary positions, attention, SwiGLU, cross-entropy, AdamW; and
+// normalisation, rotary positions, attention, SwiGLU, experts, cross-entropy, AdamW; and
 // products in 16-bit integers. It knows nothing of any model.
 //
 // Matrices are row-major slices; an argument ld is the distance between rows.
@@ -133,7 +133,7 @@ func gemm(parallel func(int, func(int)), transA, transB bool, m, n, k int, alpha
 	}
 }
 
-// blockOf returns how many of m rows to take at a time, about most, so that all processors are busy to the end: pairs
+// blockOf returns how many of m rows, of which there are some, to take at a time, about most, so that all processors are busy to the end: pairs
 // of tiles. It reports whether there are as many rows as that takes.
 func blockOf(m, most int) (rowsOf int, enough bool) {
 	procs := runtime.GOMAXPROCS(0)
@@ -151,7 +151,7 @@ type Product func(right Shared, m int, a []float32, lda int, add bool, c []float
 // Blocks calls fn with m rows, some at a time, on all processors, or with all of them, if they are so few that
 // processors had better share the columns of products out. fn makes its products with mul.
 func Blocks(m int, fn func(lo, hi int, mul Product)) {
-	if !byRows(m, blockRows, func(lo, hi int) { fn(lo, hi, Shared.Mul) }) {
+	if m > 0 && !byRows(m, blockRows, func(lo, hi int) { fn(lo, hi, Shared.Mul) }) {
 		fn(0, m, Shared.MulParallel)
 	}
 }
