@@ -151,7 +151,7 @@ func (c Config) check() error {
 	case c.Users < 0 || c.Users > 1<<20:
 		return fmt.Errorf("decoder: %d buckets of users is out of range", c.Users)
 	case c.Experts == 0 && c.Active != 0, c.Experts != 0 && (c.Active < 2 || c.Active > c.Experts || c.Experts > 1<<10):
-		return fmt.Errorf("decoder: %d active experts of %d is out of range: at least 2 are active, at most 1024 there, or none of both", c.Active, c.Experts)
+		return fmt.Errorf("decoder: %d active experts of %d is out of range: at least 2 are active, at most 1024 are there; without experts both are 0", c.Active, c.Experts)
 	case c.MaxLen < c.Levels+2 || c.MaxLen > 1<<17:
 		return fmt.Errorf("decoder: rows of %d tokens is out of range", c.MaxLen)
 	}
