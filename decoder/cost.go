@@ -89,7 +89,7 @@ func (c Config) planned(tokens int) int64 {
 
 // beside is how many more floats a lane keeps: of norms and softmax, the gradient at what logits are made of, and routes.
 func (c Config) beside(tokens int) int64 {
-	each := c.Layers * (2 + c.Heads + 7*c.Active)
+	each := c.Layers * (2 + c.Heads + 5*c.Active)
 	return int64(tokens)*int64(each) + int64(c.predictions(tokens)*c.Dim)
 }
 
@@ -130,6 +130,6 @@ func (c Config) scratch(tokens int) int64 {
 // and of softmax, and routes.
 func (c Config) ScorerMemory(tokens int) int64 {
 	d, f := int64(c.Dim), int64(c.hidden())
-	all := int64(c.Layers) * int64(2+c.Heads+5*c.Active)
+	all := int64(c.Layers) * int64(2+c.Heads+4*c.Active)
 	return 4*int64(tokens)*(max(2*d+2*f+2*int64(c.Experts), 7*d)+all) + c.scratch(tokens)
 }

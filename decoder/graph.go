@@ -38,7 +38,6 @@ type lane struct {
 	weight    *tensor.Dense // predictions: of each in the next-token loss
 	cost, ntp *gorgonia.Node
 	balance   *gorgonia.Node // of the experts of all layers; nil without
-	layers    int
 	distinct  distinct
 	whole     *Batch // all lanes' together
 	dpo       *dpoInputs
@@ -108,7 +107,7 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 	}()
 	c := w.Config
 	predictions := c.predictions(capacity)
-	ln := &lane{batch: NewBatch(0), g: gorgonia.NewGraph(), layers: c.Layers, distinct: distinct{rows: make([]int32, c.Vocab())}, dpo: dpo}
+	ln := &lane{batch: NewBatch(0), g: gorgonia.NewGraph(), distinct: distinct{rows: make([]int32, c.Vocab())}, dpo: dpo}
 	for _, t := range w.params {
 		v := tensor.New(tensor.WithShape(t.Shape...), tensor.WithBacking(t.Data))
 		n := gorgonia.NewTensor(ln.g, tensor.Float32, len(t.Shape), gorgonia.WithShape(t.Shape...), gorgonia.WithName(t.Name), gorgonia.WithValue(v))
@@ -121,9 +120,9 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 
 	// Before attention a token's row follows from the token alone: it is computed once for all places that it has.
 	spread := func(x *gorgonia.Node) *gorgonia.Node {
-		return ops.Spread(ln, &ln.distinct, x, func() []int32 { return ln.distinct.which })
+		return ops.Gather(x, func() []int32 { return ln.distinct.which }, capacity)
 	}
-	x := ops.Embed(ln.params[0], func() []int32 { return ln.distinct.tokens }, capacity)
+	x := ops.Gather(ln.params[0], func() []int32 { return ln.distinct.tokens }, capacity)
 	x = ops.Dropout(ln, x, 2*c.Layers, embedding)
 	var rows ops.Rows = &ln.distinct // of x
 	for l := range c.Layers {
@@ -136,7 +135,7 @@ func newLane(w *Weights, capacity int, train bool, dpo *dpoInputs, lambda float3
 		h = ops.Attention(ln, ops.Rotate(ln, h, rotary, pos), c.Heads, true)
 		if l == c.Layers-1 { // nobody asks what else comes out of tokens that nothing is predicted from
 			predicting := func() []int32 { return ln.batch.at }
-			x, h = ops.Pick(ln, x, predicting, predictions), ops.Pick(ln, h, predicting, predictions)
+			x, h = ops.Gather(x, predicting, predictions), ops.Gather(h, predicting, predictions)
 			rows = predictingRows{ln}
 		}
 		h = ops.Linear(rows, h, p[2])
@@ -277,6 +276,7 @@ func (g *Graph) Run(b *Batch, pairs []Pair, dropout Dropout) (Losses, error) {
 			return Losses{}, err
 		}
 	}
+	l.Balance /= float32(g.weights.Config.Layers)
 	if l.Total != l.Total || l.Total-l.Total != 0 {
 		return l, ErrNotFinite
 	}
@@ -302,7 +302,7 @@ func (ln *lane) run(pairs []Pair) (Losses, error) {
 	}
 	l := Losses{Total: scalar(ln.machine.Value(ln.cost)), NTP: scalar(ln.machine.Value(ln.ntp))}
 	if ln.balance != nil {
-		l.Balance = scalar(ln.machine.Value(ln.balance)) / float32(ln.layers)
+		l.Balance = scalar(ln.machine.Value(ln.balance))
 	}
 	if ln.dpo != nil {
 		l.DPO = scalar(ln.machine.Value(ln.dpo.loss))

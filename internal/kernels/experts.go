@@ -10,8 +10,7 @@ type Routing struct {
 	chosen  []int32   // tokens x active
 	places  []int32   // tokens x active: which entry the choice is
 	starts  []int32   // expert e has entries starts[e] to starts[e+1]
-	tokens  []int32   // of each entry
-	choices []int32   // of each entry: its index in weights and chosen
+	choices []int32   // of each entry: its index in weights and chosen, which is its token's times active, and up
 }
 
 // Route replaces the router's logits (n x experts) by gates, their softmax, and sends each token to the active
@@ -21,8 +20,7 @@ func (r *Routing) Route(logits []float32, n, experts, active int) {
 	r.active = active
 	entries := n * active
 	r.weights, r.chosen = slices.Grow(r.weights[:0], entries)[:entries], slices.Grow(r.chosen[:0], entries)[:entries]
-	r.places, r.tokens = slices.Grow(r.places[:0], entries)[:entries], slices.Grow(r.tokens[:0], entries)[:entries]
-	r.choices = slices.Grow(r.choices[:0], entries)[:entries]
+	r.places, r.choices = slices.Grow(r.places[:0], entries)[:entries], slices.Grow(r.choices[:0], entries)[:entries]
 	rows(n, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
 			own, chosen, weights := logits[i*experts:(i+1)*experts], r.chosen[i*active:(i+1)*active], r.weights[i*active:(i+1)*active]
@@ -48,7 +46,7 @@ func (r *Routing) Route(logits []float32, n, experts, active int) {
 	for c, e := range r.chosen {
 		at := next[e]
 		next[e]++
-		r.places[c], r.tokens[at], r.choices[at] = at, int32(c/active), int32(c)
+		r.places[c], r.choices[at] = at, int32(c)
 	}
 }
 
@@ -106,11 +104,11 @@ func (r *Routing) WeightsBackward(dgates, dweights, gates []float32) {
 func (r *Routing) Experts() int { return len(r.starts) - 1 }
 
 // Entries is how many choices there are: each token's active experts.
-func (r *Routing) Entries() int { return len(r.tokens) }
+func (r *Routing) Entries() int { return len(r.choices) }
 
 // Share is the part of all choices that fell on an expert.
 func (r *Routing) Share(expert int) float32 {
-	return float32(r.starts[expert+1]-r.starts[expert]) / float32(max(1, len(r.tokens)))
+	return float32(r.starts[expert+1]-r.starts[expert]) / float32(max(1, len(r.choices)))
 }
 
 // Groups calls fn with the entries of each expert, some at a time, on all processors.
@@ -130,8 +128,8 @@ func (r *Routing) Groups(fn func(expert, lo, hi int)) {
 
 // Gather copies the rows of x, one for each token, that entries lo to hi go out from, into rows of width d.
 func (r *Routing) Gather(rows, x []float32, lo, hi, d int) {
-	for i, token := range r.tokens[lo:hi] {
-		copy(rows[i*d:(i+1)*d], x[int(token)*d:])
+	for i, c := range r.choices[lo:hi] {
+		copy(rows[i*d:(i+1)*d], x[int(c)/r.active*d:])
 	}
 }
 

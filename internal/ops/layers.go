@@ -147,58 +147,18 @@ func Attention(b Rows, qkv *gorgonia.Node, heads int, causal bool) *gorgonia.Nod
 	}, qkv)
 }
 
-// Embed gathers rows of table (n x d) by the ids of the batch.
-func Embed(table *gorgonia.Node, ids func() []int32, capacity int) *gorgonia.Node {
-	n, d := table.Shape()[0], cols(table)
-	return Apply("embed", matrix(capacity, d), func(out []float32, v [][]float32) {
-		for i, id := range ids() {
-			copy(out[i*d:(i+1)*d], v[0][int(id)*d:])
-		}
-	}, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
-		return gorgonia.Nodes{Apply("embed dtable", matrix(n, d), func(dt []float32, g [][]float32) {
-			clear(dt)
-			for i, id := range ids() {
-				kernels.Add(dt[int(id)*d:(int(id)+1)*d], g[0][i*d:(i+1)*d])
-			}
-		}, nil, dy)}
-	}, table)
-}
-
-// Pick gives the rows of x (rows x d) that the batch lists, in order, for at most so many: what follows computes no others.
-func Pick(b Rows, x *gorgonia.Node, list func() []int32, capacity int) *gorgonia.Node {
-	rows, d := x.Shape()[0], cols(x)
-	return Apply("pick", matrix(capacity, d), func(out []float32, v [][]float32) {
+// Gather gives, for each row that the batch lists, that row of x (n x d), at most capacity: embeddings of tokens, say. The
+// gradients of those that are listed several times add up.
+func Gather(x *gorgonia.Node, list func() []int32, capacity int) *gorgonia.Node {
+	n, d := x.Shape()[0], cols(x)
+	return Apply("gather", matrix(capacity, d), func(out []float32, v [][]float32) {
 		for i, row := range list() {
 			copy(out[i*d:(i+1)*d], v[0][int(row)*d:])
 		}
 	}, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
-		return gorgonia.Nodes{Apply("pick dx", matrix(rows, d), func(dx []float32, g [][]float32) {
-			next := 0
+		return gorgonia.Nodes{Apply("gather dx", matrix(n, d), func(dx []float32, g [][]float32) {
+			clear(dx)
 			for i, row := range list() {
-				clear(dx[next*d : int(row)*d])
-				next = int(row) + 1
-				copy(dx[int(row)*d:next*d], g[0][i*d:])
-			}
-			clear(dx[next*d : b.Len()*d])
-		}, nil, dy)}
-	}, x)
-}
-
-// Spread gives, for each row of b, the row of x (few rows x d) that which says: what comes before computes no row twice.
-func Spread(b, few Rows, x *gorgonia.Node, which func() []int32) *gorgonia.Node {
-	capacity, d := x.Shape()[0], cols(x)
-	return Apply("spread", matrix(capacity, d), func(out []float32, v [][]float32) {
-		of := which()
-		const grain = 64
-		kernels.Parallel((b.Len()+grain-1)/grain, func(c int) {
-			for i := c * grain; i < min(b.Len(), (c+1)*grain); i++ {
-				copy(out[i*d:(i+1)*d], v[0][int(of[i])*d:])
-			}
-		})
-	}, func(_ gorgonia.Nodes, _, dy *gorgonia.Node) gorgonia.Nodes {
-		return gorgonia.Nodes{Apply("spread dx", matrix(capacity, d), func(dx []float32, g [][]float32) {
-			clear(dx[:few.Len()*d])
-			for i, row := range which() {
 				kernels.Add(dx[int(row)*d:(int(row)+1)*d], g[0][i*d:(i+1)*d])
 			}
 		}, nil, dy)}

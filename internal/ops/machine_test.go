@@ -48,7 +48,7 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 	}
 	ids := func() []int32 { return []int32{0, 2, 1, 2, 0, 1}[:w.b.rows] }
 	table, rotary := param(3, width), kernels.NewRotary(width/2, rows)
-	made := []*gorgonia.Node{Embed(table, ids, rows)}
+	made := []*gorgonia.Node{Gather(table, ids, rows)}
 	var balance *gorgonia.Node
 	for _, p := range plan {
 		x, y := made[p/8%len(made)], made[p/64%len(made)]
@@ -67,7 +67,7 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 		case 5:
 			n = Add(w.b, x, y)
 		case 7:
-			n = Spread(w.b, w.b, x, ids)
+			n = Gather(x, ids, rows)
 		case 6:
 			const experts, active = 3, 2
 			e := NewExperts(w.b, Linear(w.b, x, param(experts, width)), active)
@@ -85,7 +85,7 @@ func draw(t interface{ Fatal(args ...any) }, plan []int, seed uint64) *world {
 	}
 	const picked = 4 // at most
 	some := &part{3}
-	sum = Pick(w.b, sum, func() []int32 { return []int32{0, 2, int32(w.b.rows - 1)} }, picked)
+	sum = Gather(sum, func() []int32 { return []int32{0, 2, int32(w.b.rows - 1)} }, picked)
 	logp := LogProbs(RMSNorm(some, sum, param(width)), table, func() []int32 { return []int32{1, 0, 2} })
 	ones := tensor.New(tensor.WithShape(picked), tensor.WithBacking([]float32{1, 2, 3, 1}))
 	w.cost = gorgonia.Must(gorgonia.Mul(gorgonia.NodeFromAny(w.g, ones, gorgonia.WithName("ones")), logp))
