@@ -1,9 +1,11 @@
 package bench
 
 import (
+	"bufio"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -105,7 +107,7 @@ func BenchmarkGemmPeak(b *testing.B) {
 
 var (
 	torchPython = flag.String("torch-python", "python3", "the Python of BenchmarkDecoderPeers: pip install torch numpy")
-	peerSeconds = flag.Float64("peer-seconds", 10, "how long each side of BenchmarkDecoderPeers is measured, in each round")
+	peerSeconds = flag.Float64("peer-seconds", 10, "how long each side of BenchmarkDecoderPeers is measured, in each turn")
 )
 
 // measured is what one side of a comparison found.
@@ -125,30 +127,111 @@ type measured struct {
 // its own, like the peer, so that their peaks of memory can be compared.
 const childEnv = "BENCH_DECODER_CHILD"
 
-func peer(b *testing.B, args ...string) (m measured) {
-	b.Helper()
-	return parseMeasured(b, exec.CommandContext(b.Context(), *torchPython, append([]string{"decoder/peer.py"}, args...)...))
+// side is a process that measures one side of a comparison, once when it starts and then whenever it is its turn.
+type side struct {
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Reader
+	errs *strings.Builder
 }
 
-func ours(b *testing.B, what string) measured {
+// peer starts a peer. What it measures first warms it up, and it chooses by it.
+func peer(b *testing.B, args ...string) *side {
+	b.Helper()
+	return newSide(b, exec.CommandContext(b.Context(), *torchPython, append([]string{"decoder/peer.py"}, args...)...))
+}
+
+func ours(b *testing.B, what string) *side {
 	b.Helper()
 	cmd := exec.CommandContext(b.Context(), os.Args[0], "-test.run", "^TestDecoderChild$", fmt.Sprintf("-peer-seconds=%v", *peerSeconds))
 	cmd.Env = append(os.Environ(), childEnv+"="+what)
-	return parseMeasured(b, cmd)
+	return newSide(b, cmd)
 }
 
-func parseMeasured(b *testing.B, cmd *exec.Cmd) (m measured) {
+func newSide(b *testing.B, cmd *exec.Cmd) *side {
 	b.Helper()
-	var errs strings.Builder
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		b.Fatalf("%v: %v: %s%s", cmd.Args, err, out, errs.String())
+	s := &side{cmd: cmd, errs: new(strings.Builder)}
+	cmd.Stderr = s.errs
+	var err error
+	if s.in, err = cmd.StdinPipe(); err != nil {
+		b.Fatal(err)
 	}
-	if err := json.Unmarshal([]byte(strings.SplitN(string(out), "\n", 2)[0]), &m); err != nil {
-		b.Fatalf("%v: %v: %s", cmd.Args, err, out)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = s.in.Close()
+		_ = cmd.Wait() // it has said all that is asked, and the context's end may kill it
+	})
+	s.out = bufio.NewReader(out)
+	s.read(b)
+	return s
+}
+
+func (s *side) read(b *testing.B) (m measured) {
+	b.Helper()
+	line, err := s.out.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &m)
+	}
+	if err != nil {
+		b.Fatalf("%v: %v: %s%s", s.cmd.Args, err, line, s.errs)
 	}
 	return m
+}
+
+// turn has it measure while the others wait.
+func (s *side) turn(b *testing.B) measured {
+	b.Helper()
+	if _, err := io.WriteString(s.in, "\n"); err != nil {
+		b.Fatalf("%v: %v: %s", s.cmd.Args, err, s.errs)
+	}
+	return s.read(b)
+}
+
+// turns has every side measure -peer-runs times, one after the other. It returns what each found, turn by turn.
+func turns(b *testing.B, sides ...*side) [][]measured {
+	b.Helper()
+	found := make([][]measured, len(sides))
+	for range *peerRuns {
+		for i, s := range sides {
+			found[i] = append(found[i], s.turn(b))
+		}
+	}
+	return found
+}
+
+// median returns that of some values.
+func median(of []measured, value func(measured) float64) float64 {
+	values := make([]float64, len(of))
+	for i, m := range of {
+		values[i] = value(m)
+	}
+	slices.Sort(values)
+	return values[len(values)/2]
+}
+
+// times is how many times theirs ours is: the ratio in each turn, in order of size. What a neighbour takes of the machine
+// for a minute it takes of both sides of a turn.
+type times []float64
+
+func timesOf(our, their []measured, value func(measured) float64) times {
+	t := make(times, len(our))
+	for i := range our {
+		t[i] = value(our[i]) / value(their[i])
+	}
+	slices.Sort(t)
+	return t
+}
+
+func (t times) median() float64 { return t[len(t)/2] }
+
+func (t times) String() string {
+	return fmt.Sprintf("%.2f times (%.2f to %.2f in %d turns)", t.median(), t[0], t[len(t)-1], len(t))
 }
 
 // What the generation benchmark asks: histories of 256 items, 128 beams; all of them, or the best 10 items.
@@ -165,7 +248,6 @@ func TestDecoderChild(t *testing.T) {
 	if what == "" {
 		t.Skip("it is a part of BenchmarkDecoderPeers")
 	}
-	var m measured
 	var work func() error
 	units := 0.0
 	r := rand.New(rand.NewPCG(1, 2))
@@ -263,23 +345,28 @@ func TestDecoderChild(t *testing.T) {
 	if work == nil {
 		t.Fatalf("%q is nothing to measure", what)
 	}
-	var times []float64
-	for end := time.Now().Add(time.Duration(*peerSeconds * float64(time.Second))); time.Now().Before(end) || len(times) < 4; {
-		begun := time.Now()
-		if err := work(); err != nil {
+	for turns := bufio.NewScanner(os.Stdin); ; {
+		var times []float64
+		for end := time.Now().Add(time.Duration(*peerSeconds * float64(time.Second))); time.Now().Before(end) || len(times) < 4; {
+			begun := time.Now()
+			if err := work(); err != nil {
+				t.Fatal(err)
+			}
+			times = append(times, time.Since(begun).Seconds())
+		}
+		times = times[1:] // the first warms up
+		slices.Sort(times)
+		median := times[len(times)/2]
+		m := measured{TokensPerS: units / median, RequestsPS: units / median, GFLOPS: units / median, P50: 1e3 * median, P99: 1e3 * times[len(times)*99/100], PeakMiB: peakMiB(t, os.Getpid())}
+		out, err := json.Marshal(m)
+		if err != nil {
 			t.Fatal(err)
 		}
-		times = append(times, time.Since(begun).Seconds())
+		fmt.Println(string(out))
+		if !turns.Scan() {
+			return
+		}
 	}
-	times = times[1:] // the first warms up
-	slices.Sort(times)
-	median := times[len(times)/2]
-	m = measured{TokensPerS: units / median, RequestsPS: units / median, GFLOPS: units / median, P50: 1e3 * median, P99: 1e3 * times[len(times)*99/100], PeakMiB: peakMiB(t, os.Getpid())}
-	out, err := json.Marshal(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Println(string(out))
 }
 
 // BenchmarkDecoderPeers measures our training step and our generation beside PyTorch's on
@@ -288,33 +375,28 @@ func TestDecoderChild(t *testing.T) {
 // too, ours and PyTorch's. Run with -benchtime 1x.
 func BenchmarkDecoderPeers(b *testing.B) {
 	seconds := fmt.Sprint(*peerSeconds)
-	median := func(ms []measured, of func(measured) float64) float64 {
-		values := make([]float64, len(ms))
-		for i, m := range ms {
-			values[i] = of(m)
+	args := func(what string, c decoder.Config, more ...any) []string {
+		out := []string{what}
+		for _, n := range append([]any{c.Layers, c.Dim, c.Heads, c.Hidden}, more...) {
+			out = append(out, fmt.Sprint(n))
 		}
-		slices.Sort(values)
-		return values[len(values)/2]
+		return out
 	}
 	for _, s := range decoderShapes() {
 		b.Run("step/"+s.name, func(b *testing.B) {
 			for b.Loop() {
-				var our, their, blas, gemm []measured
 				c := s.config
-				for range *peerRuns {
-					our = append(our, ours(b, "step "+s.name))
-					their = append(their, peer(b, "step", fmt.Sprint(c.Layers), fmt.Sprint(c.Dim), fmt.Sprint(c.Heads), fmt.Sprint(c.Hidden), fmt.Sprint(c.Vocab()), fmt.Sprint(c.MaxLen), fmt.Sprint(s.rows), seconds, fmt.Sprint(c.Experts), fmt.Sprint(c.Active)))
-					blas = append(blas, peer(b, "peak", "1024", "2"))
-					gemm = append(gemm, ours(b, "peak"))
-				}
+				found := turns(b, ours(b, "step "+s.name), peer(b, args("step", c, c.Vocab(), c.MaxLen, s.rows, seconds, c.Experts, c.Active)...),
+					peer(b, "peak", "1024", "2"), ours(b, "peak"))
+				our, their, blas, gemm := found[0], found[1], found[2], found[3]
 				speed := func(m measured) float64 { return m.TokensPerS }
 				memory := func(m measured) float64 { return m.PeakMiB }
 				peak := func(m measured) float64 { return m.GFLOPS }
-				a, t := median(our, speed), median(their, speed)
+				ratio, a := timesOf(our, their, speed), median(our, speed)
 				flops := s.config.FLOPs(1) * a / 1e9
-				b.Logf("%s: %.0f tokens/s, PyTorch %.0f (%s): %.2f times; peak memory %.0f and %.0f MiB: %.2f; %.0f GFLOP/s are %.0f %% of OpenBLAS' %.0f, our product %.0f",
-					s.name, a, t, their[0].Best, a/t, median(our, memory), median(their, memory), median(our, memory)/median(their, memory), flops, 100*flops/median(blas, peak), median(blas, peak), median(gemm, peak))
-				b.ReportMetric(a/t, "times-PyTorch")
+				b.Logf("%s: %.0f tokens/s, PyTorch %.0f (%s): %v; peak memory %.0f and %.0f MiB: %.2f; %.0f GFLOP/s are %.0f %% of OpenBLAS' %.0f, our product %.0f",
+					s.name, a, median(their, speed), their[0].Best, ratio, median(our, memory), median(their, memory), median(our, memory)/median(their, memory), flops, 100*flops/median(blas, peak), median(blas, peak), median(gemm, peak))
+				b.ReportMetric(ratio.median(), "times-PyTorch")
 			}
 		})
 	}
@@ -324,24 +406,22 @@ func BenchmarkDecoderPeers(b *testing.B) {
 				kinds := []struct{ name, what string }{
 					{"all beams", "generate"}, {"the best 10", "next"}, {"all beams in int16", "generate16"}, {"the best 10 in int16", "next16"},
 				}
-				found := make([][]measured, len(kinds))
-				var their []measured
-				c := askShape
-				for range *peerRuns {
-					for i, kind := range kinds {
-						found[i] = append(found[i], ours(b, fmt.Sprint(kind.what, " ", batch)))
-					}
-					their = append(their, peer(b, "generate", fmt.Sprint(c.Layers), fmt.Sprint(c.Dim), fmt.Sprint(c.Heads), fmt.Sprint(c.Hidden), fmt.Sprint(askLevels), fmt.Sprint(askCodes), fmt.Sprint(askHistory), fmt.Sprint(askBeams), fmt.Sprint(batch), seconds))
+				sides := []*side{peer(b, args("generate", askShape, askLevels, askCodes, askHistory, askBeams, batch, seconds)...)}
+				for _, kind := range kinds {
+					sides = append(sides, ours(b, fmt.Sprint(kind.what, " ", batch)))
 				}
+				found := turns(b, sides...)
+				their := found[0]
 				speed := func(m measured) float64 { return m.RequestsPS }
-				wide, narrow := median(their, speed), median(their, func(m measured) float64 { return m.BFloat16 })
-				b.Logf("batch %d, PyTorch: %.2f requests/s (p50 %.0f ms, p99 %.0f ms), in bfloat16 %.2f", batch, wide,
+				narrow := their[0].BFloat16
+				b.Logf("batch %d, PyTorch: %.2f requests/s (p50 %.0f ms, p99 %.0f ms), in bfloat16 %.2f", batch, median(their, speed),
 					median(their, func(m measured) float64 { return m.P50 }), median(their, func(m measured) float64 { return m.P99 }), narrow)
 				for i, kind := range kinds {
-					our := median(found[i], speed)
-					b.Logf("batch %d, %s: %.2f requests/s (p50 %.0f ms, p99 %.0f ms), %.2f times PyTorch, %.2f times it in bfloat16", batch, kind.name, our,
-						median(found[i], func(m measured) float64 { return m.P50 }), median(found[i], func(m measured) float64 { return m.P99 }), our/wide, our/narrow)
-					b.ReportMetric(our/wide, strings.ReplaceAll(kind.name, " ", "-")+"-times-PyTorch")
+					our := found[i+1]
+					ratio := timesOf(our, their, speed)
+					b.Logf("batch %d, %s: %.2f requests/s (p50 %.0f ms, p99 %.0f ms), %v PyTorch, %.2f times it in bfloat16", batch, kind.name, median(our, speed),
+						median(our, func(m measured) float64 { return m.P50 }), median(our, func(m measured) float64 { return m.P99 }), ratio, median(our, speed)/narrow)
+					b.ReportMetric(ratio.median(), strings.ReplaceAll(kind.name, " ", "-")+"-times-PyTorch")
 				}
 			}
 		})
