@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"onerec/internal/kernels"
 	"onerec/semanticid"
@@ -264,9 +265,10 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	defer passFloats.Put(buf)
 	logits := *buf
 	g.embed.MulParallel(n, hidden, c.Dim, false, logits, vocab)
-	parts := make([][]choice, (n+choosing-1)/choosing)
+	parts := make([]*topChoices, (n+choosing-1)/choosing)
+	enough := newAtLeast()
 	kernels.Parallel(len(parts), func(p int) {
-		best := newTopChoices(o.Width)
+		best := &topChoices{limit: o.Width, enough: enough}
 		mine := make([]choice, 0, c.Codes)
 		for i := p * choosing; i < min(n, (p+1)*choosing); i++ {
 			row := logits[i*vocab : (i+1)*vocab]
@@ -281,17 +283,11 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 				best.add(ch)
 			}
 		}
-		parts[p] = best.sorted()
+		parts[p] = best
 	})
 	var choices []choice
 	if o.Temperature == 0 {
-		best := newTopChoices(o.Width)
-		for _, part := range parts {
-			for _, ch := range part {
-				best.add(ch)
-			}
-		}
-		choices = best.sorted()
+		choices = bestOf(parts)
 	} else {
 		mine := make([]choice, 0, c.Codes)
 		for i := range beams {
@@ -361,19 +357,20 @@ func draw(mine []choice, o Options) choice {
 	return mine[pick]
 }
 
-// topChoices keeps the best choices that it is given; among equals the earlier.
-type topChoices struct {
-	limit int
-	kept  []choice // up to twice the limit
-	floor float64  // nothing below it is among the best
+// inOrder has choices come as they are looked at.
+func inOrder(a, b choice) int {
+	return cmp.Or(cmp.Compare(a.parent, b.parent), cmp.Compare(a.node, b.node))
 }
 
-func newTopChoices(limit int) *topChoices { return &topChoices{limit: limit, floor: math.Inf(-1)} }
-
-func byTotal(a, b choice) int { return cmp.Compare(b.total, a.total) }
+// topChoices keeps the best choices that it is given; among equals those that come first in order.
+type topChoices struct {
+	limit  int
+	kept   []choice // up to twice the limit
+	enough *atLeast // so many are at hand that have this total
+}
 
 func (t *topChoices) add(c choice) {
-	if c.total <= t.floor {
+	if c.total < t.enough.load() {
 		return
 	}
 	if t.kept = append(t.kept, c); len(t.kept) == 2*t.limit {
@@ -382,18 +379,43 @@ func (t *topChoices) add(c choice) {
 }
 
 func (t *topChoices) shrink() {
-	slices.SortStableFunc(t.kept, byTotal)
-	if len(t.kept) >= t.limit {
-		t.kept = t.kept[:t.limit]
-		t.floor = t.kept[t.limit-1].total
+	if len(t.kept) < t.limit {
+		return
 	}
+	slices.SortFunc(t.kept, func(a, b choice) int { return cmp.Or(cmp.Compare(b.total, a.total), inOrder(a, b)) })
+	t.kept = t.kept[:t.limit]
+	t.enough.raise(t.kept[t.limit-1].total)
 }
 
-func (t *topChoices) sorted() []choice {
-	if len(t.kept) > 0 {
-		t.shrink()
+// bestOf returns the best of what the parts were given. They are in order: beams that continue the same one come one after
+// the other, and so do their keys and values of every step before, which attention then finds in nearer caches.
+func bestOf(parts []*topChoices) []choice {
+	best := &topChoices{limit: parts[0].limit, enough: parts[0].enough}
+	for _, part := range parts {
+		for _, c := range part.kept {
+			best.add(c)
+		}
 	}
-	return t.kept
+	best.shrink()
+	slices.SortFunc(best.kept, inOrder)
+	return best.kept
+}
+
+// atLeast is a number that only rises.
+type atLeast struct{ bits atomic.Uint64 }
+
+func newAtLeast() *atLeast {
+	a := new(atLeast)
+	a.bits.Store(math.Float64bits(math.Inf(-1)))
+	return a
+}
+
+func (a *atLeast) load() float64 { return math.Float64frombits(a.bits.Load()) }
+
+func (a *atLeast) raise(x float64) {
+	for old := a.bits.Load(); x > math.Float64frombits(old) && !a.bits.CompareAndSwap(old, math.Float64bits(x)); {
+		old = a.bits.Load()
+	}
 }
 
 // children returns the nodes lo to hi of a level below node, a node of the level before.
@@ -801,7 +823,11 @@ func (p part) attend(layer, head int, qkv, h []float32, last bool) {
 	scale := float32(1 / math.Sqrt(float64(hd)))
 	for i := range n {
 		sees := own(i)
-		kernels.DotsAt(s.Own(i)[:len(sees)], queries[i*between:i*between+hd], keys, block, hd, sees, scale)
+		then := sees
+		if i+rest < n {
+			then = own(i + rest) // of the next beam
+		}
+		kernels.DotsAt(s.Own(i)[:len(sees)], queries[i*between:i*between+hd], keys, block, hd, sees, scale, then)
 		s.Hide(i, len(sees))
 	}
 	p.past.values[layer][head].Attend(s, p.past.n, 0, out, d)

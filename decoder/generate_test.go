@@ -1,6 +1,7 @@
 package decoder
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -12,6 +13,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"onerec/internal/kernels"
 	"onerec/semanticid"
 )
 
@@ -288,20 +290,31 @@ func TestWithoutAsExcluding(t *testing.T) {
 	})
 }
 
-// TestTopChoices: the best in order, among equals the earlier, as sorting all of them gives.
+// TestTopChoices: of what parts are given at the same time the best, among equals the earlier, as sorting all of them gives.
 func TestTopChoices(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.IntRange(1, 6).Draw(t, "limit")
-		best := newTopChoices(limit)
 		var all []choice
-		for i, total := range rapid.SliceOf(rapid.IntRange(-8, 0)).Draw(t, "totals") {
-			c := choice{node: int32(i), total: float64(total)}
-			all = append(all, c)
-			best.add(c)
+		enough := newAtLeast()
+		parts := make([]*topChoices, rapid.IntRange(1, 4).Draw(t, "parts"))
+		given := make([][]choice, len(parts))
+		for p := range parts {
+			parts[p] = &topChoices{limit: limit, enough: enough}
+			for i, total := range rapid.SliceOf(rapid.IntRange(-8, 0)).Draw(t, "totals") {
+				given[p] = append(given[p], choice{parent: p, node: int32(i), total: float64(total)})
+			}
+			all = append(all, given[p]...)
 		}
-		slices.SortStableFunc(all, byTotal)
-		if got := best.sorted(); !slices.Equal(got, all[:min(limit, len(all))]) {
-			t.Fatalf("%v, want %v", got, all)
+		kernels.Parallel(len(parts), func(p int) {
+			for _, c := range given[p] {
+				parts[p].add(c)
+			}
+		})
+		slices.SortStableFunc(all, func(a, b choice) int { return cmp.Compare(b.total, a.total) })
+		want := all[:min(limit, len(all))]
+		slices.SortFunc(want, inOrder)
+		if got := bestOf(parts); !slices.Equal(got, want) {
+			t.Fatalf("%v, want %v", got, want)
 		}
 	})
 }

@@ -278,9 +278,7 @@ func (v Values16) Attend(s *Scores, sees, step int, c []float32, ldc int) {
 	for b := range blocks {
 		from := b * valueBlock
 		pairs := (min(valueBlock, s.keys-from) + 1) / 2
-		for j := 0; j < v.n; j += nr {
-			mul16(s.rows, min(nr, v.n-j), pairs, r.q[from:], r.ld, by[b*rows:], v.data[j*stride+from/2*nr:], stride, ones[:], b > 0, c[j:], ldc)
-		}
+		mul16(s.rows, v.n, pairs, r.q[from:], r.ld, by[b*rows:], v.data[from/2*nr:], stride, nil, b > 0, c, ldc)
 	}
 }
 

@@ -111,7 +111,7 @@ func gemm(parallel func(int, func(int)), transA, transB bool, m, n, k int, alpha
 		}
 		beta = 1
 	}
-	rowsOf, _ := blockOf(m, mc)
+	blocks, _ := blocksOf(m, mc)
 	buf := gemmPool.Get().(*gemmBuffers)
 	defer gemmPool.Put(buf)
 	for jc := 0; jc < n; jc += nc {
@@ -124,21 +124,32 @@ func gemm(parallel func(int, func(int)), transA, transB bool, m, n, k int, alpha
 			kd := min(deep, k-pd)
 			buf.b = grow(buf.b, panels*nr*kd)
 			packAll(parallel, buf.b, transB, b, ldb, pd, kd, jc, nb, alpha)
-			parallel((m+rowsOf-1)/rowsOf, func(i int) {
+			parallel(blocks.n, func(i int) {
+				lo, hi := blocks.rows(i)
 				for pc := 0; pc < kd; pc += kc {
-					gemmRows(transA, i*rowsOf, min(m, (i+1)*rowsOf), min(kc, kd-pc), nb, a, lda, pd+pc, buf.b[panels*nr*pc:], pd+pc > 0 || beta == 1, c[jc:], ldc)
+					gemmRows(transA, lo, hi, min(kc, kd-pc), nb, a, lda, pd+pc, buf.b[panels*nr*pc:], pd+pc > 0 || beta == 1, c[jc:], ldc)
 				}
 			})
 		}
 	}
 }
 
-// blockOf returns how many of m rows, of which there are some, to take at a time, about most, so that all processors are busy to the end: pairs
-// of tiles. It reports whether there are as many rows as that takes.
-func blockOf(m, most int) (rowsOf int, enough bool) {
+// rowBlocks are blocks of m rows, of whole tiles but for the last.
+type rowBlocks struct{ m, n int }
+
+// blocksOf shares m rows, of which there are some, out in blocks of about most, so that all processors are busy to the end: as many tiles
+// for each. It reports whether there are as many rows as that takes.
+func blocksOf(m, most int) (b rowBlocks, enough bool) {
 	procs := runtime.GOMAXPROCS(0)
-	blocks := ((m+most-1)/most + procs - 1) / procs * procs
-	return max(2*mr, (m/blocks+mr)/(2*mr)*(2*mr)), m >= 2*mr*blocks
+	n := ((m+most-1)/most + procs - 1) / procs * procs
+	return rowBlocks{m, min(n, (m+mr-1)/mr)}, m >= 2*mr*n
+}
+
+// rows are those of a block.
+func (b rowBlocks) rows(i int) (lo, hi int) {
+	tiles := (b.m + mr - 1) / mr
+	from := func(i int) int { return (i*tiles + b.n - 1) / b.n * mr }
+	return from(i), min(b.m, from(i+1))
 }
 
 // blockRows is about how many rows go together through what each takes by itself: as few as let all that lies
@@ -158,9 +169,9 @@ func Blocks(m int, fn func(lo, hi int, mul Product)) {
 
 // byRows calls fn with m rows, about most of them at a time, on all processors, or returns false if they are too few.
 func byRows(m, most int, fn func(lo, hi int)) bool {
-	rowsOf, enough := blockOf(m, most)
+	blocks, enough := blocksOf(m, most)
 	if enough {
-		Parallel((m+rowsOf-1)/rowsOf, func(i int) { fn(i*rowsOf, min(m, (i+1)*rowsOf)) })
+		Parallel(blocks.n, func(i int) { fn(blocks.rows(i)) })
 	}
 	return enough
 }
@@ -201,7 +212,7 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 			} else {
 				gemm6x16(1, kb, packed[(ir-whole)*kb:], pb, tile[:], nr, false)
 			}
-			storeEdge(out[ir*ldc:], ldc, tile[:], min(mr, mb-ir), w, add)
+			storeEdge(out[ir*ldc:], ldc, tile[:], nr, min(mr, mb-ir), w, add)
 		}
 	}
 }
@@ -214,9 +225,9 @@ func thrashes(lda int) bool {
 }
 
 // storeEdge writes the first h rows and w columns of a tile to C, or adds them.
-func storeEdge(c []float32, ldc int, tile []float32, h, w int, add bool) {
+func storeEdge(c []float32, ldc int, tile []float32, ld, h, w int, add bool) {
 	for i := range h {
-		dst, src := c[i*ldc:i*ldc+w], tile[i*nr:i*nr+w]
+		dst, src := c[i*ldc:i*ldc+w], tile[i*ld:i*ld+w]
 		if !add {
 			copy(dst, src)
 			continue

@@ -147,18 +147,24 @@ func (c *columns16) columns(from int, b []float32, ldb int, alpha float32) {
 func pair(low, high int16) uint32 { return uint32(uint16(low)) | uint32(uint16(high))<<16 }
 
 // mul16 computes the first m rows of C = A B, or adds to them, for the first n columns of panels b, each of which
-// is stride pairs of rows long, of which the first are taken. by are the factors of columns; rows' are of a.
+// is stride pairs of rows long, of which the first are taken. by are the factors of columns, nil: none; rows' are of a.
 func mul16(m, n, pairs int, q []int16, ld int, rowsBy []float32, b []uint32, stride int, by []float32, add bool, c []float32, ldc int) {
-	var tile [mr * nr]float32
-	for j := 0; j < n; j += nr {
-		panel, w, whole := b[j*stride:][:pairs*nr], min(nr, n-j), 0
-		if w == nr && m >= mr {
-			whole = m / mr
-			gemmInt16(whole, pairs, q, ld, panel, rowsBy, by[j:], c[j:], ldc, add)
+	var tile [mr * 2 * nr]float32
+	for j, w := 0, 0; j < n; j += w {
+		panel, factors, kernel, edge := b[j*stride:], ones[:], gemmInt16, 0
+		if by != nil {
+			factors = by[j:]
 		}
-		for i := whole * mr; i < m; i += mr {
-			gemmInt16(1, pairs, q[i*ld:], ld, panel, rowsBy[i:], by[j:], tile[:], nr, false)
-			storeEdge(c[i*ldc+j:], ldc, tile[:], min(mr, m-i), w, add)
+		if w = min(nr, n-j); n-j >= 2*nr && twoPanels16 {
+			w, kernel = 2*nr, gemmInt16Two
+		}
+		if whole := m / mr; w >= nr && whole > 0 {
+			kernel(whole, pairs, q, ld, panel, nr*stride, rowsBy, factors, c[j:], ldc, add)
+			edge = whole * mr
+		}
+		for i := edge; i < m; i += mr {
+			kernel(1, pairs, q[i*ld:], ld, panel, nr*stride, rowsBy[i:], factors, tile[:], 2*nr, false)
+			storeEdge(c[i*ldc+j:], ldc, tile[:], 2*nr, min(mr, m-i), w, add)
 		}
 	}
 }
@@ -322,8 +328,8 @@ func (v Values16) rows(from int, b []float32, ldb int) {
 	}
 }
 
-// ones are the factors of values' columns.
-var ones = func() (x [nr]float32) {
+// ones are the factors of columns that have none.
+var ones = func() (x [2 * nr]float32) {
 	for i := range x {
 		x[i] = 1
 	}

@@ -152,25 +152,27 @@ func TestInt16Kernels(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		tiles := rapid.IntRange(1, 4).Draw(t, "tiles")
-		pairs, lda, ldc := rapid.IntRange(1, 70).Draw(t, "pairs"), rapid.IntRange(0, 5).Draw(t, "more"), rapid.IntRange(nr, nr+5).Draw(t, "ldc")
+		pairs, lda, ldc := rapid.IntRange(1, 70).Draw(t, "pairs"), rapid.IntRange(0, 5).Draw(t, "more"), rapid.IntRange(2*nr, 2*nr+5).Draw(t, "ldc")
+		next := nr*pairs + rapid.IntRange(0, 40).Draw(t, "between panels")
 		lda += 2 * pairs
 		r := rand.New(rand.NewPCG(2, rapid.Uint64().Draw(t, "seed")))
 		size := rapid.SampledFrom([]int{1, 100, mostInt16}).Draw(t, "size")
 		integer := func() int16 { return int16(r.IntN(2*size+1) - size) }
-		a, b := make([]int16, tiles*mr*lda), make([]uint32, nr*pairs)
+		a, b := make([]int16, tiles*mr*lda), make([]uint32, next+nr*pairs)
 		for i := range a {
 			a[i] = integer()
 		}
 		for i := range b {
 			b[i] = uint32(uint16(integer()))<<16 | uint32(uint16(integer()))
 		}
-		ra, rb, before := random(r, tiles*mr), random(r, nr), random(r, tiles*mr*ldc)
+		ra, rb, before := random(r, tiles*mr), random(r, 2*nr), random(r, tiles*mr*ldc)
 		add := rapid.Bool().Draw(t, "add")
 		want := slices.Clone(before)
 		gemmInt16Go(tiles, pairs, a, lda, b, ra, rb, want, ldc, add)
+		gemmInt16Go(tiles, pairs, a, lda, b[next:], ra, rb[nr:], want[nr:], ldc, add)
 		for name, kernel := range kernels {
 			got := slices.Clone(before)
-			kernel(tiles, pairs, a, lda, b, ra, rb, got, ldc, add)
+			kernel(tiles, pairs, a, lda, b, next, ra, rb, got, ldc, add)
 			if !slices.Equal(got, want) {
 				t.Fatalf("%s: %v, want %v", name, got, want)
 			}

@@ -89,7 +89,10 @@ func gemmInt16AVX2(tiles, pairs int, a *int16, lda int, b *uint32, ra, rb, c *fl
 func gemmInt16VNNI(tiles, pairs int, a *int16, lda int, b *uint32, ra, rb, c *float32, ldc int, add bool)
 
 //go:noescape
-func dotsAt(n int, x *float32, size int, y *float32, block, row int, slots *int32, s float32, out *float32)
+func gemmInt16VNNI512(tiles, pairs int, a *int16, lda int, b *uint32, next int, ra, rb, c *float32, ldc int, add bool)
+
+//go:noescape
+func dotsAt(n int, x *float32, size int, y *float32, block, row int, slots *int32, s float32, out *float32, then *int32)
 
 //go:noescape
 func addAt(n int, out *float32, y *float32, block, row int, slots *int32, w *float32)
@@ -110,6 +113,9 @@ var useAVX2 = cpu.X86.HasAVX2 && cpu.X86.HasFMA
 
 // useVNNI says that the processor multiplies pairs of 16-bit integers and adds them up in one instruction.
 var useVNNI = useAVX2 && cpu.X86.HasAVX512VNNI && cpu.X86.HasAVX512VL
+
+// twoPanels16 says that gemmInt16Two is a kernel of its own.
+var twoPanels16 = useVNNI && cpu.X86.HasAVX512F
 
 var useAVX512 = useAVX2 && cpu.X86.HasAVX512F
 
@@ -148,7 +154,7 @@ func gemm6x16Rows(tiles, k int, a []float32, lda int, b, c []float32, ldc int, a
 	gemm6x16RowsAVX2(tiles, k, &a[0], lda, &b[0], &c[0], ldc, add)
 }
 
-func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []float32, ldc int, add bool) {
+func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, _ int, ra, rb, c []float32, ldc int, add bool) {
 	if !useAVX2 || tiles == 0 || pairs == 0 {
 		gemmInt16Go(tiles, pairs, a, lda, b, ra, rb, c, ldc, add)
 		return
@@ -160,6 +166,18 @@ func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []flo
 		return
 	}
 	gemmInt16AVX2(tiles, pairs, &a[0], lda, &b[0], &ra[0], &rb[0], &c[0], ldc, add)
+}
+
+// gemmInt16Two is gemmInt16 for two panels, the second next integers pairs after the first.
+func gemmInt16Two(tiles, pairs int, a []int16, lda int, b []uint32, next int, ra, rb, c []float32, ldc int, add bool) {
+	if pairs == 0 {
+		gemmInt16Go(tiles, pairs, a, lda, nil, ra, rb, c, ldc, add)
+		gemmInt16Go(tiles, pairs, a, lda, nil, ra, rb[nr:], c[nr:], ldc, add)
+		return
+	}
+	rows := mr * tiles
+	_, _, _, _, _ = a[(rows-1)*lda+2*pairs-1], b[next+nr*pairs-1], ra[rows-1], rb[2*nr-1], c[(rows-1)*ldc+2*nr-1]
+	gemmInt16VNNI512(tiles, pairs, &a[0], lda, &b[0], next, &ra[0], &rb[0], &c[0], ldc, add)
 }
 
 // expWeighBlocks is expWeigh of the first floats; it returns how many it took, too.
@@ -428,13 +446,13 @@ func adamwBlocks(w, g, m, v []float32, o adamwConstants) int {
 }
 
 // dotsAtBlocks and addAtBlocks say whether they could.
-func dotsAtBlocks(out, x, y []float32, block, row int, slots []int32, s float32) bool {
+func dotsAtBlocks(out, x, y []float32, block, row int, slots []int32, s float32, then []int32) bool {
 	if !useAVX2 || len(x)%32 != 0 || len(x) == 0 || len(slots) == 0 {
 		return false
 	}
 	checkRows(len(x), y, block, row, slots)
-	_ = out[len(slots)-1]
-	dotsAt(len(slots), &x[0], len(x), &y[0], block, row, &slots[0], s, &out[0])
+	_, _ = out[len(slots)-1], then[len(slots)-1]
+	dotsAt(len(slots), &x[0], len(x), &y[0], block, row, &slots[0], s, &out[0], &then[0])
 	return true
 }
 

@@ -378,9 +378,9 @@ func Dot(x, y []float32) float32 {
 }
 
 // DotsAt writes s times the inner products of x with rows of y that lie apart: row t begins at
-// t*block + slots[t]*row.
-func DotsAt(out, x, y []float32, block, row int, slots []int32, s float32) {
-	if dotsAtBlocks(out, x, y, block, row, slots, s) {
+// t*block + slots[t]*row. Memory is asked for the rows that then, as long as slots, are for: those of the next call.
+func DotsAt(out, x, y []float32, block, row int, slots []int32, s float32, then []int32) {
+	if dotsAtBlocks(out, x, y, block, row, slots, s, then) {
 		return
 	}
 	for t, slot := range slots {

@@ -492,7 +492,7 @@ func TestRowsApart(t *testing.T) {
 		}
 		x, y, w, before := random(r, size), random(r, blocks*entries*row), random(r, blocks+1), random(r, size)
 		dots, sum := slices.Clone(w), slices.Clone(before)
-		DotsAt(dots, x, y, entries*row, row, slots, 0.5)
+		DotsAt(dots, x, y, entries*row, row, slots, 0.5, slots)
 		AddAt(sum, y, entries*row, row, slots, w)
 		for b, slot := range slots {
 			at := y[(b*entries+int(slot))*row:][:size]

@@ -9,23 +9,31 @@ import (
 
 // products of 16-bit integers.
 func int16s() {
-	gemmInt16("gemmInt16AVX2", "gemmInt16AVX2 computes tiles of C, each 6 rows below the one before and 16 columns wide, C = diag(ra) A B diag(rb), or adds to them with add, for integers A, with rows lda apart, and B, a panel of pairs of rows by 16 columns.", func(a, b, acc reg.VecVirtual) {
+	madd := func(a, b, acc reg.VecVirtual) {
 		t := YMM()
 		VPMADDWD(a, b, t)
 		VPADDD(t, acc, acc)
-	})
-	gemmInt16("gemmInt16VNNI", "gemmInt16VNNI is gemmInt16AVX2 with the instruction that multiplies, adds pairs and accumulates.", func(a, b, acc reg.VecVirtual) {
+	}
+	vnni := func(a, b, acc reg.VecVirtual) {
 		// avo does not know it.
 		Instruction(&ir.Instruction{Opcode: "VPDPWSSD", Operands: []Op{a, b, acc}, Inputs: []Op{a, b, acc}, Outputs: []Op{acc}})
-	})
+	}
+	gemmInt16("gemmInt16AVX2", "gemmInt16AVX2 computes tiles of C, each 6 rows below the one before and 16 columns wide, C = diag(ra) A B diag(rb), or adds to them with add, for integers A, with rows lda apart, and B, a panel of pairs of rows by 16 columns.", false, madd)
+	gemmInt16("gemmInt16VNNI", "gemmInt16VNNI is gemmInt16AVX2 with the instruction that multiplies, adds pairs and accumulates.", false, vnni)
+	gemmInt16("gemmInt16VNNI512", "gemmInt16VNNI512 is gemmInt16VNNI for tiles 32 columns wide: of two panels, the second of which begins next integers pairs after the first.", true, vnni)
 	fitRows16()
 	round16()
 	expWeigh16()
 	roundPairs16()
 }
 
-func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
-	TEXT(name, NOSPLIT, "func(tiles, pairs int, a *int16, lda int, b *uint32, ra, rb, c *float32, ldc int, add bool)")
+// gemmInt16 has two registers for each row of a tile: both of one panel or, wide, each of a panel of its own.
+func gemmInt16(name, doc string, wide bool, dot func(a, b, acc reg.VecVirtual)) {
+	register, size, panels := YMM, 32, "b *uint32"
+	if wide {
+		register, size, panels = ZMM, 64, "b *uint32, next int"
+	}
+	TEXT(name, NOSPLIT, "func(tiles, pairs int, a *int16, lda int, "+panels+", ra, rb, c *float32, ldc int, add bool)")
 	Doc(doc)
 	tiles := Load(Param("tiles"), GP64())
 	first := Load(Param("a"), GP64())
@@ -36,6 +44,11 @@ func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
 	SHLQ(Imm(1), lda)
 	SHLQ(Imm(2), ldc)
 	pairs, a, a3, b := GP64(), GP64(), GP64(), GP64()
+	second := func(step int) Mem { return Mem{Base: b, Disp: 64*step + 32} }
+	if wide {
+		next := Load(Param("next"), GP64())
+		second = func(step int) Mem { return Mem{Base: b, Index: next, Scale: 4, Disp: 64 * step} }
+	}
 
 	Label("tile")
 	Load(Param("pairs"), pairs)
@@ -58,15 +71,19 @@ func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
 	var acc [6][2]reg.VecVirtual
 	for i := range acc {
 		for j := range acc[i] {
-			acc[i][j] = YMM()
-			VPXOR(acc[i][j], acc[i][j], acc[i][j])
+			acc[i][j] = register()
+			if wide {
+				VPXORD(acc[i][j], acc[i][j], acc[i][j])
+			} else {
+				VPXOR(acc[i][j], acc[i][j], acc[i][j])
+			}
 		}
 	}
-	b0, b1, ai := YMM(), YMM(), YMM()
+	b0, b1, ai := register(), register(), register()
 	step := func(n int) {
 		for s := range n {
-			VMOVDQU(Mem{Base: b, Disp: 64 * s}, b0)
-			VMOVDQU(Mem{Base: b, Disp: 64*s + 32}, b1)
+			VMOVUPS(Mem{Base: b, Disp: 64 * s}, b0)
+			VMOVUPS(second(s), b1)
 			for i := range acc {
 				VPBROADCASTD(at(i, s), ai)
 				dot(ai, b0, acc[i][0])
@@ -80,12 +97,12 @@ func gemmInt16(name, doc string, dot func(a, b, acc reg.VecVirtual)) {
 	fours(pairs, step)
 	rb, add := Load(Param("rb"), GP64()), Load(Param("add"), GP8())
 	VMOVUPS(Mem{Base: rb}, b0)
-	VMOVUPS(Mem{Base: rb, Disp: 32}, b1)
+	VMOVUPS(Mem{Base: rb, Disp: size}, b1)
 	store := func(sum bool) {
 		for i := range acc {
 			VBROADCASTSS(Mem{Base: ra, Disp: 4 * i}, ai)
 			for j, by := range []reg.VecVirtual{b0, b1} {
-				m := Mem{Base: c, Disp: 32 * j}
+				m := Mem{Base: c, Disp: size * j}
 				VCVTDQ2PS(acc[i][j], acc[i][j])
 				VMULPS(by, acc[i][j], acc[i][j])
 				VMULPS(ai, acc[i][j], acc[i][j])

@@ -489,20 +489,28 @@ func gathers() {
 		return at
 	}
 
-	TEXT("dotsAt", NOSPLIT, "func(n int, x *float32, size int, y *float32, block, row int, slots *int32, s float32, out *float32)")
-	Doc("dotsAt writes s times the inner products of x, a multiple of 32 floats, with n rows of y that lie apart.")
+	TEXT("dotsAt", NOSPLIT, "func(n int, x *float32, size int, y *float32, block, row int, slots *int32, s float32, out *float32, then *int32)")
+	Doc("dotsAt writes s times the inner products of x, a multiple of 32 floats, with n rows of y that lie apart, and asks for the first 32 floats of the rows at the slots then.")
 	n := Load(Param("n"), GP64())
 	x := Load(Param("x"), GP64())
 	r := load("y")
 	out := Load(Param("out"), GP64())
 	s := XMM()
 	Load(Param("s"), s)
+	ahead := Load(Param("then"), GP64())
+	SUBQ(r.slots, ahead) // from a slot to the one of the same block
 	xi, left := GP64(), GP64()
 	var acc [4]reg.VecVirtual
 	for i := range acc {
 		acc[i] = YMM()
 	}
 	Label("dots")
+	soon := GP64()
+	MOVLQSX(Mem{Base: r.slots, Index: ahead, Scale: 1}, soon)
+	IMULQ(r.row, soon)
+	ADDQ(r.base, soon)
+	PREFETCHT0(Mem{Base: soon})
+	PREFETCHT0(Mem{Base: soon, Disp: 64})
 	at := next(r)
 	MOVQ(x, xi)
 	Load(Param("size"), left)
