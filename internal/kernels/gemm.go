@@ -192,27 +192,40 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 		packed = buf.a
 		packA(packed, transA, a, lda, m0+whole, mb-whole, p0, kb)
 	}
-	var tile [mr * nr]float32
-	for jr := 0; jr < nb; jr += nr {
+	var tile [mr * 2 * nr]float32
+	for jr, w := 0, 0; jr < nb; jr += w {
 		pb, out := b[jr*kb:], c[m0*ldc+jr:]
-		w, ir := min(nr, nb-jr), 0
-		if w == nr {
-			inPlace, laidOut := whole/mr, (mb-whole)/mr
-			if inPlace > 0 {
-				gemm6x16Rows(inPlace, kb, a[m0*lda+p0:], lda, pb, out, ldc, add)
+		w = min(nr, nb-jr)
+		two := useAVX512 && nb-jr > nr
+		if two {
+			w = min(2*nr, nb-jr)
+		}
+		// tiles computes some of them, one below the other, from row ir on.
+		tiles := func(n, ir int, c []float32, ldc int, add bool) {
+			switch {
+			case ir < whole && two:
+				gemm6x32Rows(n, kb, a[(m0+ir)*lda+p0:], lda, pb, nr*kb, c, ldc, add)
+			case ir < whole:
+				gemm6x16Rows(n, kb, a[(m0+ir)*lda+p0:], lda, pb, c, ldc, add)
+			case two:
+				gemm6x32(n, kb, packed[(ir-whole)*kb:], pb, nr*kb, c, ldc, add)
+			default:
+				gemm6x16(n, kb, packed[(ir-whole)*kb:], pb, c, ldc, add)
 			}
-			if laidOut > 0 {
-				gemm6x16(laidOut, kb, packed, pb, out[whole*ldc:], ldc, add)
+		}
+		ir := 0
+		if w%nr == 0 {
+			if ir = whole; ir > 0 {
+				tiles(ir/mr, 0, out, ldc, add)
 			}
-			ir = (inPlace + laidOut) * mr
+			if laidOut := (mb - ir) / mr; laidOut > 0 {
+				tiles(laidOut, ir, out[ir*ldc:], ldc, add)
+				ir += laidOut * mr
+			}
 		}
 		for ; ir < mb; ir += mr { // tiles at the edge
-			if ir < whole {
-				gemm6x16Rows(1, kb, a[(m0+ir)*lda+p0:], lda, pb, tile[:], nr, false)
-			} else {
-				gemm6x16(1, kb, packed[(ir-whole)*kb:], pb, tile[:], nr, false)
-			}
-			storeEdge(out[ir*ldc:], ldc, tile[:], nr, min(mr, mb-ir), w, add)
+			tiles(1, ir, tile[:], 2*nr, false)
+			storeEdge(out[ir*ldc:], ldc, tile[:], 2*nr, min(mr, mb-ir), w, add)
 		}
 	}
 }

@@ -11,26 +11,34 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestTwoTilesAtOnce: with AVX-512 two tiles are those that AVX2 computes one after the other, to the last bit, so that what
+// TestTwoPanelsAtOnce: with AVX-512 two panels are those that AVX2 computes one after the other, to the last bit, so that what
 // is trained on one processor goes on as it would on the other.
-func TestTwoTilesAtOnce(t *testing.T) {
+func TestTwoPanelsAtOnce(t *testing.T) {
 	if !useAVX512 {
 		t.Skip("this processor has no AVX-512")
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		k, lda, ldc := rapid.IntRange(1, 300).Draw(t, "k"), rapid.IntRange(0, 5).Draw(t, "more"), rapid.IntRange(nr, nr+5).Draw(t, "ldc")
+		k, lda, ldc := rapid.IntRange(1, 300).Draw(t, "k"), rapid.IntRange(0, 5).Draw(t, "more"), rapid.IntRange(2*nr, 2*nr+5).Draw(t, "ldc")
 		lda += k
+		next := nr*k + rapid.IntRange(0, 40).Draw(t, "between panels")
 		r := rand.New(rand.NewPCG(1, rapid.Uint64().Draw(t, "seed")))
 		tiles := rapid.IntRange(1, 5).Draw(t, "tiles")
-		packed, rows, b, got := random(r, tiles*mr*k), random(r, tiles*mr*lda), random(r, nr*k), random(r, tiles*mr*ldc)
+		packed, rows, b, got := random(r, tiles*mr*k), random(r, tiles*mr*lda), random(r, next+nr*k), random(r, tiles*mr*ldc)
 		add := rapid.Bool().Draw(t, "add")
 		want := slices.Clone(got)
-		if rapid.Bool().Draw(t, "A is packed") {
-			gemm6x16(tiles, k, packed, b, got, ldc, add)
-			gemm6x16AVX2(tiles, k, &packed[0], &b[0], &want[0], ldc, add)
+		isPacked := rapid.Bool().Draw(t, "A is packed")
+		if isPacked {
+			gemm6x32(tiles, k, packed, b, next, got, ldc, add)
 		} else {
-			gemm6x16Rows(tiles, k, rows, lda, b, got, ldc, add)
-			gemm6x16RowsAVX2(tiles, k, &rows[0], lda, &b[0], &want[0], ldc, add)
+			gemm6x32Rows(tiles, k, rows, lda, b, next, got, ldc, add)
+		}
+		for panel := range 2 {
+			b, c := &b[panel*next], &want[panel*nr]
+			if isPacked {
+				gemm6x16AVX2(tiles, k, &packed[0], b, c, ldc, add)
+			} else {
+				gemm6x16RowsAVX2(tiles, k, &rows[0], lda, b, c, ldc, add)
+			}
 		}
 		if !slices.Equal(got, want) {
 			t.Fatalf("%v, want %v", got, want)

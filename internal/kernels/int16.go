@@ -155,10 +155,10 @@ func mul16(m, n, pairs int, q []int16, ld int, rowsBy []float32, b []uint32, str
 		if by != nil {
 			factors = by[j:]
 		}
-		if w = min(nr, n-j); n-j >= 2*nr && twoPanels16 {
-			w, kernel = 2*nr, gemmInt16Two
+		if w = min(nr, n-j); n-j > nr && twoPanels16 {
+			w, kernel = min(2*nr, n-j), gemmInt16Two
 		}
-		if whole := m / mr; w >= nr && whole > 0 {
+		if whole := m / mr; w%nr == 0 && whole > 0 {
 			kernel(whole, pairs, q, ld, panel, nr*stride, rowsBy, factors, c[j:], ldc, add)
 			edge = whole * mr
 		}

@@ -11,10 +11,10 @@ func gemm6x16AVX2(tiles, k int, a, b, c *float32, ldc int, add bool)
 func gemm6x16RowsAVX2(tiles, k int, a *float32, lda int, b, c *float32, ldc int, add bool)
 
 //go:noescape
-func gemm12x16AVX512(tiles, k int, a, b, c *float32, ldc int, add bool)
+func gemm6x32AVX512(tiles, k int, a, b *float32, next int, c *float32, ldc int, add bool)
 
 //go:noescape
-func gemm12x16RowsAVX512(tiles, k int, a *float32, lda int, b, c *float32, ldc int, add bool)
+func gemm6x32RowsAVX512(tiles, k int, a *float32, lda int, b *float32, next int, c *float32, ldc int, add bool)
 
 //go:noescape
 func dotAVX2(n int, x, y *float32) float32
@@ -128,13 +128,6 @@ func gemm6x16(tiles, k int, a, b, c []float32, ldc int, add bool) {
 		return
 	}
 	_, _, _ = a[mr*tiles*k-1], b[nr*k-1], c[(mr*tiles-1)*ldc+nr-1]
-	if pairs := tiles / 2; useAVX512 && pairs > 0 {
-		gemm12x16AVX512(pairs, k, &a[0], &b[0], &c[0], ldc, add)
-		if tiles%2 == 0 {
-			return
-		}
-		tiles, a, c = 1, a[2*mr*pairs*k:], c[2*mr*pairs*ldc:]
-	}
 	gemm6x16AVX2(tiles, k, &a[0], &b[0], &c[0], ldc, add)
 }
 
@@ -144,14 +137,18 @@ func gemm6x16Rows(tiles, k int, a []float32, lda int, b, c []float32, ldc int, a
 		return
 	}
 	_, _, _ = a[(mr*tiles-1)*lda+k-1], b[nr*k-1], c[(mr*tiles-1)*ldc+nr-1]
-	if pairs := tiles / 2; useAVX512 && pairs > 0 {
-		gemm12x16RowsAVX512(pairs, k, &a[0], lda, &b[0], &c[0], ldc, add)
-		if tiles%2 == 0 {
-			return
-		}
-		tiles, a, c = 1, a[2*mr*pairs*lda:], c[2*mr*pairs*ldc:]
-	}
 	gemm6x16RowsAVX2(tiles, k, &a[0], lda, &b[0], &c[0], ldc, add)
+}
+
+// gemm6x32 and gemm6x32Rows are those for two panels, the second next floats after the first, where useAVX512 is set.
+func gemm6x32(tiles, k int, a, b []float32, next int, c []float32, ldc int, add bool) {
+	_, _, _ = a[mr*tiles*k-1], b[next+nr*k-1], c[(mr*tiles-1)*ldc+2*nr-1]
+	gemm6x32AVX512(tiles, k, &a[0], &b[0], next, &c[0], ldc, add)
+}
+
+func gemm6x32Rows(tiles, k int, a []float32, lda int, b []float32, next int, c []float32, ldc int, add bool) {
+	_, _, _ = a[(mr*tiles-1)*lda+k-1], b[next+nr*k-1], c[(mr*tiles-1)*ldc+2*nr-1]
+	gemm6x32RowsAVX512(tiles, k, &a[0], lda, &b[0], next, &c[0], ldc, add)
 }
 
 func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, _ int, ra, rb, c []float32, ldc int, add bool) {

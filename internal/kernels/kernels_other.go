@@ -10,6 +10,16 @@ func gemm6x16Rows(tiles, k int, a []float32, lda int, b, c []float32, ldc int, a
 	gemm6x16RowsGo(tiles, k, a, lda, b, c, ldc, add)
 }
 
+const useAVX512 = false
+
+func gemm6x32(int, int, []float32, []float32, int, []float32, int, bool) {
+	panic("there is no such kernel")
+}
+
+func gemm6x32Rows(int, int, []float32, int, []float32, int, []float32, int, bool) {
+	panic("there is no such kernel")
+}
+
 func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, _ int, ra, rb, c []float32, ldc int, add bool) {
 	gemmInt16Go(tiles, pairs, a, lda, b, ra, rb, c, ldc, add)
 }
@@ -64,7 +74,9 @@ func turnBlocks(a, b, cos, sin []float32, sign float32) int { return 0 }
 
 func adamwBlocks(w, g, m, v []float32, o adamwConstants) int { return 0 }
 
-func dotsAtBlocks(out, x, y []float32, block, row int, slots []int32, s float32, then []int32) bool { return false }
+func dotsAtBlocks(out, x, y []float32, block, row int, slots []int32, s float32, then []int32) bool {
+	return false
+}
 func addAtBlocks(out, y []float32, block, row int, slots []int32, weights []float32) bool {
 	return false
 }

@@ -72,11 +72,7 @@ func gemmInt16(name, doc string, wide bool, dot func(a, b, acc reg.VecVirtual)) 
 	for i := range acc {
 		for j := range acc[i] {
 			acc[i][j] = register()
-			if wide {
-				VPXORD(acc[i][j], acc[i][j], acc[i][j])
-			} else {
-				VPXOR(acc[i][j], acc[i][j], acc[i][j])
-			}
+			zero(acc[i][j], wide)
 		}
 	}
 	b0, b1, ai := register(), register(), register()

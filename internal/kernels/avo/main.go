@@ -11,10 +11,10 @@ import (
 
 func main() {
 	ConstraintExpr("!purego")
-	gemm("gemm6x16AVX2", "gemm6x16AVX2 computes C = A B, or C += A B with add, for 6 x 16 tiles of C, one above the other: A is packed as k columns of 6 for each, B as k rows of 16, C has rows ldc floats apart.", true)
-	gemm("gemm6x16RowsAVX2", "gemm6x16RowsAVX2 is gemm6x16AVX2 for an A that is not packed, with rows lda floats apart.", false)
-	gemm512("gemm12x16AVX512", "gemm12x16AVX512 is gemm6x16AVX2 for pairs of tiles.", true)
-	gemm512("gemm12x16RowsAVX512", "gemm12x16RowsAVX512 is gemm6x16RowsAVX2 for pairs of tiles.", false)
+	gemm("gemm6x16AVX2", "gemm6x16AVX2 computes C = A B, or C += A B with add, for 6 x 16 tiles of C, one above the other: A is packed as k columns of 6 for each, B as k rows of 16, C has rows ldc floats apart.", true, false)
+	gemm("gemm6x16RowsAVX2", "gemm6x16RowsAVX2 is gemm6x16AVX2 for an A that is not packed, with rows lda floats apart.", false, false)
+	gemm("gemm6x32AVX512", "gemm6x32AVX512 is gemm6x16AVX2 for tiles 32 columns wide: of two panels, the second of which begins next floats after the first.", true, true)
+	gemm("gemm6x32RowsAVX512", "gemm6x32RowsAVX512 is gemm6x32AVX512 for an A that is not packed.", false, true)
 	dot()
 	dots8()
 	vectors()
@@ -23,16 +23,18 @@ func main() {
 	Generate()
 }
 
-// signature is that of a product's micro-kernel.
-func signature(packed bool) string {
-	if packed {
-		return "func(tiles, k int, a, b, c *float32, ldc int, add bool)"
+// gemm has two registers for each row of a tile: both of one panel or, wide, each of a panel of its own. The sums are the
+// same, to the last bit.
+func gemm(name, doc string, packed, wide bool) {
+	register, size, left, right := YMM, 32, "a *float32, ", "b *float32, "
+	if !packed {
+		left += "lda int, "
 	}
-	return "func(tiles, k int, a *float32, lda int, b, c *float32, ldc int, add bool)"
-}
-
-func gemm(name, doc string, packed bool) {
-	TEXT(name, NOSPLIT, signature(packed))
+	if wide {
+		register, size = ZMM, 64
+		right += "next int, "
+	}
+	TEXT(name, NOSPLIT, "func(tiles, k int, "+left+right+"c *float32, ldc int, add bool)")
 	Doc(doc)
 	first := Load(Param("a"), GP64())
 	c := Load(Param("c"), GP64())
@@ -72,6 +74,11 @@ func gemm(name, doc string, packed bool) {
 			ADDQ(Imm(uint64(4*n)), a3)
 		}
 	}
+	second := func(step int) Mem { return Mem{Base: b, Disp: 64*step + 32} }
+	if wide {
+		next := Load(Param("next"), GP64())
+		second = func(step int) Mem { return Mem{Base: b, Index: next, Scale: 4, Disp: 64 * step} }
+	}
 	Label("tile")
 	begin()
 	Load(Param("k"), n)
@@ -79,16 +86,16 @@ func gemm(name, doc string, packed bool) {
 	var acc [6][2]reg.VecVirtual
 	for i := range acc {
 		for j := range acc[i] {
-			acc[i][j] = YMM()
-			VXORPS(acc[i][j], acc[i][j], acc[i][j])
+			acc[i][j] = register()
+			zero(acc[i][j], wide)
 		}
 	}
-	prefetchTile(c, ldc, len(acc))
-	b0, b1, ai := YMM(), YMM(), YMM()
+	prefetchTile(c, ldc, len(acc), size/32)
+	b0, b1, ai := register(), register(), register()
 	fours(n, func(n int) {
 		for s := range n {
 			VMOVUPS(Mem{Base: b, Disp: 64 * s}, b0)
-			VMOVUPS(Mem{Base: b, Disp: 64*s + 32}, b1)
+			VMOVUPS(second(s), b1)
 			for i := range acc {
 				VBROADCASTSS(at(i, s), ai)
 				VFMADD231PS(b0, ai, acc[i][0])
@@ -101,7 +108,7 @@ func gemm(name, doc string, packed bool) {
 	storeTiles(func(sum bool) {
 		for i := range acc {
 			for j := range acc[i] {
-				m := Mem{Base: c, Disp: 32 * j}
+				m := Mem{Base: c, Disp: size * j}
 				if sum {
 					VADDPS(m, acc[i][j], acc[i][j])
 				}
@@ -112,12 +119,23 @@ func gemm(name, doc string, packed bool) {
 	})
 }
 
+// zero clears a register; the shorter ones' instruction knows no wide ones.
+func zero(v reg.VecVirtual, wide bool) {
+	if wide {
+		VPXORD(v, v, v)
+	} else {
+		VXORPS(v, v, v)
+	}
+}
+
 // prefetchTile asks for the lines of C that a tile will be written to, while it is computed.
-func prefetchTile(c, ldc reg.Register, rows int) {
+func prefetchTile(c, ldc reg.Register, rows, lines int) {
 	at := GP64()
 	MOVQ(c, at)
 	for range rows {
-		PREFETCHT0(Mem{Base: at})
+		for line := range lines {
+			PREFETCHT0(Mem{Base: at, Disp: 64 * line})
+		}
 		ADDQ(ldc, at)
 	}
 }
@@ -157,84 +175,6 @@ func fours(n reg.Register, step func(n int)) {
 	DECQ(n)
 	JMP(LabelRef("single"))
 	Label("store")
-}
-
-// gemm512 is gemm with registers of 16 floats: one for each row of the tile, and A's floats come out of memory as they are
-// multiplied. The sums are those of gemm, bit for bit.
-func gemm512(name, doc string, packed bool) {
-	TEXT(name, NOSPLIT, signature(packed))
-	Doc(doc)
-	b, n := GP64(), GP64()
-	first := Load(Param("a"), GP64())
-	c := Load(Param("c"), GP64())
-	ldc := Load(Param("ldc"), GP64())
-	SHLQ(Imm(2), ldc)
-	bases := []reg.GPVirtual{GP64(), GP64()} // of rows 0, 3, 6 and 9, or of the two packed tiles
-	var at func(row, step int) Mem
-	var begin func()
-	size := 4 // from a step to the next
-	if packed {
-		size = 24
-		at = func(row, step int) Mem { return Mem{Base: bases[row/6], Disp: 24*step + 4*(row%6)} }
-		begin = func() {
-			Load(Param("k"), n)
-			IMUL3Q(Imm(24), n, n)
-			for _, base := range bases {
-				MOVQ(first, base)
-				ADDQ(n, first)
-			}
-		}
-	} else {
-		lda := Load(Param("lda"), GP64())
-		SHLQ(Imm(2), lda)
-		bases = append(bases, GP64(), GP64())
-		at = func(row, step int) Mem {
-			m := Mem{Base: bases[row/3], Disp: 4 * step}
-			if row%3 > 0 {
-				m.Index, m.Scale = lda, uint8(row%3)
-			}
-			return m
-		}
-		begin = func() {
-			for _, base := range bases {
-				MOVQ(first, base)
-				LEAQ(Mem{Base: first, Index: lda, Scale: 2}, first)
-				ADDQ(lda, first)
-			}
-		}
-	}
-	Label("tile")
-	begin()
-	Load(Param("k"), n)
-	Load(Param("b"), b)
-	var acc [12]reg.VecVirtual
-	for i := range acc {
-		acc[i] = ZMM()
-		VPXORD(acc[i], acc[i], acc[i])
-	}
-	row := ZMM()
-	fours(n, func(n int) {
-		for s := range n {
-			VMOVUPS(Mem{Base: b, Disp: 64 * s}, row)
-			for i := range acc {
-				VFMADD231PS_BCST(at(i, s), row, acc[i])
-			}
-		}
-		for _, base := range bases {
-			ADDQ(U32(size*n), base)
-		}
-		ADDQ(U32(64*n), b)
-	})
-	storeTiles(func(sum bool) {
-		for i := range acc {
-			m := Mem{Base: c}
-			if sum {
-				VADDPS(m, acc[i], acc[i])
-			}
-			VMOVUPS(acc[i], m)
-			ADDQ(ldc, c)
-		}
-	})
 }
 
 func dots8() {
