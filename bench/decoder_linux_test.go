@@ -205,10 +205,10 @@ func turns(b *testing.B, sides ...*side) [][]measured {
 	return found
 }
 
-// median returns that of some values.
-func median(of []measured, value func(measured) float64) float64 {
-	values := make([]float64, len(of))
-	for i, m := range of {
+// middle returns the median of what was found.
+func middle[M any](found []M, value func(M) float64) float64 {
+	values := make([]float64, len(found))
+	for i, m := range found {
 		values[i] = value(m)
 	}
 	slices.Sort(values)
@@ -219,7 +219,7 @@ func median(of []measured, value func(measured) float64) float64 {
 // for a minute it takes of both sides of a turn.
 type times []float64
 
-func timesOf(our, their []measured, value func(measured) float64) times {
+func timesOf[M any](our, their []M, value func(M) float64) times {
 	t := make(times, len(our))
 	for i := range our {
 		t[i] = value(our[i]) / value(their[i])
@@ -392,10 +392,10 @@ func BenchmarkDecoderPeers(b *testing.B) {
 				speed := func(m measured) float64 { return m.TokensPerS }
 				memory := func(m measured) float64 { return m.PeakMiB }
 				peak := func(m measured) float64 { return m.GFLOPS }
-				ratio, a := timesOf(our, their, speed), median(our, speed)
+				ratio, a := timesOf(our, their, speed), middle(our, speed)
 				flops := s.config.FLOPs(1) * a / 1e9
 				b.Logf("%s: %.0f tokens/s, PyTorch %.0f (%s): %v; peak memory %.0f and %.0f MiB: %.2f; %.0f GFLOP/s are %.0f %% of OpenBLAS' %.0f, our product %.0f",
-					s.name, a, median(their, speed), their[0].Best, ratio, median(our, memory), median(their, memory), median(our, memory)/median(their, memory), flops, 100*flops/median(blas, peak), median(blas, peak), median(gemm, peak))
+					s.name, a, middle(their, speed), their[0].Best, ratio, middle(our, memory), middle(their, memory), middle(our, memory)/middle(their, memory), flops, 100*flops/middle(blas, peak), middle(blas, peak), middle(gemm, peak))
 				b.ReportMetric(ratio.median(), "times-PyTorch")
 			}
 		})
@@ -414,13 +414,13 @@ func BenchmarkDecoderPeers(b *testing.B) {
 				their := found[0]
 				speed := func(m measured) float64 { return m.RequestsPS }
 				narrow := their[0].BFloat16
-				b.Logf("batch %d, PyTorch: %.2f requests/s (p50 %.0f ms, p99 %.0f ms), in bfloat16 %.2f", batch, median(their, speed),
-					median(their, func(m measured) float64 { return m.P50 }), median(their, func(m measured) float64 { return m.P99 }), narrow)
+				b.Logf("batch %d, PyTorch: %.2f requests/s (p50 %.0f ms, p99 %.0f ms), in bfloat16 %.2f", batch, middle(their, speed),
+					middle(their, func(m measured) float64 { return m.P50 }), middle(their, func(m measured) float64 { return m.P99 }), narrow)
 				for i, kind := range kinds {
 					our := found[i+1]
 					ratio := timesOf(our, their, speed)
-					b.Logf("batch %d, %s: %.2f requests/s (p50 %.0f ms, p99 %.0f ms), %v PyTorch, %.2f times it in bfloat16", batch, kind.name, median(our, speed),
-						median(our, func(m measured) float64 { return m.P50 }), median(our, func(m measured) float64 { return m.P99 }), ratio, median(our, speed)/narrow)
+					b.Logf("batch %d, %s: %.2f requests/s (p50 %.0f ms, p99 %.0f ms), %v PyTorch, %.2f times it in bfloat16", batch, kind.name, middle(our, speed),
+						middle(our, func(m measured) float64 { return m.P50 }), middle(our, func(m measured) float64 { return m.P99 }), ratio, middle(our, speed)/narrow)
 					b.ReportMetric(ratio.median(), strings.ReplaceAll(kind.name, " ", "-")+"-times-PyTorch")
 				}
 			}

@@ -54,8 +54,8 @@ const (
 )
 
 // BenchmarkServe attacks a recommender (embedded broker, a checkpoint of random weights, HTTP on loopback) with
-// vegeta: as fast as it answers, in float32 and in int16, then, in int16, at rates below and above that, then while a new checkpoint is
-// swapped in every two seconds. Beside it the same model in PyTorch behind Python's own server. Run
+// vegeta: as fast as it answers, in float32, in int16 and, beside it, the same model in PyTorch behind Python's own server, by
+// turns; then, in int16, at rates below and above that, then while a new checkpoint is swapped in every two seconds. Run
 // with -benchtime 1x.
 func BenchmarkServe(b *testing.B) {
 	for _, mode := range []struct {
@@ -74,18 +74,44 @@ func BenchmarkServe(b *testing.B) {
 		b.Run(mode.name, func(b *testing.B) {
 			for b.Loop() {
 				of := servedOf(b)
-				fast := make(map[decoder.Numbers]float64)
+				kinds := []decoder.Numbers{decoder.Float32, decoder.Int16}
 				var asks func(rate float64) vegeta.Targeter
 				var swap func() (stop func() int)
-				for _, numbers := range []decoder.Numbers{decoder.Float32, decoder.Int16} {
+				asked := make([]func(rate float64) vegeta.Targeter, len(kinds))
+				for i, numbers := range kinds {
 					var url string
 					url, swap = serveOurs(b, of, mode.beams, numbers)
 					asks = of.asks(url, mode.ask, mode.returns)
-					full := attack(b, asks(0), 0, mode.clients)
-					fast[numbers] = full.Throughput
-					fmt.Printf("%s, in %v, as fast as it answers with %d clients: %.1f requests/s, p50 %v, p99 %v\n", mode.name, numbers, mode.clients, full.Throughput, round(full.Latencies.P50), round(full.Latencies.P99))
+					asked[i] = asks
 				}
-				capacity := fast[decoder.Int16]
+				if *torchPython != "" {
+					peer := vegeta.Target{Method: http.MethodPost, URL: servePeer(b, of.weights.Config, mode.beams, mode.items), Body: []byte("{}")}
+					asked = append(asked, func(float64) vegeta.Targeter { return vegeta.NewStaticTargeter(peer) })
+				}
+				fast := make([][]attacked, len(asked))
+				for range *peerRuns { // by turns
+					for i, asks := range asked {
+						fast[i] = append(fast[i], attack(b, asks(0), 0, mode.clients))
+					}
+				}
+				capacity := 0.0
+				for i, full := range fast {
+					answered := func(m attacked) float64 { return m.Throughput }
+					throughput := middle(full, answered)
+					said := fmt.Sprintf("%.1f requests/s, p50 %.0fms, p99 %.0fms", throughput,
+						middle(full, func(m attacked) float64 { return 1e3 * m.Latencies.P50.Seconds() }), middle(full, func(m attacked) float64 { return 1e3 * m.Latencies.P99.Seconds() }))
+					if i == len(kinds) {
+						fmt.Printf("PyTorch behind Python's server: %s\n", said)
+						continue
+					}
+					fmt.Printf("%s, in %v, as fast as it answers with %d clients: %s", mode.name, kinds[i], mode.clients, said)
+					if capacity = throughput; len(fast) > len(kinds) {
+						ratio := timesOf(full, fast[len(kinds)], answered)
+						fmt.Printf(", %v PyTorch", ratio)
+						b.ReportMetric(ratio.median(), fmt.Sprintf("of-PyTorch-%v", kinds[i]))
+					}
+					fmt.Println()
+				}
 				b.ReportMetric(capacity, "requests/s")
 				best := 0.0
 				fmt.Println("OFFERED/s  ANSWERED/s  p50     p99     p99 OF ALL  STATUS")
@@ -116,13 +142,6 @@ func BenchmarkServe(b *testing.B) {
 				slices.Sort(swapping)
 				fmt.Printf("half of the load: p99 %v; with %d swaps meanwhile %v (medians of three turns), %.4f failed\n", round(calm[1]), swaps, round(swapping[1]), failed/3)
 				b.ReportMetric(swapping[1].Seconds()/calm[1].Seconds(), "p99-swapping/calm")
-				if *torchPython == "" {
-					continue
-				}
-				peer := vegeta.Target{Method: http.MethodPost, URL: servePeer(b, of.weights.Config, mode.beams, mode.items), Body: []byte("{}")}
-				theirs := attack(b, vegeta.NewStaticTargeter(peer), 0, mode.clients)
-				fmt.Printf("PyTorch behind Python's server: %.1f requests/s, p50 %v, p99 %v; we answer %.2f times as many, in float32 %.2f\n\n", theirs.Throughput, round(theirs.Latencies.P50), round(theirs.Latencies.P99), capacity/theirs.Throughput, fast[decoder.Float32]/theirs.Throughput)
-				b.ReportMetric(capacity/theirs.Throughput, "of-PyTorch")
 			}
 		})
 	}

@@ -151,19 +151,30 @@ func pair(low, high int16) uint32 { return uint32(uint16(low)) | uint32(uint16(h
 func mul16(m, n, pairs int, q []int16, ld int, rowsBy []float32, b []uint32, stride int, by []float32, add bool, c []float32, ldc int) {
 	var tile [mr * 2 * nr]float32
 	for j, w := 0, 0; j < n; j += w {
-		panel, factors, kernel, edge := b[j*stride:], ones[:], gemmInt16, 0
+		panel, factors := b[j*stride:], ones[:]
 		if by != nil {
 			factors = by[j:]
 		}
-		if w = min(nr, n-j); n-j > nr && twoPanels16 {
-			w, kernel = min(2*nr, n-j), gemmInt16Two
+		w = min(nr, n-j)
+		two := twoPanels16 && n-j > nr
+		if two {
+			w = min(2*nr, n-j)
 		}
+		// tiles computes some of them, one below the other, from row i on.
+		tiles := func(count, i int, c []float32, ldc int, add bool) {
+			if two {
+				gemmInt16Two(count, pairs, q[i*ld:], ld, panel, nr*stride, rowsBy[i:], factors, c, ldc, add)
+			} else {
+				gemmInt16(count, pairs, q[i*ld:], ld, panel, rowsBy[i:], factors, c, ldc, add)
+			}
+		}
+		edge := 0
 		if whole := m / mr; w%nr == 0 && whole > 0 {
-			kernel(whole, pairs, q, ld, panel, nr*stride, rowsBy, factors, c[j:], ldc, add)
+			tiles(whole, 0, c[j:], ldc, add)
 			edge = whole * mr
 		}
 		for i := edge; i < m; i += mr {
-			kernel(1, pairs, q[i*ld:], ld, panel, nr*stride, rowsBy[i:], factors, tile[:], 2*nr, false)
+			tiles(1, i, tile[:], 2*nr, false)
 			storeEdge(c[i*ldc+j:], ldc, tile[:], 2*nr, min(mr, m-i), w, add)
 		}
 	}

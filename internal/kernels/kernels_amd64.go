@@ -151,7 +151,7 @@ func gemm6x32Rows(tiles, k int, a []float32, lda int, b []float32, next int, c [
 	gemm6x32RowsAVX512(tiles, k, &a[0], lda, &b[0], next, &c[0], ldc, add)
 }
 
-func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, _ int, ra, rb, c []float32, ldc int, add bool) {
+func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []float32, ldc int, add bool) {
 	if !useAVX2 || tiles == 0 || pairs == 0 {
 		gemmInt16Go(tiles, pairs, a, lda, b, ra, rb, c, ldc, add)
 		return

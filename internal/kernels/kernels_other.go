@@ -20,7 +20,7 @@ func gemm6x32Rows(int, int, []float32, int, []float32, int, []float32, int, bool
 	panic("there is no such kernel")
 }
 
-func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, _ int, ra, rb, c []float32, ldc int, add bool) {
+func gemmInt16(tiles, pairs int, a []int16, lda int, b []uint32, ra, rb, c []float32, ldc int, add bool) {
 	gemmInt16Go(tiles, pairs, a, lda, b, ra, rb, c, ldc, add)
 }
 
