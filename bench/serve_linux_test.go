@@ -446,3 +446,63 @@ func servePeer(b *testing.B, c decoder.Config, beams, items int) string {
 	}
 	return fmt.Sprintf("http://127.0.0.1:%d/", port)
 }
+
+// BenchmarkBeams writes lists with beams of different widths, in int16, one after the other, for the users of -serve-demo or, without
+// one, of random weights: how long one takes, and how good the best is. Run with -benchtime 1x.
+func BenchmarkBeams(b *testing.B) {
+	of := servedOf(b)
+	gen, err := decoder.NewGenerator(of.weights, of.cb)
+	if err != nil {
+		b.Fatal(err)
+	}
+	gen = gen.In(decoder.Int16)
+	const users = 64
+	asked := make([]decoder.Options, users)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range asked {
+		o := decoder.Options{Length: serveList, Exclude: make(map[int32]bool)}
+		for j := range serveHistory {
+			item := r.Int32N(int32(of.cb.Len()))
+			if len(of.histories) > 0 {
+				item, _ = of.cb.Index(of.histories[i%len(of.histories)][j])
+			}
+			o.History, o.Exclude[item] = append(o.History, of.cb.ID(item)), true
+		}
+		asked[i] = o
+	}
+	widths := []int{1, 4, 8, 16, 32, 64, 128}
+	for b.Loop() {
+		found := make([][]decoder.List, len(widths)) // by width, each user's best
+		times := make([][]float64, len(widths))
+		for _, o := range asked {
+			for w, width := range widths {
+				o.Width = width
+				begun := time.Now()
+				lists, err := gen.Generate(o)
+				if err != nil {
+					b.Fatal(err)
+				}
+				times[w] = append(times[w], 1e3*time.Since(begun).Seconds())
+				found[w] = append(found[w], lists[0])
+			}
+		}
+		fmt.Println("BEAMS  A LIST, p50  p99     LOG PROBABILITY OF THE BEST  ITS ITEMS IN THAT BY 128 BEAMS  THE SAME LIST")
+		for w, width := range widths {
+			slices.Sort(times[w])
+			var score, shared, same float64
+			for i, l := range found[w] {
+				most := found[len(widths)-1][i]
+				score += l.Score / users
+				for _, item := range l.Items {
+					if slices.Contains(most.Items, item) {
+						shared += 1.0 / users / serveList
+					}
+				}
+				if slices.Equal(l.Items, most.Items) {
+					same += 1.0 / users
+				}
+			}
+			fmt.Printf("%-5d  %-11s  %-6s  %-27.2f  %-30s  %.0f %%\n", width, fmt.Sprintf("%.0f ms", times[w][users/2]), fmt.Sprintf("%.0f ms", times[w][users-1]), score, fmt.Sprintf("%.0f %%", 100*shared), 100*same)
+		}
+	}
+}

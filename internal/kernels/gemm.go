@@ -127,7 +127,7 @@ func gemm(parallel func(int, func(int)), transA, transB bool, m, n, k int, alpha
 			parallel(blocks.n, func(i int) {
 				lo, hi := blocks.rows(i)
 				for pc := 0; pc < kd; pc += kc {
-					gemmRows(transA, lo, hi, min(kc, kd-pc), nb, a, lda, pd+pc, buf.b[panels*nr*pc:], pd+pc > 0 || beta == 1, c[jc:], ldc)
+					gemmRows(transA, lo, hi, min(kc, kd-pc), nb, a, lda, pd+pc, buf.b[panels*nr*pc:], nr*min(kc, kd-pc), pd+pc > 0 || beta == 1, c[jc:], ldc)
 				}
 			})
 		}
@@ -176,9 +176,9 @@ func byRows(m, most int, fn func(lo, hi int)) bool {
 	return enough
 }
 
-// gemmRows computes rows m0 to m1 of C, or adds to them: columns p0 to p0+kb of op(A) times
-// the panels b of kb x nb.
-func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []float32, add bool, c []float32, ldc int) {
+// gemmRows computes rows m0 to m1 of C, or adds to them: columns p0 to p0+kb of op(A) times the first kb rows of nb
+// columns, of which b has panels that begin next floats after each other.
+func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []float32, next int, add bool, c []float32, ldc int) {
 	mb := m1 - m0
 	var packed []float32
 	whole := mb / mr * mr // rows that are read where they are
@@ -194,7 +194,7 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 	}
 	var tile [mr * 2 * nr]float32
 	for jr, w := 0, 0; jr < nb; jr += w {
-		pb, out := b[jr*kb:], c[m0*ldc+jr:]
+		pb, out := b[jr/nr*next:], c[m0*ldc+jr:]
 		w = min(nr, nb-jr)
 		two := useAVX512 && nb-jr > nr
 		if two {
@@ -204,11 +204,11 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 		tiles := func(n, ir int, c []float32, ldc int, add bool) {
 			switch {
 			case ir < whole && two:
-				gemm6x32Rows(n, kb, a[(m0+ir)*lda+p0:], lda, pb, nr*kb, c, ldc, add)
+				gemm6x32Rows(n, kb, a[(m0+ir)*lda+p0:], lda, pb, next, c, ldc, add)
 			case ir < whole:
 				gemm6x16Rows(n, kb, a[(m0+ir)*lda+p0:], lda, pb, c, ldc, add)
 			case two:
-				gemm6x32(n, kb, packed[(ir-whole)*kb:], pb, nr*kb, c, ldc, add)
+				gemm6x32(n, kb, packed[(ir-whole)*kb:], pb, next, c, ldc, add)
 			default:
 				gemm6x16(n, kb, packed[(ir-whole)*kb:], pb, c, ldc, add)
 			}
@@ -338,13 +338,7 @@ func (p Panels) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int)
 
 // MulLeading is Mul with a part of op(B); see [Leading].
 func (p Panels) MulLeading(m, n, k int, a []float32, lda int, add bool, c []float32, ldc int) {
-	if k == p.k {
-		mulPanels(m, n, k, a, lda, p.data, add, c, ldc)
-		return
-	}
-	for j := 0; j < n; j += nr {
-		mulPanels(m, min(nr, n-j), k, a, lda, p.data[j*p.k:], add, c[j:], ldc)
-	}
+	gemmRows(false, 0, m, k, n, a, lda, 0, p.data, nr*p.k, add, c, ldc)
 }
 
 // Packed is a matrix op(B), k x n, laid out once for large products, as [Gemm] lays its own out anew each time.
@@ -383,7 +377,7 @@ func (p Packed) Mul(m int, a []float32, lda int, add bool, c []float32, ldc int)
 func (p Packed) mul(m0, m1, j0, n int, a []float32, lda int, add bool, c []float32, ldc int) {
 	for pc := 0; pc < p.k; pc += kc {
 		kb := min(kc, p.k-pc)
-		gemmRows(false, m0, m1, kb, n, a, lda, pc, p.data[panelFloats(p.n, pc)+j0*kb:], add || pc > 0, c[j0:], ldc)
+		gemmRows(false, m0, m1, kb, n, a, lda, pc, p.data[panelFloats(p.n, pc)+j0*kb:], nr*kb, add || pc > 0, c[j0:], ldc)
 	}
 }
 
@@ -410,18 +404,12 @@ func byColumns(all int, fn func(j0, n int)) {
 	})
 }
 
-// panels lays all of op(B), k x n, out for mulPanels. dst holds k times n, rounded up to 16.
+// panels lays all of op(B), k x n, out. dst holds k times n, rounded up to 16.
 func panels(dst []float32, trans bool, n, k int, b []float32, ldb int, alpha float32) {
 	packB(dst, trans, b, ldb, 0, k, 0, n, alpha)
 }
 
 func panelFloats(n, k int) int { return (n + nr - 1) / nr * nr * k }
-
-// mulPanels computes C = A B, or adds it to C, for A m x k and the first n columns of B as
-// panels laid it out.
-func mulPanels(m, n, k int, a []float32, lda int, b []float32, add bool, c []float32, ldc int) {
-	gemmRows(false, 0, m, k, n, a, lda, 0, b, add, c, ldc)
-}
 
 // packA lays an mb x kb block of op(A) out as panels of 6 rows, column after column; rows
 // beyond the block are zero. It may write 2 floats beyond the panels.
