@@ -145,6 +145,9 @@ func ours(b *testing.B, what string) *side {
 	b.Helper()
 	cmd := exec.CommandContext(b.Context(), os.Args[0], "-test.run", "^TestDecoderChild$", fmt.Sprintf("-peer-seconds=%v", *peerSeconds))
 	cmd.Env = append(os.Environ(), childEnv+"="+what)
+	if strings.HasPrefix(what, "step") {
+		cmd.Env = append(cmd.Env, "GOGC=25") // as train sets it
+	}
 	return newSide(b, cmd)
 }
 
