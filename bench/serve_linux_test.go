@@ -69,6 +69,7 @@ func BenchmarkServe(b *testing.B) {
 		{"list", 128, `"mode":"list"`, serveList, 1, 2},
 		{"next", 128, `"mode":"next"`, 1, 1, 4},
 		{"next, users return", 128, `"mode":"next"`, 1, returns, 4},
+		{"list, 32 beams", 32, `"mode":"list"`, serveList, 1, 4}, // the default
 		{"list, 16 beams", 16, `"mode":"list"`, serveList, 1, 4},
 	} {
 		b.Run(mode.name, func(b *testing.B) {
