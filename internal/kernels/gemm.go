@@ -193,7 +193,8 @@ func gemmRows(transA bool, m0, m1, kb, nb int, a []float32, lda, p0 int, b []flo
 		packA(packed, transA, a, lda, m0+whole, mb-whole, p0, kb)
 	}
 	var tile [mr * 2 * nr]float32
-	for jr, w := 0, 0; jr < nb; jr += w {
+	var w int // columns at a time
+	for jr := 0; jr < nb; jr += w {
 		pb, out := b[jr/nr*next:], c[m0*ldc+jr:]
 		w = min(nr, nb-jr)
 		two := useAVX512 && nb-jr > nr

@@ -155,7 +155,7 @@ func BenchmarkGemm(b *testing.B) {
 			c := make([]float32, kind.m*kind.n)
 			flops := float64(2*kind.m) * float64(kind.n*kind.k)
 			run := func(product func()) float64 { // GFLOP/s, the median of 9
-				time.Sleep(100 * time.Millisecond) // OpenBLAS' threads go on looking for work for a while
+				time.Sleep(100 * time.Millisecond)                                   // OpenBLAS' threads go on looking for work for a while
 				for begun := time.Now(); time.Since(begun) < 100*time.Millisecond; { // until all processors are awake
 					product()
 				}

@@ -150,7 +150,8 @@ func pair(low, high int16) uint32 { return uint32(uint16(low)) | uint32(uint16(h
 // is stride pairs of rows long, of which the first are taken. by are the factors of columns, nil: none; rows' are of a.
 func mul16(m, n, pairs int, q []int16, ld int, rowsBy []float32, b []uint32, stride int, by []float32, add bool, c []float32, ldc int) {
 	var tile [mr * 2 * nr]float32
-	for j, w := 0, 0; j < n; j += w {
+	var w int // columns at a time
+	for j := 0; j < n; j += w {
 		panel, factors := b[j*stride:], ones[:]
 		if by != nil {
 			factors = by[j:]
