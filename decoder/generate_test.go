@@ -293,14 +293,14 @@ func TestWithoutAsExcluding(t *testing.T) {
 // TestTopChoices: of what parts are given at the same time the best, among equals the earlier, as sorting all of them gives.
 func TestTopChoices(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		limit := rapid.IntRange(1, 6).Draw(t, "limit")
+		limit := rapid.IntRange(1, 30).Draw(t, "limit")
 		var all []choice
 		enough := newAtLeast()
 		parts := make([]*topChoices, rapid.IntRange(1, 4).Draw(t, "parts"))
 		given := make([][]choice, len(parts))
 		for p := range parts {
 			parts[p] = &topChoices{limit: limit, enough: enough}
-			for i, total := range rapid.SliceOf(rapid.IntRange(-8, 0)).Draw(t, "totals") {
+			for i, total := range rapid.SliceOfN(rapid.IntRange(-8, 0), 0, 120).Draw(t, "totals") {
 				given[p] = append(given[p], choice{parent: p, node: int32(i), total: float64(total)})
 			}
 			all = append(all, given[p]...)
