@@ -126,7 +126,8 @@ func TestMachine(t *testing.T) {
 			if err := tape.RunAll(); err != nil {
 				t.Fatal(err)
 			}
-			if got, want := m.Value(ours.cost).Data(), theirs.cost.Value().Data(); got != want {
+			got, want := m.Value(ours.cost).Data().(float32), theirs.cost.Value().Data().(float32)
+			if got != want && (got == got || want == want) { // some graphs grow beyond floats
 				t.Fatalf("run %d: the cost is %v, want %v", run, got, want)
 			}
 			for i, p := range theirs.params {
