@@ -37,7 +37,7 @@ func BenchmarkGenerate(b *testing.B) {
 				for range 50 {
 					o.History = append(o.History, cb.ID(int32(r.IntN(items))))
 				}
-				for _, numbers := range []Numbers{Float32, Int16} {
+				for _, numbers := range []Numbers{Float32, Int16, Int8} {
 					gen := gen.In(numbers)
 					b.Run(fmt.Sprintf("%s/%d beams/%d items/%v", preset, beams, length, numbers), func(b *testing.B) {
 						for b.Loop() {

@@ -19,7 +19,7 @@ func TestCompany(t *testing.T) {
 		c.run = func(all []*pass) {
 			time.Sleep(time.Millisecond)
 			for _, p := range all {
-				p.hidden = append(p.hidden, float32(p.tokens[0]))
+				p.suffix.hidden = append(p.suffix.hidden, float32(p.tokens[0]))
 			}
 			ran.Add(int32(len(all)))
 			if len(all) > 1 {
@@ -38,11 +38,11 @@ func TestCompany(t *testing.T) {
 				defer c.leave()
 				for i := range n {
 					time.Sleep(time.Duration(rng.IntN(300)) * time.Microsecond)
-					p := &pass{tokens: make([]int32, 1+rng.IntN(2*few))}
+					p := &pass{suffix: new(suffix), tokens: make([]int32, 1+rng.IntN(2*few))}
 					p.tokens[0] = int32(i)
 					c.step(p)
-					if len(p.hidden) != 1 || p.hidden[0] != float32(i) {
-						t.Errorf("search %d step %d: ran %d times, with %v", search, i, len(p.hidden), p.hidden)
+					if len(p.suffix.hidden) != 1 || p.suffix.hidden[0] != float32(i) {
+						t.Errorf("search %d step %d: ran %d times, with %v", search, i, len(p.suffix.hidden), p.suffix.hidden)
 					}
 				}
 			})
@@ -93,7 +93,7 @@ func TestCompanyWaitsForMembersOnly(t *testing.T) {
 // TestSideBySideAsAlone: searches that run at the same time write what each writes alone,
 // to the last bit.
 func TestSideBySideAsAlone(t *testing.T) {
-	for _, n := range []Numbers{Float32, Int16} {
+	for _, n := range []Numbers{Float32, Int16, Int8} {
 		t.Run(n.String(), func(t *testing.T) { sideBySideAsAlone(t, n, 0) })
 		t.Run(n.String()+", experts", func(t *testing.T) { sideBySideAsAlone(t, n, 6) })
 	}

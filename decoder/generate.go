@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,9 @@ type network struct {
 	embed   kernels.Shared
 	codes   []kernels.Shared // the part of embed that a level's codes have
 	layers  []packedLayer
+	// What the first layer makes of a token, before it is turned to a position, is the same wherever that stands: vocab x 3d; nil, if the
+	// vocabulary is large.
+	first []float32
 
 	company company // of the searches that run now
 }
@@ -87,17 +91,28 @@ func newNetwork(w *Weights, numbers Numbers) *network {
 	}
 	for l := range c.Layers {
 		of := w.layer(l)
-		layer := packedLayer{qkv: numbers.weights(3*d, d, of.qkv), out: numbers.weights(d, d, of.out)}
+		layer := packedLayer{qkv: numbers.layer(3*d, d, of.qkv), out: numbers.layer(d, d, of.out)}
 		if c.Experts > 0 { // in float32, whatever the numbers: what is rounded may go elsewhere
 			layer.router = Float32.weights(c.Experts, d, of.router)
 		}
 		for e := range max(1, c.Experts) {
-			layer.experts = append(layer.experts, packedExpert{numbers.weights(2*f, d, of.up[e*2*f*d:]), numbers.weights(d, f, of.down[e*d*f:])})
+			layer.experts = append(layer.experts, packedExpert{numbers.layer(2*f, d, of.up[e*2*f*d:]), numbers.layer(d, f, of.down[e*d*f:])})
 		}
 		net.layers = append(net.layers, layer)
 	}
+	if n := c.Vocab(); n*3*d <= firstFloats {
+		a := newActivations(c, n, 0)
+		defer a.release()
+		copy(a.x, w.embed())
+		first := make([]float32, n*3*d)
+		net.project(kernels.All, 0, a, n, first, func(int, int) {})
+		net.first = first
+	}
 	return net
 }
+
+// firstFloats is how large a table of what the first layer makes of all tokens may be.
+const firstFloats = 1 << 22
 
 // Config returns that of the weights.
 func (g *Generator) Config() Config { return g.w.Config }
@@ -108,7 +123,7 @@ func (g *Generator) Numbers() Numbers { return g.numbers }
 // List is a generated session.
 type List struct {
 	Items   []int32 // indexes in the codebook
-	LogProb float64 // sum of the log probabilities of all codes, over the whole vocabulary
+	LogProb float64 // with Options.LogProbs: the sum of the log probabilities of all codes, over the whole vocabulary
 	// Score is the same over the codes that were allowed at each step: the log
 	// probability of drawing the list at temperature 1. What is left of the
 	// vocabulary says nothing about which item is better, so beams are ranked by it.
@@ -128,6 +143,8 @@ type Options struct {
 	// with 0 it is a beam search.
 	Temperature float64
 	Rand        *rand.Rand // for sampling
+	// LogProbs asks for [List.LogProb], for which the logits of codes of other levels, which cannot come next, must be computed, too.
+	LogProbs bool
 }
 
 // beam is a list under construction.
@@ -260,26 +277,36 @@ const choosing = 16
 // old one each continues.
 func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded []map[int32]int32, o Options) ([]beam, []int) {
 	c := g.w.Config
-	n, vocab := len(beams), c.Vocab()
-	buf := take(&passFloats, n*vocab)
+	n := len(beams)
+	right, width, first := g.codes[level], c.Codes, 0 // whose logits, and where the level's codes begin
+	if o.LogProbs {
+		right, width, first = g.embed, c.Vocab(), int(c.token(level, 0))
+	}
+	buf := take(&passFloats, n*width)
 	defer passFloats.Put(buf)
 	logits := *buf
-	g.embed.MulParallel(n, hidden, c.Dim, false, logits, vocab)
+	right.MulParallel(n, hidden, c.Dim, false, logits, width)
+	codes := func(i int) []float32 { return logits[i*width+first:][:c.Codes] }
 	parts := make([]*topChoices, (n+choosing-1)/choosing)
+	defer func() {
+		for _, part := range parts {
+			topPool.Put(part)
+		}
+	}()
 	enough := newAtLeast()
 	kernels.Parallel(len(parts), func(p int) {
-		best := &topChoices{limit: o.Width, enough: enough}
-		mine := make([]choice, 0, c.Codes)
+		best := takeTop(o.Width, enough)
 		for i := p * choosing; i < min(n, (p+1)*choosing); i++ {
-			row := logits[i*vocab : (i+1)*vocab]
+			row := logits[i*width : (i+1)*width]
 			norm := kernels.LogSumExp(row)
-			for j := range row { // log probabilities in the place of logits
+			for j := range row { // log probabilities in the place of logits, among those that are there
 				row[j] -= norm
 			}
 			if o.Temperature > 0 {
 				continue // who draws takes turns
 			}
-			for _, ch := range g.choices(beams, i, row, level, excluded, mine) {
+			best.mine = g.choices(beams, i, codes(i), level, excluded, best.mine[:0])
+			for _, ch := range best.mine {
 				best.add(ch)
 			}
 		}
@@ -291,7 +318,7 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	} else {
 		mine := make([]choice, 0, c.Codes)
 		for i := range beams {
-			if mine = g.choices(beams, i, logits[i*vocab:(i+1)*vocab], level, excluded, mine[:0]); len(mine) > 0 {
+			if mine = g.choices(beams, i, codes(i), level, excluded, mine[:0]); len(mine) > 0 {
 				choices = append(choices, draw(mine, o))
 			}
 		}
@@ -300,14 +327,16 @@ func (g *Generator) extend(beams []beam, hidden []float32, level int, excluded [
 	for i, ch := range choices {
 		next[i] = beams[ch.parent]
 		next[i].node = ch.node
-		next[i].logProb += ch.logProb
+		if o.LogProbs {
+			next[i].logProb += ch.logProb
+		}
 		next[i].score += ch.score
 		parents[i] = ch.parent
 	}
 	return next, parents
 }
 
-// choices appends to mine the codes that may continue beam i, whose next code has the given log probabilities.
+// choices appends to mine the codes that may continue beam i, of which the level's have the given log probabilities.
 func (g *Generator) choices(beams []beam, i int, logProbs []float32, level int, excluded []map[int32]int32, mine []choice) []choice {
 	lo, hi := g.children(level, beams[i].node)
 	allowed := float32(0)
@@ -322,7 +351,7 @@ func (g *Generator) choices(beams []beam, i int, logProbs []float32, level int, 
 			}
 		}
 		if free > 0 {
-			lp := logProbs[g.w.Config.token(level, g.trie.Code(level, node))]
+			lp := logProbs[g.trie.Code(level, node)]
 			mine = append(mine, choice{parent: i, node: node, logProb: float64(lp)})
 			allowed += kernels.Exp(lp)
 		}
@@ -367,6 +396,15 @@ type topChoices struct {
 	limit  int
 	kept   []choice // up to twice the limit
 	enough *atLeast // so many are at hand that have this total
+	mine   []choice // of one beam
+}
+
+var topPool = sync.Pool{New: func() any { return new(topChoices) }}
+
+func takeTop(limit int, enough *atLeast) *topChoices {
+	t := topPool.Get().(*topChoices)
+	t.limit, t.enough, t.kept = limit, enough, t.kept[:0]
+	return t
 }
 
 func (t *topChoices) add(c choice) {
@@ -382,7 +420,15 @@ func (t *topChoices) shrink() {
 	if len(t.kept) < t.limit {
 		return
 	}
-	slices.SortFunc(t.kept, func(a, b choice) int { return cmp.Or(cmp.Compare(b.total, a.total), inOrder(a, b)) })
+	slices.SortFunc(t.kept, func(a, b choice) int {
+		switch {
+		case a.total > b.total:
+			return -1
+		case a.total < b.total:
+			return 1
+		}
+		return inOrder(a, b)
+	})
 	t.kept = t.kept[:t.limit]
 	t.enough.raise(t.kept[t.limit-1].total)
 }
@@ -390,7 +436,8 @@ func (t *topChoices) shrink() {
 // bestOf returns the best of what the parts were given. They are in order: beams that continue the same one come one after
 // the other, and so do their keys and values of every step before, which attention then finds in nearer caches.
 func bestOf(parts []*topChoices) []choice {
-	best := &topChoices{limit: parts[0].limit, enough: parts[0].enough}
+	best := takeTop(parts[0].limit, parts[0].enough)
+	defer topPool.Put(best)
 	for _, part := range parts {
 		for _, c := range part.kept {
 			best.add(c)
@@ -398,7 +445,7 @@ func bestOf(parts []*topChoices) []choice {
 	}
 	best.shrink()
 	slices.SortFunc(best.kept, inOrder)
-	return best.kept
+	return slices.Clone(best.kept)
 }
 
 // atLeast is a number that only rises.
@@ -490,7 +537,7 @@ func (net *network) prefill(tokens []int32, past *Past) (*prefix, []float32) {
 	}
 	place := func(row int) int { return from + row }
 	for l := range c.Layers {
-		net.beginLayer(l, buf, m, qkv, place)
+		net.beginLayer(kernels.All, l, buf, tokens[from:], qkv, place)
 		p.keys[l], p.values[l] = make([]kernels.Leading, c.Heads), make([]kernels.Values, c.Heads)
 		kernels.Parallel(2*c.Heads, func(i int) {
 			head := i / 2
@@ -509,7 +556,7 @@ func (net *network) prefill(tokens []int32, past *Past) (*prefix, []float32) {
 		})
 		if l < c.Layers-1 {
 			kernels.AttentionFrom(h, qkv, p.keys[l], p.values[l], from, n, d)
-			net.finishLayer(l, buf, m)
+			net.finishLayer(kernels.All, l, buf, m)
 			continue
 		}
 		last := newActivations(c, 1, 0)
@@ -522,7 +569,7 @@ func (net *network) prefill(tokens []int32, past *Past) (*prefix, []float32) {
 			p.values[l][head].Attend(s, n, 0, last.h[off:], d)
 		}
 		s.Release()
-		net.finishLayer(l, last, 1)
+		net.finishLayer(kernels.All, l, last, 1)
 		x = last.x
 	}
 	if before != nil {
@@ -540,11 +587,8 @@ type activations struct {
 	all        *[]float32
 }
 
-// Memory of passes, and of what beams wrote, which is much more.
-var (
-	passFloats   = sync.Pool{New: func() any { return new([]float32) }}
-	suffixFloats = sync.Pool{New: func() any { return new([]float32) }}
-)
+// passFloats is memory of passes.
+var passFloats = sync.Pool{New: func() any { return new([]float32) }}
 
 // take returns room for n floats, which hold anything.
 func take(pool *sync.Pool, n int) *[]float32 {
@@ -560,24 +604,47 @@ func newActivations(c Config, n, qkv int) *activations {
 	return &activations{x, h, rest[:n], rest[n:], all}
 }
 
+// from is what a has of rows from one on.
+func (a *activations) from(row, d int) *activations {
+	return &activations{x: a.x[row*d:], h: a.h[row*d:], rstd: a.rstd[row:], qkv: a.qkv[min(len(a.qkv), row*3*d):]}
+}
+
 func (a *activations) release() { passFloats.Put(a.all) }
 
 // beginLayer computes the queries, keys and values (n x 3d) of tokens that stand at the given places; h is overwritten.
-func (net *network) beginLayer(l int, a *activations, n int, qkv []float32, place func(row int) int) {
-	d := net.w.Config.Dim
-	kernels.Blocks(n, func(lo, hi int, mul kernels.Product) {
-		h := a.h[lo*d:]
-		kernels.RMSNorm(h, a.rstd[lo:], a.x[lo*d:], net.w.layer(l).normAttn, hi-lo, d)
-		mul(net.layers[l].qkv, hi-lo, h, d, false, qkv[lo*3*d:], 3*d)
+func (net *network) beginLayer(crew kernels.Crew, l int, a *activations, tokens []int32, qkv []float32, place func(row int) int) {
+	n, d := len(tokens), net.w.Config.Dim
+	turn := func(lo, hi int) {
 		for i := lo; i < hi; i++ {
 			net.rotary.Turn(qkv[i*3*d:i*3*d+2*d], place(i), false)
 		}
+	}
+	if l > 0 || net.first == nil {
+		net.project(crew, l, a, n, qkv, turn)
+		return
+	}
+	crew.Blocks(n, func(lo, hi int, _ kernels.Product) {
+		for i, t := range tokens[lo:hi] {
+			copy(qkv[(lo+i)*3*d:(lo+i+1)*3*d], net.first[int(t)*3*d:])
+		}
+		turn(lo, hi)
+	})
+}
+
+// project computes a layer's queries, keys and values of n rows, and calls then with some of them after the other.
+func (net *network) project(crew kernels.Crew, l int, a *activations, n int, qkv []float32, then func(lo, hi int)) {
+	d := net.w.Config.Dim
+	crew.Blocks(n, func(lo, hi int, mul kernels.Product) {
+		h := a.h[lo*d:]
+		kernels.RMSNorm(h, a.rstd[lo:], a.x[lo*d:], net.w.layer(l).normAttn, hi-lo, d)
+		mul(net.layers[l].qkv, hi-lo, h, d, false, qkv[lo*3*d:], 3*d)
+		then(lo, hi)
 	})
 }
 
 // finishLayer adds the attention's output projection, of h, and the feed-forward part
 // to x; h is overwritten.
-func (net *network) finishLayer(l int, a *activations, n int) {
+func (net *network) finishLayer(crew kernels.Crew, l int, a *activations, n int) {
 	d, f := net.w.Config.Dim, net.w.Config.Hidden
 	p := net.layers[l]
 	if p.router != nil {
@@ -585,7 +652,7 @@ func (net *network) finishLayer(l int, a *activations, n int) {
 		return
 	}
 	one := p.experts[0]
-	kernels.Blocks(n, func(lo, hi int, mul kernels.Product) {
+	crew.Blocks(n, func(lo, hi int, mul kernels.Product) {
 		n, h, x := hi-lo, a.h[lo*d:], a.x[lo*d:]
 		buf := kernels.Take(n * 3 * f)
 		defer kernels.Put(buf)
@@ -632,40 +699,89 @@ func (net *network) finishExperts(l int, a *activations, n int) {
 	r.Combine(a.x, *answers, d, true)
 }
 
-// suffix is the KV cache of what the beams wrote themselves. What was written at a step stays where it is; beams that
-// continue the same one share it, so that a beam is no more than a list of where its tokens are.
+// suffix is the KV cache of what the beams wrote themselves. What was written stays where it is; beams that continue the same one
+// share it, so that a beam is no more than a list of where its tokens are. A place that no beam looks at any more is
+// written again before one that never was, so that what is in use stays close together: of all that
+// 128 beams write in a list a quarter to a half.
 type suffix struct {
 	past   *prefix
 	social bool // its search is a member of the generator's company
-	width  int  // most entries of a step
 	beams  int
 	steps  int         // tokens so far
 	stride int         // most steps
 	dim    int         // of a head
-	kv     [][]float32 // by layer: for each head its keys, and its values, both stride x width x dim
-	memory *[]float32  // that kv is in
-	used   []int       // by step: entries that are taken
-	at     []int32     // beams x stride: which of the step's entries the beam's token is
+	places int         // for tokens
+	kv     [][]float32 // by layer: for each head its keys, and its values, both places x dim
+	memory []float32   // that kv is in
+	hidden []float32   // of the last step
+	at     []int32     // beams x stride: where a head's keys, and its values, have the row of the beam's token of a step
 	spare  []int32
+	fresh  int     // the first place that was never taken
+	free   []int32 // places, taken before, that no beam looks at, the last first
+	seen   []bool  // by place; for reorder
 }
 
 func newSuffix(c Config, past *prefix, width, steps int) *suffix {
-	s := &suffix{past: past, width: width, beams: 1, stride: steps, dim: c.Dim / c.Heads, used: make([]int, steps), at: make([]int32, width*steps), spare: make([]int32, width*steps)}
-	size := width * steps * 2 * c.Dim
-	s.memory = take(&suffixFloats, c.Layers*size)
+	n := width * steps
+	s := &suffix{past: past, beams: 1, stride: steps, dim: c.Dim / c.Heads, places: n, at: make([]int32, n), spare: make([]int32, n), seen: make([]bool, n)}
+	size := 2 * n * c.Dim
+	s.memory = suffixes.take(c.Layers * size)
 	for l := range c.Layers {
-		s.kv = append(s.kv, (*s.memory)[l*size:(l+1)*size])
+		s.kv = append(s.kv, s.memory[l*size:(l+1)*size])
 	}
 	return s
 }
 
 // release lets other searches have the memory.
-func (s *suffix) release() { suffixFloats.Put(s.memory) }
+func (s *suffix) release() { suffixes.put(s.memory) }
 
-// of returns a head's keys and values in a layer, in blocks for each step of rows for each entry. A head's rows lie side by
-// side: with rows of all heads in one, those that a head looks at would be far apart, at distances that caches map to the same few places.
+// rooms is memory of what beams wrote, as much as a search of many beams on each processor takes. It stays: new memory must be cleared,
+// page by page, which can take longer than the search.
+type rooms struct {
+	mu   sync.Mutex
+	free [][]float32
+}
+
+var suffixes rooms
+
+// take returns room for n floats, which hold anything: the smallest that will do.
+func (r *rooms) take(n int) []float32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	best := -1
+	for i, room := range r.free {
+		if cap(room) >= n && (best < 0 || cap(room) < cap(r.free[best])) {
+			best = i
+		}
+	}
+	if best < 0 {
+		return make([]float32, n)
+	}
+	room := r.free[best]
+	r.free = slices.Delete(r.free, best, best+1)
+	return room[:n]
+}
+
+// put gives room back. The largest are kept.
+func (r *rooms) put(room []float32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.free = append(r.free, room)
+	if len(r.free) > runtime.GOMAXPROCS(0) {
+		least := 0
+		for i, room := range r.free {
+			if cap(room) < cap(r.free[least]) {
+				least = i
+			}
+		}
+		r.free = slices.Delete(r.free, least, least+1)
+	}
+}
+
+// of returns a head's keys and values in a layer, a row for each place. A head's rows lie side
+// by side: with rows of all heads in one, those that a head looks at would be far apart, at distances that caches map to the same few places.
 func (s *suffix) of(layer, head int) (keys, values []float32) {
-	size := s.stride * s.width * s.dim
+	size := s.places * s.dim
 	kv := s.kv[layer][head*2*size:][:2*size]
 	return kv[:size], kv[size:]
 }
@@ -673,30 +789,58 @@ func (s *suffix) of(layer, head int) (keys, values []float32) {
 // reorder makes beam i continue old beam parents[i].
 func (s *suffix) reorder(parents []int) {
 	s.beams = len(parents)
+	clear(s.seen[:s.fresh])
 	for i, p := range parents {
-		copy(s.spare[i*s.stride:i*s.stride+s.steps], s.at[p*s.stride:])
+		own := s.spare[i*s.stride:][:s.steps]
+		copy(own, s.at[p*s.stride:])
+		for _, at := range own {
+			s.seen[int(at)/s.dim] = true
+		}
 	}
 	s.at, s.spare = s.spare, s.at
+	s.free = s.free[:0]
+	for place := s.fresh - 1; place >= 0; place-- {
+		if !s.seen[place] {
+			s.free = append(s.free, int32(place*s.dim))
+		}
+	}
 }
 
-// resume makes the beams those whose tokens so far have the given entries, one for each step.
-func (s *suffix) resume(steps int, entries [][]int32) {
-	s.beams, s.steps = len(entries), steps
-	for i, of := range entries {
+// resume makes the beams those that have their tokens so far at the given places, one for each step.
+func (s *suffix) resume(steps int, places [][]int32) {
+	s.beams, s.steps = len(places), steps
+	for i, of := range places {
 		copy(s.at[i*s.stride:], of[:steps])
+	}
+}
+
+// last is where a beam has its last token.
+func (s *suffix) last(beam int) int32 { return s.at[beam*s.stride+s.steps-1] }
+
+// write finds places for the next tokens of every beam.
+func (s *suffix) write(each int) {
+	for i := range s.beams {
+		for step := s.steps; step < s.steps+each; step++ {
+			at := int32(s.fresh * s.dim)
+			if last := len(s.free) - 1; last >= 0 {
+				at, s.free = s.free[last], s.free[:last]
+			} else {
+				s.fresh++
+			}
+			s.at[i*s.stride+step] = at
+		}
 	}
 }
 
 // pass is the next tokens of every beam of a search, on their way through the model.
 type pass struct {
 	suffix *suffix
-	each   int       // tokens of a beam
-	tokens []int32   // beam after beam
-	hidden []float32 // what comes out of each beam's last token: beams x d
+	each   int     // tokens of a beam
+	tokens []int32 // beam after beam
 	turn   chan []*pass
 }
 
-// step runs the next tokens of every beam and returns the hidden states of the last ones (beams x d).
+// step runs the next tokens of every beam and returns the hidden states of the last ones (beams x d), until the next step.
 func (net *network) step(s *suffix, tokens ...func(beam int) int32) []float32 {
 	p := &pass{suffix: s, each: len(tokens), tokens: make([]int32, 0, s.beams*len(tokens))}
 	for i := range s.beams {
@@ -709,7 +853,7 @@ func (net *network) step(s *suffix, tokens ...func(beam int) int32) []float32 {
 	} else {
 		net.run([]*pass{p})
 	}
-	return p.hidden
+	return s.hidden
 }
 
 // run takes passes of different searches through the model as one: products with the
@@ -723,31 +867,86 @@ func (net *network) run(passes []*pass) {
 		beams += p.suffix.beams
 	}
 	d := c.Dim
-	a, last, places := newActivations(c, n, n), newActivations(c, beams, 0), make([]int, 0, n)
+	a, last := newActivations(c, n, n), newActivations(c, beams, 0)
+	tokens, places := make([]int32, 0, n), make([]int, 0, n)
 	defer a.release()
 	defer last.release()
-	parts, at := make([]part, 0, 2*len(passes)), part{}
+	row := 0
 	for _, p := range passes {
 		for i, t := range p.tokens {
-			copy(a.x[(at.row+i)*d:(at.row+i+1)*d], net.w.embed()[int(t)*d:])
+			copy(a.x[(row+i)*d:(row+i+1)*d], net.w.embed()[int(t)*d:])
 			places = append(places, p.suffix.past.n+p.suffix.steps+i%p.each)
 		}
 		p.suffix.write(p.each)
+		tokens = append(tokens, p.tokens...)
+		row += len(p.tokens)
+	}
+	shares, crew := 1, kernels.All
+	if c.Experts == 0 { // with experts, rows are grouped over all
+		shares = kernels.Shares(n)
+	}
+	if shares > 1 {
+		crew = kernels.Alone
+	}
+	groups := share(passes, n, shares)
+	kernels.Parallel(len(groups), func(i int) { net.through(crew, groups[i], a, last, tokens, places) })
+	x := last.x
+	for _, p := range passes {
+		s, size := p.suffix, p.suffix.beams*d
+		s.steps += p.each
+		s.hidden = slices.Grow(s.hidden[:0], size)[:size]
+		kernels.RMSNorm(s.hidden, last.rstd, x, net.w.norm(), s.beams, d)
+		x = x[size:]
+	}
+}
+
+// group is some of the rows of a pass, whole beams, in parts that attention looks at together.
+type group struct {
+	parts    []part
+	row, n   int // of all passes' tokens
+	beam, to int // of all passes' beams
+}
+
+// share shares the n tokens of passes out in groups.
+func share(passes []*pass, n, groups int) []group {
+	all := make([]group, 1, groups)
+	at := part{}
+	for _, p := range passes {
 		at.suffix, at.each = p.suffix, p.each
 		for at.from = 0; at.from < p.suffix.beams; at.from = at.to {
+			g := &all[len(all)-1]
+			left := (n*len(all)/groups+kernels.Tile-1)/kernels.Tile*kernels.Tile - g.row - g.n // of the group's share, in whole tiles
+			if left <= 0 && len(all) < groups {
+				all = append(all, group{row: g.row + g.n, beam: g.to, to: g.to})
+				at.to = at.from
+				continue
+			}
 			at.to = min(p.suffix.beams, at.from+max(1, together/p.each))
-			parts = append(parts, at)
+			if len(all) < groups {
+				at.to = min(at.to, at.from+max(1, left/p.each))
+			}
+			g.parts = append(g.parts, at)
+			g.n += (at.to - at.from) * p.each
+			g.to += at.to - at.from
 		}
 		at.row += len(p.tokens)
 		at.beam += p.suffix.beams
 	}
+	return all
+}
+
+// through takes a group through all layers. What it writes of a and last are the group's rows and beams.
+func (net *network) through(crew kernels.Crew, g group, a, last *activations, tokens []int32, places []int) {
+	c, parts := net.w.Config, g.parts
+	d := c.Dim
+	mine, ends := a.from(g.row, d), last.from(g.beam, d)
 	for l := range c.Layers {
-		net.beginLayer(l, a, n, a.qkv, func(row int) int { return places[row] })
+		net.beginLayer(crew, l, mine, tokens[g.row:g.row+g.n], mine.qkv, func(row int) int { return places[g.row+row] })
 		if l < c.Layers-1 {
-			kernels.Parallel(c.Heads*len(parts), func(i int) {
+			crew.Parallel(c.Heads*len(parts), func(i int) {
 				parts[i%len(parts)].attend(l, i/len(parts), a.qkv, a.h, false)
 			})
-			net.finishLayer(l, a, n)
+			net.finishLayer(crew, l, mine, g.n)
 			continue
 		}
 		for _, p := range parts {
@@ -755,28 +954,10 @@ func (net *network) run(passes []*pass) {
 				copy(last.x[(p.beam+i)*d:(p.beam+i+1)*d], a.x[(p.row+(i+1)*p.each-1)*d:])
 			}
 		}
-		kernels.Parallel(c.Heads*len(parts), func(i int) {
+		crew.Parallel(c.Heads*len(parts), func(i int) {
 			parts[i%len(parts)].attend(l, i/len(parts), a.qkv, last.h, true)
 		})
-		net.finishLayer(l, last, beams)
-	}
-	out := make([]float32, beams*d)
-	kernels.RMSNorm(out, last.rstd, last.x, net.w.norm(), beams, d)
-	for _, p := range passes {
-		p.suffix.steps += p.each
-		size := p.suffix.beams * d
-		p.hidden, out = out[:size:size], out[size:]
-	}
-}
-
-// write makes room for the next tokens of every beam.
-func (s *suffix) write(each int) {
-	for step := s.steps; step < s.steps+each; step++ {
-		first := s.used[step]
-		s.used[step] += s.beams
-		for i := range s.beams {
-			s.at[i*s.stride+step] = int32(first + i)
-		}
+		net.finishLayer(crew, l, ends, g.to-g.beam)
 	}
 }
 
@@ -799,12 +980,11 @@ func (p part) attend(layer, head int, qkv, h []float32, last bool) {
 	d := len(p.past.keys[layer]) * hd
 	off, first := head*hd, p.row+p.from*p.each
 	keys, values := p.of(layer, head)
-	block := p.width * hd
 	for i := range (p.to - p.from) * p.each {
-		step, row := p.steps+i%p.each, qkv[(first+i)*3*d+off:]
-		at := step*block + int(p.at[(p.from+i/p.each)*p.stride+step])*hd
-		copy(keys[at:at+hd], row[d:])
-		copy(values[at:at+hd], row[2*d:])
+		row := qkv[(first+i)*3*d+off:]
+		at := p.at[(p.from+i/p.each)*p.stride+p.steps+i%p.each]
+		copy(keys[at:int(at)+hd], row[d:])
+		copy(values[at:int(at)+hd], row[2*d:])
 	}
 	// The rows that attend: of each beam's tokens those from skip on.
 	skip, between, row := 0, 3*d, first
@@ -817,22 +997,25 @@ func (p part) attend(layer, head int, qkv, h []float32, last bool) {
 	defer s.Release()
 	// The shared past is a matrix product, whatever the number of beams.
 	p.past.keys[layer][head].Mul(n, queries, between, false, s.All, s.Width)
-	own := func(i int) []int32 { // the tokens of its beam that a row sees, of which there is one in each block
-		return p.at[(p.from+i/rest)*p.stride:][:p.steps+skip+i%rest+1]
+	// own are the places of the tokens of its beam that a row sees, and of those that the next beam's sees.
+	own := func(i int) (sees, then []int32) {
+		at := (p.from + i/rest) * p.stride
+		length := p.steps + skip + i%rest + 1
+		sees = p.at[at:][:length]
+		if then = sees; i+rest < n {
+			then = p.at[at+p.stride:][:length]
+		}
+		return sees, then
 	}
 	scale := float32(1 / math.Sqrt(float64(hd)))
 	for i := range n {
-		sees := own(i)
-		then := sees
-		if i+rest < n {
-			then = own(i + rest) // of the next beam
-		}
-		kernels.DotsAt(s.Own(i)[:len(sees)], queries[i*between:i*between+hd], keys, block, hd, sees, scale, then)
+		sees, then := own(i)
+		kernels.DotsAt(s.Own(i)[:len(sees)], queries[i*between:i*between+hd], keys, sees, scale, then)
 		s.Hide(i, len(sees))
 	}
 	p.past.values[layer][head].Attend(s, p.past.n, 0, out, d)
 	for i := range n {
-		sees := own(i)
-		kernels.AddAt(out[i*d:i*d+hd], values, block, hd, sees, s.Own(i)[:len(sees)])
+		sees, then := own(i)
+		kernels.AddAt(out[i*d:i*d+hd], values, sees, s.Own(i)[:len(sees)], then)
 	}
 }

@@ -86,7 +86,7 @@ func beamEqualsExhaustiveSearch(t *testing.T, c Config, user int32) {
 			}
 		}
 	}
-	got, err := gen.Generate(Options{History: history, User: user, Exclude: exclude, Length: 2, Width: 100})
+	got, err := gen.Generate(Options{LogProbs: true, History: history, User: user, Exclude: exclude, Length: 2, Width: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func beamEqualsExhaustiveSearch(t *testing.T, c Config, user int32) {
 		}
 	}
 	// A session that has begun.
-	rest, err := gen.Generate(Options{History: history, User: user, Session: []Item{cb.ID(got[0].Items[0])}, Length: 1, Width: 3})
+	rest, err := gen.Generate(Options{LogProbs: true, History: history, User: user, Session: []Item{cb.ID(got[0].Items[0])}, Length: 1, Width: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func TestSamplingFrequencies(t *testing.T) {
 		t.Fatal(err)
 	}
 	history := []Item{cb.ID(0)}
-	all, err := gen.Generate(Options{History: history, Length: 1, Width: 100})
+	all, err := gen.Generate(Options{LogProbs: true, History: history, Length: 1, Width: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func TestWithoutAsExcluding(t *testing.T) {
 		withdrawn, own := some("withdrawn"), some("own")
 		both := maps.Clone(own)
 		maps.Copy(both, withdrawn)
-		of := plain.In(rapid.SampledFrom([]Numbers{Float32, Int16}).Draw(t, "numbers"))
+		of := plain.In(rapid.SampledFrom([]Numbers{Float32, Int16, Int8}).Draw(t, "numbers"))
 		without := of.Without(some("before")).Without(withdrawn)
 		o := Options{
 			History: []Item{cb.ID(3), cb.ID(4)}, Length: rapid.IntRange(1, 3).Draw(t, "length"), Width: rapid.SampledFrom([]int{1, 8, 40}).Draw(t, "width"),

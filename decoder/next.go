@@ -58,9 +58,9 @@ func (g *Generator) Next(o Options, n int) ([]Next, error) {
 
 // node is a node of the trie that the search has reached, with several items below it.
 type node struct {
-	at      int32 // in the trie
-	score   float64
-	entries []int32 // of the suffix: where the tokens of the nodes above are
+	at     int32 // in the trie
+	score  float64
+	places []int32 // of the suffix: where the tokens of the nodes above are
 }
 
 // search is that of one call of Next.
@@ -106,15 +106,14 @@ func (s *search) follow(level int, nodes []node) []node {
 	if len(nodes) == 0 {
 		return nil
 	}
-	entries := make([][]int32, len(nodes))
+	places := make([][]int32, len(nodes))
 	for i, n := range nodes {
-		entries[i] = n.entries
+		places[i] = n.places
 	}
-	s.suffix.resume(level, entries)
-	first := int32(s.suffix.used[level])
+	s.suffix.resume(level, places)
 	hidden := s.g.step(s.suffix, func(i int) int32 { return s.g.w.Config.token(level, s.g.trie.Code(level, nodes[i].at)) })
 	for i := range nodes {
-		nodes[i].entries = append(slices.Clip(nodes[i].entries), first+int32(i))
+		nodes[i].places = append(slices.Clip(nodes[i].places), s.suffix.last(i))
 	}
 	return s.children(level+1, nodes, hidden)
 }
@@ -147,7 +146,7 @@ func (s *search) children(level int, parents []node, hidden []float32) (out []no
 			case s.left(level, at) == 1:
 				s.add(s.only(level, at), score)
 			default:
-				out = append(out, node{at, score, parent.entries})
+				out = append(out, node{at, score, parent.places})
 			}
 		}
 	}

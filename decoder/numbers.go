@@ -3,6 +3,8 @@ package decoder
 import (
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 
 	"onerec/internal/kernels"
 )
@@ -19,25 +21,36 @@ const (
 	// (TestInt16LosesLittle). A search still finds the same in whatever company it runs and whatever of
 	// the past is kept, to the last bit. Training and log probabilities for DPO stay in float32.
 	Int16
+	// Int8 is Int16 with the layers' weights, and what they are multiplied by, rounded to 8 bits.
+	Int8
 )
 
-var numbersNames = []string{"float32", "int16"}
+var numbersNames = []string{"float32", "int16", "int8"}
 
 func (n Numbers) String() string { return numbersNames[n] }
 
-// ParseNumbers returns those of a name, float32 or int16.
+// NumbersNames lists the names of numbers.
+func NumbersNames() []string { return slices.Clone(numbersNames) }
+
+// ParseNumbers returns those of a name.
 func ParseNumbers(name string) (Numbers, error) {
-	for i, of := range numbersNames {
-		if of == name {
-			return Numbers(i), nil
-		}
+	if i := slices.Index(numbersNames, name); i >= 0 {
+		return Numbers(i), nil
 	}
-	return 0, fmt.Errorf("numbers are float32 or int16, not %q", name)
+	return 0, fmt.Errorf("numbers are %s, not %q", strings.Join(numbersNames, " or "), name)
 }
 
-// weights lays a linear layer's weights (n x k) out.
+// layer lays a linear layer's weights (out x in) out.
+func (n Numbers) layer(out, in int, w []float32) kernels.Shared {
+	if n == Int8 {
+		return kernels.NewPacked8(out, in, w, in)
+	}
+	return n.weights(out, in, w)
+}
+
+// weights lays a matrix like a linear layer's (out x in) out.
 func (n Numbers) weights(out, in int, w []float32) kernels.Shared {
-	if n == Int16 {
+	if n != Float32 {
 		return kernels.NewPacked16(out, in, w, in)
 	}
 	return kernels.NewPacked(true, out, in, w, in)
@@ -45,7 +58,7 @@ func (n Numbers) weights(out, in int, w []float32) kernels.Shared {
 
 // keys lays one head's keys (tokens x hd, rows ld apart) out.
 func (n Numbers) keys(tokens, hd int, k []float32, ld int) kernels.Leading {
-	if n == Int16 {
+	if n != Float32 {
 		return kernels.NewPanels16(tokens, hd, k, ld, keyScale(hd))
 	}
 	return kernels.NewPanels(true, tokens, hd, k, ld, keyScale(hd))
@@ -53,7 +66,7 @@ func (n Numbers) keys(tokens, hd int, k []float32, ld int) kernels.Leading {
 
 // values lays one head's values (tokens x hd, rows ld apart) out.
 func (n Numbers) values(tokens, hd int, v []float32, ld int) kernels.Values {
-	if n == Int16 {
+	if n != Float32 {
 		return kernels.NewValues16(hd, tokens, v, ld)
 	}
 	return kernels.NewPanels(false, hd, tokens, v, ld, 1)
@@ -61,7 +74,7 @@ func (n Numbers) values(tokens, hd int, v []float32, ld int) kernels.Values {
 
 // moreKeys is keys of tokens of which the first from are laid out before.
 func (n Numbers) moreKeys(before kernels.Leading, from, tokens, hd int, k []float32, ld int) kernels.Leading {
-	if n == Int16 {
+	if n != Float32 {
 		first, _ := before.(kernels.Panels16)
 		return first.WithColumns(from, tokens, hd, k, ld, keyScale(hd))
 	}
@@ -71,7 +84,7 @@ func (n Numbers) moreKeys(before kernels.Leading, from, tokens, hd int, k []floa
 
 // moreValues is values of tokens of which the first from are laid out before.
 func (n Numbers) moreValues(before kernels.Values, from, tokens, hd int, v []float32, ld int) kernels.Values {
-	if n == Int16 {
+	if n != Float32 {
 		first, _ := before.(kernels.Values16)
 		return first.WithRows(from, hd, tokens, v, ld)
 	}

@@ -21,7 +21,7 @@ func rounded(w *Weights, bits int) *Weights {
 }
 
 func TestParseNumbers(t *testing.T) {
-	for _, n := range []Numbers{Float32, Int16} {
+	for _, n := range []Numbers{Float32, Int16, Int8} {
 		if got, err := ParseNumbers(n.String()); err != nil || got != n {
 			t.Errorf("%v: %v, %v", n, got, err)
 		}
@@ -34,7 +34,7 @@ func TestParseNumbers(t *testing.T) {
 // TestInt16LosesLittle: for models that are sure and for such that are not, searches in 16-bit integers find what those
 // in float32 find, and log probabilities move less than they do in float32 when the weights alone, but nothing else, are
 // rounded as TF32 rounds them; by less than a tenth of what bfloat16's rounding of the weights costs, or a fifth where tokens may be rounded from one
-// expert to another.
+// expert to another. 8-bit integers lose more: a few times what bfloat16's rounding of the weights costs, and of the best lists of models that are very sure some.
 func TestInt16LosesLittle(t *testing.T) {
 	t.Run("one part", func(t *testing.T) { int16LosesLittle(t, 0, 160, 10) })
 	t.Run("experts", func(t *testing.T) { int16LosesLittle(t, 8, 80, 5) })
@@ -61,7 +61,7 @@ func int16LosesLittle(t *testing.T, experts, hidden int, bfloat16 float64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		others := map[string]*Generator{"int16": gen.In(Int16)}
+		others := map[string]*Generator{"int16": gen.In(Int16), "int8": gen.In(Int8)}
 		for name, bits := range map[string]int{"TF32 weights": 11, "bfloat16 weights": 8} {
 			if others[name], err = gen.With(rounded(w, bits)); err != nil {
 				t.Fatal(err)
@@ -69,7 +69,7 @@ func int16LosesLittle(t *testing.T, experts, hidden int, bfloat16 float64) {
 		}
 		moved, same, r := make(map[string]float64), make(map[string]int), rand.New(rand.NewPCG(1, 2))
 		for range searches {
-			o := Options{Width: 64, Length: 2}
+			o := Options{Width: 64, Length: 2, LogProbs: true}
 			for range 60 {
 				o.History = append(o.History, gen.ids(r.Int32N(items)))
 			}
@@ -99,6 +99,9 @@ func int16LosesLittle(t *testing.T, experts, hidden int, bfloat16 float64) {
 		}
 		if same["int16"] < best*searches*99/100 || moved["int16"] > moved["TF32 weights"] || moved["int16"] > moved["bfloat16 weights"]/bfloat16 {
 			t.Errorf("weights times %v: int16 loses too much", scale)
+		}
+		if same["int8"] < best*searches*7/10 || scale == 1 && same["int8"] < best*searches*99/100 || moved["int8"] > 6*moved["bfloat16 weights"] {
+			t.Errorf("weights times %v: int8 loses too much", scale)
 		}
 	}
 }

@@ -35,12 +35,12 @@ func TestPastAsWithout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, n := range []Numbers{Float32, Int16} {
+		for _, n := range []Numbers{Float32, Int16, Int8} {
 			models[kind{compact, n}] = [2]*Generator{first.In(n), second.In(n)}
 		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		models := models[kind{rapid.Bool().Draw(t, "compact"), rapid.SampledFrom([]Numbers{Float32, Int16}).Draw(t, "numbers")}]
+		models := models[kind{rapid.Bool().Draw(t, "compact"), rapid.SampledFrom([]Numbers{Float32, Int16, Int8}).Draw(t, "numbers")}]
 		item := rapid.Custom(func(t *rapid.T) Item { return models[0].ids(rapid.Int32Range(0, items-1).Draw(t, "item")) })
 		var history []Item
 		var past Past
@@ -107,7 +107,7 @@ func TestPastIsOfOneModel(t *testing.T) {
 	if past.Bytes() != 0 {
 		t.Errorf("an empty past takes %d bytes", past.Bytes())
 	}
-	for numbers, perValue := range map[Numbers]float64{Float32: 4, Int16: 2 + 4/float64(c.Dim/c.Heads)} { // a factor for each head's
+	for numbers, perValue := range map[Numbers]float64{Float32: 4, Int16: 2 + 4/float64(c.Dim/c.Heads), Int8: 2 + 4/float64(c.Dim/c.Heads)} { // a factor for each head's
 		func() {
 			gen, err := NewGenerator(randomWeights(t, c, 1), testCodebook(t, 99, c.Codes))
 			if err != nil {

@@ -249,7 +249,7 @@ func (a *aligner) candidates(gen *decoder.Generator, p Prompt, rng *rand.Rand) (
 	if err != nil {
 		return nil, fmt.Errorf("draw candidates: %w", err)
 	}
-	o.Width, o.Temperature, o.Rand = a.cfg.Candidates/2, a.cfg.Temperature, rng
+	o.Width, o.Temperature, o.Rand, o.LogProbs = a.cfg.Candidates/2, a.cfg.Temperature, rng, true
 	if o.Width == 0 {
 		return lists, nil
 	}

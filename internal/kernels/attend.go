@@ -252,6 +252,10 @@ func (v Values16) Attend(s *Scores, sees, step int, c []float32, ldc int) {
 	buf := take(blocks * rows)
 	defer scratch.Put(buf)
 	by := *buf // what each block's rows are to be multiplied by
+	if sees >= s.keys && blocks == 1 && softmaxRowsBlocks(s, v.by, r.q, r.ld, by) {
+		mul16(s.rows, v.n, (s.keys+1)/2, r.q, r.ld, by, v.data, (v.k+1)/2, nil, false, c, ldc)
+		return
+	}
 	for i := range s.rows {
 		keys, own, top := s.begin(i, min(s.keys, sees+i*step))
 		sum := expSum(own, top)

@@ -159,6 +159,49 @@ const blockRows = 60
 // Product is how to make a product; see [Blocks].
 type Product func(right Shared, m int, a []float32, lda int, add bool, c []float32, ldc int)
 
+// Crew is who does the work of a pass: all processors, or the caller's goroutine by itself.
+type Crew int
+
+const (
+	All Crew = iota
+	Alone
+)
+
+// Parallel is [Parallel], by the crew.
+func (c Crew) Parallel(n int, fn func(i int)) {
+	if c == Alone {
+		serially(n, fn)
+		return
+	}
+	Parallel(n, fn)
+}
+
+// Blocks is [Blocks], by the crew.
+func (c Crew) Blocks(m int, fn func(lo, hi int, mul Product)) {
+	if c == All {
+		Blocks(m, fn)
+		return
+	}
+	blocks := rowBlocks{m, (m + blockRows/2) / blockRows}
+	blocks.n = max(1, blocks.n)
+	for i := range blocks.n {
+		lo, hi := blocks.rows(i)
+		fn(lo, hi, Shared.Mul)
+	}
+}
+
+// Shares is in how many parts m rows should go through all of a model, each on a processor of its own, which then
+// need not wait for each other after every product; 1, if they are so few that processors had better share each product.
+func Shares(m int) int {
+	if procs := runtime.GOMAXPROCS(0) / int(max(1, lanes.Load())); m >= 2*mr*procs {
+		return max(1, procs)
+	}
+	return 1
+}
+
+// Tile is how many rows products take at once: parts of so many, or a multiple, waste nothing.
+const Tile = mr
+
 // Blocks calls fn with m rows, some at a time, on all processors, or with all of them, if they are so few that
 // processors had better share the columns of products out. fn makes its products with mul.
 func Blocks(m int, fn func(lo, hi int, mul Product)) {

@@ -52,29 +52,41 @@ func maxAbs(x []float32) float32 {
 	return top
 }
 
-// rows16 is a left side: integers, m x k with rows ld apart, and what each row is to be multiplied by.
-type rows16 struct {
-	q  []int16
+// left is a left side: integers, m x k with rows ld apart, and what each row is to be multiplied by.
+type left[T int16 | uint8] struct {
+	q  []T
 	ld int
 	by []float32
 }
+
+type rows16 = left[int16]
 
 var rows16Pool = sync.Pool{New: func() any { return new(rows16) }}
 
 // takeRows16 returns room for m rows of k integers, and for whole tiles.
 func takeRows16(m, k int) *rows16 {
 	r := rows16Pool.Get().(*rows16)
-	m, r.ld = (m+mr-1)/mr*mr, (k+1)/2*2
-	if cap(r.q) < m*r.ld {
-		r.q = make([]int16, m*r.ld)
-	}
-	r.q, r.by = r.q[:m*r.ld], grow(r.by, m)
+	r.room(m, (k+1)/2*2)
 	return r
 }
 
-// fill rounds the rows of A, m x k.
-func (r *rows16) fill(m, k int, a []float32, lda int) {
+// room makes room for m rows of ld integers, and for whole tiles.
+func (r *left[T]) room(m, ld int) {
+	m, r.ld = (m+mr-1)/mr*mr, ld
+	if cap(r.q) < m*ld {
+		r.q = make([]T, m*ld)
+	}
+	r.q, r.by = r.q[:m*ld], grow(r.by, m)
+}
+
+// fill16 rounds the rows of A, m x k.
+func fill16(r *rows16, m, k int, a []float32, lda int) {
 	fitRows(m, k, r.q, r.ld, a, lda, r.by)
+	clearPads(r, m, k)
+}
+
+// clearPads makes the integers beyond a row's k zero.
+func clearPads(r *rows16, m, k int) {
 	if k < r.ld {
 		for i := range m {
 			r.q[i*r.ld+k] = 0
@@ -125,7 +137,7 @@ func (c *columns16) columns(from int, b []float32, ldb int, alpha float32) {
 	for at := from; at < c.n; {
 		first := at % nr // of the panel's
 		rows := min(nr-first, c.n-at)
-		r.fill(rows, c.k, b[(at-from)*ldb:], ldb)
+		fill16(r, rows, c.k, b[(at-from)*ldb:], ldb)
 		panel := c.data[(at-first)*pairs:][:nr*pairs]
 		done := 0
 		if rows == nr {
@@ -146,37 +158,61 @@ func (c *columns16) columns(from int, b []float32, ldb int, alpha float32) {
 // pair is two integers, the first in the low half.
 func pair(low, high int16) uint32 { return uint32(uint16(low)) | uint32(uint16(high))<<16 }
 
-// mul16 computes the first m rows of C = A B, or adds to them, for the first n columns of panels b, each of which
-// is stride pairs of rows long, of which the first are taken. by are the factors of columns, nil: none; rows' are of a.
+// tiles are micro-kernels: one computes tiles of C, one below the other, and two, if there is such a kernel, of two panels of B, the
+// second of which begins next units after the first. A unit is 32 bits, of so many integers. less is what the sums of products begin with, if
+// that is not zero.
+type tiles[T int16 | uint8] struct {
+	per      int // integers of a unit
+	one, two func(tiles, units int, a []T, lda int, b []uint32, next int, less []int32, ra, rb, c []float32, ldc int, add bool)
+}
+
+var tiles16 = func() tiles[int16] {
+	t := tiles[int16]{per: 2, one: func(tiles, pairs int, a []int16, lda int, b []uint32, _ int, _ []int32, ra, rb, c []float32, ldc int, add bool) {
+		gemmInt16(tiles, pairs, a, lda, b, ra, rb, c, ldc, add)
+	}}
+	if twoPanels16 {
+		t.two = func(tiles, pairs int, a []int16, lda int, b []uint32, next int, _ []int32, ra, rb, c []float32, ldc int, add bool) {
+			gemmInt16Two(tiles, pairs, a, lda, b, next, ra, rb, c, ldc, add)
+		}
+	}
+	return t
+}()
+
+// mul16 is mulInts of pairs.
 func mul16(m, n, pairs int, q []int16, ld int, rowsBy []float32, b []uint32, stride int, by []float32, add bool, c []float32, ldc int) {
-	var tile [mr * 2 * nr]float32
-	var w int // columns at a time
+	mulInts(&tiles16, m, n, pairs, q, ld, rowsBy, b, stride, nil, by, add, c, ldc)
+}
+
+// mulInts computes the first m rows of C = A B, or adds to them, for the first n columns of panels b, each of which
+// is stride units of rows long, of which the first are taken. by are the factors of columns, nil: none; rows' are of a.
+func mulInts[T int16 | uint8](kernel *tiles[T], m, n, units int, q []T, ld int, rowsBy []float32, b []uint32, stride int, less []int32, by []float32, add bool, c []float32, ldc int) {
+	var tile *[]float32 // at the edges
+	var w int           // columns at a time
 	for j := 0; j < n; j += w {
-		panel, factors := b[j*stride:], ones[:]
+		panel, factors, first := b[j*stride:], ones[:], less
 		if by != nil {
 			factors = by[j:]
 		}
-		w = min(nr, n-j)
-		two := twoPanels16 && n-j > nr
-		if two {
-			w = min(2*nr, n-j)
+		if less != nil {
+			first = less[j:]
 		}
-		// tiles computes some of them, one below the other, from row i on.
-		tiles := func(count, i int, c []float32, ldc int, add bool) {
-			if two {
-				gemmInt16Two(count, pairs, q[i*ld:], ld, panel, nr*stride, rowsBy[i:], factors, c, ldc, add)
-			} else {
-				gemmInt16(count, pairs, q[i*ld:], ld, panel, rowsBy[i:], factors, c, ldc, add)
-			}
+		w = min(nr, n-j)
+		compute := kernel.one
+		if kernel.two != nil && n-j > nr {
+			w, compute = min(2*nr, n-j), kernel.two
 		}
 		edge := 0
 		if whole := m / mr; w%nr == 0 && whole > 0 {
-			tiles(whole, 0, c[j:], ldc, add)
+			compute(whole, units, q, ld, panel, nr*stride, first, rowsBy, factors, c[j:], ldc, add)
 			edge = whole * mr
 		}
 		for i := edge; i < m; i += mr {
-			tiles(1, i, tile[:], 2*nr, false)
-			storeEdge(c[i*ldc+j:], ldc, tile[:], 2*nr, min(mr, m-i), w, add)
+			if tile == nil {
+				tile = take(mr * 2 * nr)
+				defer scratch.Put(tile)
+			}
+			compute(1, units, q[i*ld:], ld, panel, nr*stride, first, rowsBy[i:], factors, *tile, 2*nr, false)
+			storeEdge(c[i*ldc+j:], ldc, *tile, 2*nr, min(mr, m-i), w, add)
 		}
 	}
 }
@@ -228,7 +264,7 @@ func (p Packed16) MulParallel(m int, a []float32, lda int, add bool, c []float32
 	}
 	r, pairs := takeRows16(m, p.k), (p.k+1)/2
 	defer rows16Pool.Put(r)
-	r.fill(m, p.k, a, lda)
+	fill16(r, m, p.k, a, lda)
 	byColumns(p.n, func(j0, n int) {
 		mul16(m, n, pairs, r.q, r.ld, r.by, p.data[j0*pairs:], pairs, p.by[j0:], add, c[j0:], ldc)
 	})
@@ -263,7 +299,7 @@ func (p Panels16) Mul(m int, a []float32, lda int, add bool, c []float32, ldc in
 func (p Panels16) MulLeading(m, n, k int, a []float32, lda int, add bool, c []float32, ldc int) {
 	r := takeRows16(m, k)
 	defer rows16Pool.Put(r)
-	r.fill(m, k, a, lda)
+	fill16(r, m, k, a, lda)
 	mul16(m, n, (k+1)/2, r.q, r.ld, r.by, p.data, (p.k+1)/2, p.by, add, c, ldc)
 }
 

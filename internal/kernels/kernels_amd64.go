@@ -92,10 +92,46 @@ func gemmInt16VNNI(tiles, pairs int, a *int16, lda int, b *uint32, ra, rb, c *fl
 func gemmInt16VNNI512(tiles, pairs int, a *int16, lda int, b *uint32, next int, ra, rb, c *float32, ldc int, add bool)
 
 //go:noescape
-func dotsAt(n int, x *float32, size int, y *float32, block, row int, slots *int32, s float32, out *float32, then *int32)
+func swiglu16(n int, y, a, b *float32)
 
 //go:noescape
-func addAt(n int, out *float32, y *float32, block, row int, slots *int32, w *float32)
+func expSum16(n int, x *float32, top float32) float32
+
+//go:noescape
+func max16(n int, x *float32, top float32) float32
+
+//go:noescape
+func round16AVX512(n int, dst *int16, x *float32, s float32)
+
+//go:noescape
+func expWeighAVX512(n int, x, gain *float32, top float32) (sum, weighed, most float32)
+
+//go:noescape
+func softmaxRows16(rows int, scores *float32, width, keys, own int, ownAt int, keyMask, ownMask uint16, gain *float32, q *int16, ld int, by *float32, unseen, mostWeights, mostInt16, least float32)
+
+//go:noescape
+func gemmInt8VNNI(tiles, fours int, a *uint8, lda int, b *uint32, less *int32, ra, rb, c *float32, ldc int, add bool)
+
+//go:noescape
+func gemmInt8VNNI512(tiles, fours int, a *uint8, lda int, b *uint32, next int, less *int32, ra, rb, c *float32, ldc int, add bool)
+
+//go:noescape
+func fitRowsBytes(rows, n int, dst *uint8, ldd int, x *float32, ldx int, by *float32, most, tiny float32)
+
+//go:noescape
+func dotsAt(n int, x *float32, size int, y *float32, at *int32, s float32, out *float32, then *int32)
+
+//go:noescape
+func dotsAt32AVX512(n int, x *float32, y *float32, at *int32, s float32, out *float32, then *int32) (most uint32)
+
+//go:noescape
+func addAt(n int, out *float32, y *float32, at *int32, w *float32, then *int32) (most uint32)
+
+//go:noescape
+func addAtAVX512(n int, out *float32, y *float32, at *int32, w *float32, then *int32) (most uint32)
+
+//go:noescape
+func turnHeads16(heads int, x, cos, sin *float32, sign float32)
 
 //go:noescape
 func expWeigh16(n int, x, gain *float32, top float32) (sum, weighed, most float32)
@@ -117,7 +153,10 @@ var useVNNI = useAVX2 && cpu.X86.HasAVX512VNNI && cpu.X86.HasAVX512VL
 // twoPanels16 says that gemmInt16Two is a kernel of its own.
 var twoPanels16 = useVNNI && cpu.X86.HasAVX512F
 
-var useAVX512 = useAVX2 && cpu.X86.HasAVX512F
+// useInt8 says that there are kernels for bytes.
+var useInt8 = twoPanels16
+
+var useAVX512 = useAVX2 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512VL
 
 // The assembly checks no bounds: each wrapper reads the last float that it reaches of
 // every slice, which panics before anything is out of bounds.
@@ -177,6 +216,29 @@ func gemmInt16Two(tiles, pairs int, a []int16, lda int, b []uint32, next int, ra
 	gemmInt16VNNI512(tiles, pairs, &a[0], lda, &b[0], next, &ra[0], &rb[0], &c[0], ldc, add)
 }
 
+// gemmInt8 and gemmInt8Two are gemmInt16 and gemmInt16Two for bytes, where useInt8 is set; see gemmInt8VNNI.
+func gemmInt8(tiles, fours int, a []uint8, lda int, b []uint32, _ int, less []int32, ra, rb, c []float32, ldc int, add bool) {
+	rows := mr * tiles
+	_, _, _, _, _, _ = a[(rows-1)*lda+4*fours-1], b[nr*fours-1], less[nr-1], ra[rows-1], rb[nr-1], c[(rows-1)*ldc+nr-1]
+	gemmInt8VNNI(tiles, fours, &a[0], lda, &b[0], &less[0], &ra[0], &rb[0], &c[0], ldc, add)
+}
+
+func gemmInt8Two(tiles, fours int, a []uint8, lda int, b []uint32, next int, less []int32, ra, rb, c []float32, ldc int, add bool) {
+	rows := mr * tiles
+	_, _, _, _, _, _ = a[(rows-1)*lda+4*fours-1], b[next+nr*fours-1], less[2*nr-1], ra[rows-1], rb[2*nr-1], c[(rows-1)*ldc+2*nr-1]
+	gemmInt8VNNI512(tiles, fours, &a[0], lda, &b[0], next, &less[0], &ra[0], &rb[0], &c[0], ldc, add)
+}
+
+// fitRowsOfBytes is fill8 of rows that are whole numbers of 16 floats; it reports whether they are.
+func fitRowsOfBytes(m, k int, dst []uint8, ldd int, x []float32, ldx int, by []float32) bool {
+	if m == 0 || k == 0 || k%16 > 0 || !useInt8 {
+		return false
+	}
+	_, _, _ = dst[(m-1)*ldd+k-1], x[(m-1)*ldx+k-1], by[m-1]
+	fitRowsBytes(m, k, &dst[0], ldd, &x[0], ldx, &by[0], mostInt8, tiny)
+	return true
+}
+
 // expWeighBlocks is expWeigh of the first floats; it returns how many it took, too.
 func expWeighBlocks(x, gain []float32, top float32) (sum, weighed, most float32, n int) {
 	n = len(x) &^ 15
@@ -184,8 +246,25 @@ func expWeighBlocks(x, gain []float32, top float32) (sum, weighed, most float32,
 		return 0, 0, 0, 0
 	}
 	_ = gain[n-1]
-	sum, weighed, most = expWeigh16(n, &x[0], &gain[0], top)
+	if useAVX512 {
+		sum, weighed, most = expWeighAVX512(n, &x[0], &gain[0], top)
+	} else {
+		sum, weighed, most = expWeigh16(n, &x[0], &gain[0], top)
+	}
 	return sum, weighed, most, n
+}
+
+// softmaxRowsBlocks does what [Values16.Attend] does between the products, where all rows see all keys and these are
+// one block of values; it reports whether it could.
+func softmaxRowsBlocks(s *Scores, gain []float32, q []int16, ld int, by []float32) bool {
+	if !useAVX512 || s.rows == 0 || s.keys == 0 {
+		return false
+	}
+	keys, own := padded(s.keys), padded(s.own)
+	_, _, _, _ = s.All[(s.rows-1)*s.Width+s.ownAt+own-1], gain[keys-1], q[(s.rows-1)*ld+keys-1], by[s.rows-1]
+	seen := func(n int) uint16 { return 0xffff >> (padded(n) - n) }
+	softmaxRows16(s.rows, &s.All[0], s.Width, keys/scoreBlock, own/scoreBlock, s.ownAt, seen(s.keys), seen(s.own), &gain[0], &q[0], ld, &by[0], unseen, mostWeights, mostInt16, least)
+	return true
 }
 
 // fitRowsOf16 is fitRows of rows that are whole numbers of 16 floats; it reports whether they are.
@@ -205,7 +284,11 @@ func roundBlocks(dst []int16, x []float32, s float32) int {
 		return 0
 	}
 	_ = dst[n-1]
-	round16(n, &dst[0], &x[0], s)
+	if useAVX512 {
+		round16AVX512(n, &dst[0], &x[0], s)
+	} else {
+		round16(n, &dst[0], &x[0], s)
+	}
 	return n
 }
 
@@ -320,6 +403,14 @@ func blocks(x []float32) int {
 	return len(x) &^ 7
 }
 
+// wide is how much of a slice the kernels of 16 floats take.
+func wide(x []float32) int {
+	if !useAVX512 {
+		return 0
+	}
+	return len(x) &^ 15
+}
+
 func addBlocks(y, x []float32) int {
 	n := blocks(y)
 	if n > 0 {
@@ -347,9 +438,12 @@ func scaleBlocks(x []float32, s float32) int {
 }
 
 func maxBlocks(x []float32, top float32) (float32, int) {
-	n := blocks(x)
-	if n > 0 {
-		top = max8(n, &x[0], top)
+	n, done := blocks(x), wide(x)
+	if done > 0 {
+		top = max16(done, &x[0], top)
+	}
+	if done < n {
+		top = max8(n-done, &x[done], top)
 	}
 	return top, n
 }
@@ -363,6 +457,9 @@ func maxAbsBlocks(x []float32) (top float32, n int) {
 }
 
 func expSumBlocks(x []float32, top float32) (sum float32, n int) {
+	if n = wide(x); n > 0 && n == blocks(x) { // a rest would be added elsewhere
+		return expSum16(n, &x[0], top), n
+	}
 	n = blocks(x)
 	if n > 0 {
 		sum = expSum8(n, &x[0], top)
@@ -371,10 +468,15 @@ func expSumBlocks(x []float32, top float32) (sum float32, n int) {
 }
 
 func swigluBlocks(y, a, b []float32) int {
-	n := blocks(y)
+	n, done := blocks(y), wide(y)
 	if n > 0 {
 		_, _ = a[n-1], b[n-1]
-		swiglu8(n, &y[0], &a[0], &b[0])
+	}
+	if done > 0 {
+		swiglu16(done, &y[0], &a[0], &b[0])
+	}
+	if done < n {
+		swiglu8(n-done, &y[done], &a[done], &b[done])
 	}
 	return n
 }
@@ -442,42 +544,59 @@ func adamwBlocks(w, g, m, v []float32, o adamwConstants) int {
 	return n
 }
 
-// dotsAtBlocks and addAtBlocks say whether they could.
-func dotsAtBlocks(out, x, y []float32, block, row int, slots []int32, s float32, then []int32) bool {
-	if !useAVX2 || len(x)%32 != 0 || len(x) == 0 || len(slots) == 0 {
+// dotsAtBlocks and addAtBlocks say whether they could. Places are compared with what there is after the fact, where that is quicker:
+// nothing was written to them.
+func dotsAtBlocks(out, x, y []float32, at []int32, s float32, then []int32) bool {
+	n := len(at)
+	if !useAVX2 || len(x)%32 != 0 || len(x) == 0 || n == 0 {
 		return false
 	}
-	checkRows(len(x), y, block, row, slots)
-	_, _ = out[len(slots)-1], then[len(slots)-1]
-	dotsAt(len(slots), &x[0], len(x), &y[0], block, row, &slots[0], s, &out[0], &then[0])
+	_, _ = out[n-1], then[n-1]
+	from := 0
+	if useAVX512 && len(x) == 32 {
+		if from = n &^ 3; from > 0 {
+			within(dotsAt32AVX512(from, &x[0], &y[0], &at[0], s, &out[0], &then[0]), len(x), y)
+		}
+	}
+	if from < n {
+		for _, place := range at[from:] {
+			within(uint32(place), len(x), y)
+		}
+		dotsAt(n-from, &x[0], len(x), &y[0], &at[from], s, &out[from], &then[from])
+	}
 	return true
 }
 
-func addAtBlocks(out, y []float32, block, row int, slots []int32, weights []float32) bool {
-	if !useAVX2 || len(out)%32 != 0 || len(slots) == 0 {
+func addAtBlocks(out, y []float32, at []int32, weights []float32, then []int32) bool {
+	n := len(at)
+	if !useAVX2 || len(out)%32 != 0 || n == 0 {
 		return false
 	}
-	checkRows(len(out), y, block, row, slots)
-	_ = weights[len(slots)-1]
+	_, _ = weights[n-1], then[n-1]
+	add := addAt
+	if useAVX512 {
+		add = addAtAVX512
+	}
 	for i := 0; i < len(out); i += 32 {
-		addAt(len(slots), &out[i], &y[i], block, row, &slots[0], &weights[0])
+		within(add(n, &out[i], &y[i], &at[0], &weights[0], &then[0]), len(out), y)
 	}
 	return true
 }
 
-// checkRows panics if a row of any block could be beyond y.
-func checkRows(size int, y []float32, block, row int, slots []int32) {
-	var all int32 // no less than any slot, negative if one is
-	for _, slot := range slots {
-		all |= slot
-	}
-	if most := (len(slots)-1)*block + int(all)*row + size; all < 0 || most > len(y) {
-		checkEachRow(size, y, block, row, slots)
+// within panics if a row of so many floats is not within y.
+func within(place uint32, size int, y []float32) {
+	if int(place)+size > len(y) {
+		panic("kernels: a row is beyond the end")
 	}
 }
 
-func checkEachRow(size int, y []float32, block, row int, slots []int32) {
-	for t, slot := range slots {
-		_ = y[t*block+int(slot)*row:][:size]
+// turnHeads turns all heads of x by the same angles, if it can.
+func turnHeads(x, cos, sin []float32, sign float32) bool {
+	const half = 16
+	if !useAVX512 || len(cos) != half || len(x) == 0 || len(x)%(2*half) != 0 {
+		return false
 	}
+	_ = sin[half-1]
+	turnHeads16(len(x)/(2*half), &x[0], &cos[0], &sin[0], sign)
+	return true
 }

@@ -30,9 +30,25 @@ func gemmInt16Two(int, int, []int16, int, []uint32, int, []float32, []float32, [
 	panic("there is no such kernel")
 }
 
+const useInt8 = false
+
+func gemmInt8(int, int, []uint8, int, []uint32, int, []int32, []float32, []float32, []float32, int, bool) {
+	panic("there is no such kernel")
+}
+
+func gemmInt8Two(int, int, []uint8, int, []uint32, int, []int32, []float32, []float32, []float32, int, bool) {
+	panic("there is no such kernel")
+}
+
+func fitRowsOfBytes(m, k int, dst []uint8, ldd int, x []float32, ldx int, by []float32) bool {
+	return false
+}
+
 func expWeighBlocks(x, gain []float32, top float32) (sum, weighed, most float32, n int) {
 	return 0, 0, 0, 0
 }
+
+func softmaxRowsBlocks(s *Scores, gain []float32, q []int16, ld int, by []float32) bool { return false }
 
 func fitRowsOf16(m, k int, dst []int16, ldd int, x []float32, ldx int, by []float32) bool {
 	return false
@@ -72,11 +88,10 @@ func softmaxBackBlocks(dp, p []float32, dot float32) int                  { retu
 
 func turnBlocks(a, b, cos, sin []float32, sign float32) int { return 0 }
 
+func turnHeads(x, cos, sin []float32, sign float32) bool { return false }
+
 func adamwBlocks(w, g, m, v []float32, o adamwConstants) int { return 0 }
 
-func dotsAtBlocks(out, x, y []float32, block, row int, slots []int32, s float32, then []int32) bool {
-	return false
-}
-func addAtBlocks(out, y []float32, block, row int, slots []int32, weights []float32) bool {
-	return false
-}
+func dotsAtBlocks(out, x, y []float32, at []int32, s float32, then []int32) bool { return false }
+
+func addAtBlocks(out, y []float32, at []int32, weights []float32, then []int32) bool { return false }

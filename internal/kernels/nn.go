@@ -7,9 +7,20 @@ import (
 
 const grain = 64 // rows of an elementwise kernel that one call of Parallel's function takes
 
-// rows splits n rows into grains.
+// rows splits n rows into grains; the last takes what is no whole one, too.
 func rows(n int, fn func(lo, hi int)) {
-	Parallel((n+grain-1)/grain, func(i int) { fn(i*grain, min(n, (i+1)*grain)) })
+	if n < 2*grain {
+		fn(0, n)
+		return
+	}
+	parts := n / grain
+	Parallel(parts, func(i int) {
+		lo, hi := i*grain, (i+1)*grain
+		if i == parts-1 {
+			hi = n
+		}
+		fn(lo, hi)
+	})
 }
 
 // Exp is e^x with a relative error below 2e-7; it saturates outside [-87, 88].
@@ -53,9 +64,9 @@ func RMSNormBackward(dx, dgain, dy, x, gain, rstd []float32, n, d int) {
 	defer scratch.Put(buf)
 	sums := *buf // of dgain, by grain
 	clear(sums)
-	rows(n, func(lo, hi int) {
-		sum := sums[lo/grain*d:][:d]
-		for i := lo; i < hi; i++ {
+	Parallel(parts, func(part int) {
+		sum := sums[part*d:][:d]
+		for i := part * grain; i < min(n, (part+1)*grain); i++ {
 			xi, dyi, dxi, r := x[i*d:i*d+d], dy[i*d:i*d+d], dx[i*d:i*d+d], rstd[i]
 			dot, j := dot3Blocks(dyi, gain[:d], xi)
 			for ; j < d; j++ {
@@ -199,6 +210,9 @@ func (r *Rotary) Turn(x []float32, pos int, back bool) {
 	sign := float32(1)
 	if back {
 		sign = -1
+	}
+	if turnHeads(x, cos, sin, sign) {
+		return
 	}
 	for h := 0; h < len(x); h += 2 * r.half {
 		a, b := x[h:h+r.half], x[h+r.half:h+2*r.half]
@@ -377,24 +391,24 @@ func Dot(x, y []float32) float32 {
 	return s0 + s1 + s2 + s3
 }
 
-// DotsAt writes s times the inner products of x with rows of y that lie apart: row t begins at
-// t*block + slots[t]*row. Memory is asked for the rows that then, as long as slots, are for: those of the next call.
-func DotsAt(out, x, y []float32, block, row int, slots []int32, s float32, then []int32) {
-	if dotsAtBlocks(out, x, y, block, row, slots, s, then) {
+// DotsAt writes s times the inner products of x with rows of y that lie apart: row t begins at at[t]. Memory is asked for the rows
+// at the places then, of which there are as many: those of the next call.
+func DotsAt(out, x, y []float32, at []int32, s float32, then []int32) {
+	if dotsAtBlocks(out, x, y, at, s, then) {
 		return
 	}
-	for t, slot := range slots {
-		out[t] = s * Dot(x, y[t*block+int(slot)*row:][:len(x)])
+	for t, place := range at {
+		out[t] = s * Dot(x, y[place:][:len(x)])
 	}
 }
 
 // AddAt adds to out rows of y that lie apart, as for [DotsAt], each times its weight.
-func AddAt(out, y []float32, block, row int, slots []int32, weights []float32) {
-	if addAtBlocks(out, y, block, row, slots, weights) {
+func AddAt(out, y []float32, at []int32, weights []float32, then []int32) {
+	if addAtBlocks(out, y, at, weights, then) {
 		return
 	}
-	for t, slot := range slots {
-		AddScaled(out, y[t*block+int(slot)*row:][:len(out)], weights[t])
+	for t, place := range at {
+		AddScaled(out, y[place:][:len(out)], weights[t])
 	}
 }
 

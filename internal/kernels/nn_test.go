@@ -3,6 +3,7 @@ package kernels
 import (
 	"math"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"testing"
 
@@ -480,26 +481,56 @@ func TestVectors(t *testing.T) {
 	}
 }
 
+// TestRowsBeyond: no row is taken from beyond the end.
+func TestRowsBeyond(t *testing.T) {
+	x, y := make([]float32, 32), make([]float32, 320)
+	for _, n := range []int{1, 3, 4, 9} {
+		for _, beyond := range []int32{289, 320, 1 << 30, -1, math.MinInt32} {
+			for bad := range n {
+				at, weights := make([]int32, n), make([]float32, n)
+				at[bad] = beyond
+				then := make([]int32, n)
+				for name, fn := range map[string]func(){
+					"DotsAt": func() { DotsAt(weights, x, y, at, 1, then) }, "AddAt": func() { AddAt(x, y, at, weights, then) },
+				} {
+					func() {
+						defer func() {
+							if recover() == nil {
+								t.Errorf("%s takes row %d of %d from %d", name, bad, n, beyond)
+							}
+						}()
+						debug.SetPanicOnFault(true)
+						fn()
+					}()
+				}
+			}
+		}
+	}
+	at := []int32{288, 0, 288, 0, 288} // the last one
+	DotsAt(make([]float32, 5), x, y, at, 1, at)
+	AddAt(x, y, at, make([]float32, 5), at)
+}
+
 // TestRowsApart: rows that lie apart, whatever their size, are read as one by one.
 func TestRowsApart(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size, entries, blocks := rapid.SampledFrom([]int{1, 8, 20, 32, 64, 96}).Draw(t, "size"), rapid.IntRange(1, 5).Draw(t, "entries"), rapid.IntRange(0, 9).Draw(t, "blocks")
 		row := size + rapid.IntRange(0, 3).Draw(t, "more")
 		r := rand.New(rand.NewPCG(1, rapid.Uint64().Draw(t, "seed")))
-		slots := make([]int32, blocks)
-		for i := range slots {
-			slots[i] = r.Int32N(int32(entries))
+		at := make([]int32, blocks)
+		for i := range at {
+			at[i] = int32((i*entries + r.IntN(entries)) * row)
 		}
 		x, y, w, before := random(r, size), random(r, blocks*entries*row), random(r, blocks+1), random(r, size)
 		dots, sum := slices.Clone(w), slices.Clone(before)
-		DotsAt(dots, x, y, entries*row, row, slots, 0.5, slots)
-		AddAt(sum, y, entries*row, row, slots, w)
-		for b, slot := range slots {
-			at := y[(b*entries+int(slot))*row:][:size]
-			if want := 0.5 * Dot(x, at); dots[b] != want {
+		DotsAt(dots, x, y, at, 0.5, at)
+		AddAt(sum, y, at, w, at)
+		for b, place := range at {
+			of := y[place:][:size]
+			if want := 0.5 * Dot(x, of); dots[b] != want {
 				t.Fatalf("product %d is %v, want %v", b, dots[b], want)
 			}
-			AddScaled(before, at, w[b])
+			AddScaled(before, of, w[b])
 		}
 		if dots[blocks] != w[blocks] || !slices.Equal(sum, before) {
 			t.Fatalf("%v and %v, want %v", dots, sum, before)

@@ -18,6 +18,7 @@ type job struct {
 	next atomic.Int64 // the next i
 	done atomic.Int64 // calls that have returned
 	end  chan struct{}
+	on   int // the processor that it was begun on, if a worker slept then; see leave
 }
 
 // work calls fn until nothing is left to begin.
@@ -53,6 +54,9 @@ func init() {
 				pool.asleep.Add(1)
 				if j := pool.job.Load(); j == nil || j.next.Load() >= j.n {
 					<-pool.wake
+					if j := pool.job.Load(); j != nil {
+						leave(j.on)
+					}
 				}
 				pool.asleep.Add(-1)
 			}
@@ -71,7 +75,10 @@ func Parallel(n int, fn func(i int)) {
 		}
 		return
 	}
-	j := &job{fn: fn, n: int64(n), end: make(chan struct{})}
+	j := &job{fn: fn, n: int64(n), end: make(chan struct{}), on: -1}
+	if pool.asleep.Load() > 0 {
+		j.on = processor()
+	}
 	if !pool.job.CompareAndSwap(nil, j) {
 		var wg sync.WaitGroup
 		for range workers - 1 {

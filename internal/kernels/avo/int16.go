@@ -14,26 +14,36 @@ func int16s() {
 		VPMADDWD(a, b, t)
 		VPADDD(t, acc, acc)
 	}
-	vnni := func(a, b, acc reg.VecVirtual) {
-		// avo does not know it.
-		Instruction(&ir.Instruction{Opcode: "VPDPWSSD", Operands: []Op{a, b, acc}, Inputs: []Op{a, b, acc}, Outputs: []Op{acc}})
+	vnni := func(opcode string) func(a, b, acc reg.VecVirtual) {
+		return func(a, b, acc reg.VecVirtual) {
+			// avo does not know them. Of bytes, the first operand's have a sign, and the second's none.
+			Instruction(&ir.Instruction{Opcode: opcode, Operands: []Op{b, a, acc}, Inputs: []Op{a, b, acc}, Outputs: []Op{acc}})
+		}
 	}
-	gemmInt16("gemmInt16AVX2", "gemmInt16AVX2 computes tiles of C, each 6 rows below the one before and 16 columns wide, C = diag(ra) A B diag(rb), or adds to them with add, for integers A, with rows lda apart, and B, a panel of pairs of rows by 16 columns.", false, madd)
-	gemmInt16("gemmInt16VNNI", "gemmInt16VNNI is gemmInt16AVX2 with the instruction that multiplies, adds pairs and accumulates.", false, vnni)
-	gemmInt16("gemmInt16VNNI512", "gemmInt16VNNI512 is gemmInt16VNNI for tiles 32 columns wide: of two panels, the second of which begins next integers pairs after the first.", true, vnni)
+	gemmInts("gemmInt16AVX2", "gemmInt16AVX2 computes tiles of C, each 6 rows below the one before and 16 columns wide, C = diag(ra) A B diag(rb), or adds to them with add, for integers A, with rows lda apart, and B, a panel of pairs of rows by 16 columns.", 16, false, madd)
+	gemmInts("gemmInt16VNNI", "gemmInt16VNNI is gemmInt16AVX2 with the instruction that multiplies, adds pairs and accumulates.", 16, false, vnni("VPDPWSSD"))
+	gemmInts("gemmInt16VNNI512", "gemmInt16VNNI512 is gemmInt16VNNI for tiles 32 columns wide: of two panels, the second of which begins next pairs after the first.", 16, true, vnni("VPDPWSSD"))
+	gemmInts("gemmInt8VNNI", "gemmInt8VNNI is gemmInt16VNNI for bytes: A's have no sign and are greater by 128 than what they stand for, B is a panel of fours of rows by 16 columns, and less are the sums of B's columns times -128.", 8, false, vnni("VPDPBUSD"))
+	gemmInts("gemmInt8VNNI512", "gemmInt8VNNI512 is gemmInt8VNNI for tiles 32 columns wide: of two panels, the second of which begins next fours after the first.", 8, true, vnni("VPDPBUSD"))
 	fitRows16()
 	round16()
+	fitRowsBytes()
 	expWeigh16()
 	roundPairs16()
 }
 
-// gemmInt16 has two registers for each row of a tile: both of one panel or, wide, each of a panel of its own.
-func gemmInt16(name, doc string, wide bool, dot func(a, b, acc reg.VecVirtual)) {
-	register, size, panels := YMM, 32, "b *uint32"
+// gemmInts makes products of integers of so many bits, of which 32 bits hold a pair, or four. It has two registers for each row of a
+// tile: both of one panel or, wide, each of a panel of its own.
+func gemmInts(name, doc string, bits int, wide bool, dot func(a, b, acc reg.VecVirtual)) {
+	register, size, left, panels := YMM, 32, "pairs int, a *int16", "b *uint32"
 	if wide {
 		register, size, panels = ZMM, 64, "b *uint32, next int"
 	}
-	TEXT(name, NOSPLIT, "func(tiles, pairs int, a *int16, lda int, "+panels+", ra, rb, c *float32, ldc int, add bool)")
+	units := "pairs"
+	if bits == 8 {
+		units, left, panels = "fours", "fours int, a *uint8", panels+", less *int32"
+	}
+	TEXT(name, NOSPLIT, "func(tiles, "+left+", lda int, "+panels+", ra, rb, c *float32, ldc int, add bool)")
 	Doc(doc)
 	tiles := Load(Param("tiles"), GP64())
 	first := Load(Param("a"), GP64())
@@ -41,7 +51,9 @@ func gemmInt16(name, doc string, wide bool, dot func(a, b, acc reg.VecVirtual)) 
 	ra := Load(Param("ra"), GP64())
 	c := Load(Param("c"), GP64())
 	ldc := Load(Param("ldc"), GP64())
-	SHLQ(Imm(1), lda)
+	if bits == 16 {
+		SHLQ(Imm(1), lda)
+	}
 	SHLQ(Imm(2), ldc)
 	pairs, a, a3, b := GP64(), GP64(), GP64(), GP64()
 	second := func(step int) Mem { return Mem{Base: b, Disp: 64*step + 32} }
@@ -51,7 +63,7 @@ func gemmInt16(name, doc string, wide bool, dot func(a, b, acc reg.VecVirtual)) 
 	}
 
 	Label("tile")
-	Load(Param("pairs"), pairs)
+	Load(Param(units), pairs)
 	Load(Param("b"), b)
 	MOVQ(first, a)
 	LEAQ(Mem{Base: a, Index: lda, Scale: 2}, a3)
@@ -69,10 +81,21 @@ func gemmInt16(name, doc string, wide bool, dot func(a, b, acc reg.VecVirtual)) 
 		return m
 	}
 	var acc [6][2]reg.VecVirtual
+	var less reg.Register
+	if bits == 8 {
+		less = Load(Param("less"), GP64())
+	}
 	for i := range acc {
 		for j := range acc[i] {
 			acc[i][j] = register()
-			zero(acc[i][j], wide)
+			switch {
+			case bits == 16:
+				zero(acc[i][j], wide)
+			case i == 0:
+				VMOVUPS(Mem{Base: less, Disp: size * j}, acc[0][j])
+			default:
+				VMOVAPS(acc[0][j], acc[i][j])
+			}
 		}
 	}
 	b0, b1, ai := register(), register(), register()
@@ -231,6 +254,88 @@ func fitRows16() {
 	MOVQ(out, dst)
 	Load(Param("n"), n)
 	roundRow(n, dst, x, s)
+	ADDQ(ldx, first)
+	ADDQ(ldd, out)
+	ADDQ(Imm(4), by)
+	DECQ(rows)
+	JNZ(LabelRef("row"))
+	VZEROUPPER()
+	RET()
+}
+
+// fitRowsBytes finds a row's greatest, and rounds what is then in the nearest cache.
+func fitRowsBytes() {
+	TEXT("fitRowsBytes", NOSPLIT, "func(rows, n int, dst *uint8, ldd int, x *float32, ldx int, by *float32, most, tiny float32)")
+	Doc("fitRowsBytes rounds rows of n floats, a multiple of 16, to integers with the factor that makes the greatest absolute value most, and adds 128; by are the inverses, not numbers for a row that has what is none. A row with nothing beyond tiny becomes zero.")
+	rows, n := Load(Param("rows"), GP64()), GP64()
+	first, out := Load(Param("x"), GP64()), Load(Param("dst"), GP64())
+	ldx, ldd := Load(Param("ldx"), GP64()), Load(Param("ldd"), GP64())
+	SHLQ(Imm(2), ldx)
+	by := Load(Param("by"), GP64())
+	most, tiny := Load(Param("most"), XMM()), Load(Param("tiny"), XMM())
+	nothing, bias, at := ZMM(), XMM(), GP32()
+	VPXORD(nothing, nothing, nothing)
+	MOVL(U32(0x80808080), at)
+	MOVD(at, bias)
+	VPBROADCASTD(bias, bias)
+	x, dst := GP64(), GP64()
+	Label("row")
+	MOVQ(first, x)
+	Load(Param("n"), n)
+	high, low, not := ZMM(), ZMM(), ZMM()
+	for _, v := range []reg.VecVirtual{high, low, not} {
+		VPXORD(v, v, v)
+	}
+	Label("greatest")
+	v := ZMM()
+	VMOVUPS(Mem{Base: x}, v)
+	VMAXPS(v, high, high)
+	VMINPS(v, low, low)
+	VFMADD231PS(nothing, v, not)
+	ADDQ(U32(64), x)
+	SUBQ(Imm(16), n)
+	JNZ(LabelRef("greatest"))
+	VSUBPS(low, nothing, low)
+	VMAXPS(low, high, high)
+	halves := func(acc reg.VecVirtual, join func(...Op)) {
+		half := YMM()
+		VEXTRACTF64X4(Imm(1), acc, half)
+		join(half, acc.AsY(), acc.AsY())
+		low, high := acc.AsX(), XMM()
+		VEXTRACTF128(Imm(1), acc.AsY(), high)
+		join(high, low, low)
+		VMOVHLPS(low, low, high)
+		join(high, low, low)
+		VMOVSHDUP(low, high)
+		join(high, low, low)
+	}
+	halves(high, VMAXPS)
+	halves(not, VADDPS)
+	top, long, to, back := high.AsX(), XMM(), XMM(), XMM()
+	VCMPSS(Imm(5), tiny, top, long) // not less than
+	VDIVSS(top, most, to)
+	VDIVSS(most, top, back)
+	VANDPS(long, to, to)
+	VANDPS(long, back, back)
+	VADDSS(not.AsX(), back, back)
+	VMOVSS(back.(reg.Register), Mem{Base: by})
+	s := ZMM()
+	VBROADCASTSS(to, s)
+
+	MOVQ(first, x)
+	MOVQ(out, dst)
+	Load(Param("n"), n)
+	Label("sixteen")
+	q, bytes := ZMM(), XMM()
+	VMULPS(Mem{Base: x}, s, q)
+	VCVTPS2DQ(q, q)
+	VPMOVSDB(q, bytes)
+	VPXOR(bias, bytes, bytes)
+	VMOVDQU(bytes, Mem{Base: dst})
+	ADDQ(U32(64), x)
+	ADDQ(Imm(16), dst)
+	SUBQ(Imm(16), n)
+	JNZ(LabelRef("sixteen"))
 	ADDQ(ldx, first)
 	ADDQ(ldd, out)
 	ADDQ(Imm(4), by)

@@ -131,6 +131,387 @@ func sigmoid(x reg.VecVirtual) reg.VecVirtual {
 	return s
 }
 
+// wides are the functions over n floats, a multiple of 16, for AVX-512. Each float takes the same way as in the function of 8, and sums
+// are of the same parts in the same order.
+func wides() {
+	constants := func(of ...int) map[int]reg.VecVirtual {
+		regs := make(map[int]reg.VecVirtual)
+		for _, c := range of {
+			regs[c] = ZMM()
+			VBROADCASTSS(constant(c), regs[c])
+		}
+		return regs
+	}
+	broadcast := func(name string) reg.VecVirtual {
+		z := ZMM()
+		VBROADCASTSS(param(name), z)
+		return z
+	}
+	// loop calls body for each 16 floats at the pointers.
+	loop := func(body func(), pointers ...reg.Register) {
+		n := Load(Param("n"), GP64())
+		Label("loop")
+		body()
+		for _, p := range pointers {
+			ADDQ(Imm(64), p)
+		}
+		SUBQ(Imm(16), n)
+		JNZ(LabelRef("loop"))
+	}
+
+	TEXT("swiglu16", NOSPLIT, "func(n int, y, a, b *float32)")
+	Doc("swiglu16 is swiglu8, 16 floats at a time.")
+	y, a, b := Load(Param("y"), GP64()), Load(Param("a"), GP64()), Load(Param("b"), GP64())
+	k := constants(expSign, expMin, expMax, expLog2e, expLn2High, expLn2Low, expC0, expC1, expC2, expC3, expC4, expC5, expOne, expBias)
+	loop(func() {
+		v, x, n, p, t, keep := ZMM(), ZMM(), ZMM(), ZMM(), ZMM(), K()
+		VMOVUPS(Mem{Base: a}, v)
+		VPXORD(k[expSign], v, x)
+		VCMPPS(Imm(5), k[expMin], x, keep) // not less than
+		VMINPS(x, k[expMax], x)
+		VMULPS(k[expLog2e], x, n)
+		VRNDSCALEPS(Imm(8), n, n)
+		VFNMADD231PS(k[expLn2High], n, x)
+		VFNMADD231PS(k[expLn2Low], n, x)
+		VMOVAPS(k[expC0], p)
+		for c := expC1; c <= expC5; c++ {
+			VFMADD213PS(k[c], x, p)
+		}
+		VMULPS(x, x, t)
+		VFMADD213PS(x, t, p)
+		VADDPS(k[expOne], p, p)
+		VCVTPS2DQ(n, n)
+		VPADDD(k[expBias], n, n)
+		VPSLLD(Imm(23), n, n)
+		VMULPS_Z(n, p, keep, p)
+		VADDPS(k[expOne], p, p)
+		VDIVPS(p, k[expOne], p)
+		VMULPS(v, p, p)
+		VMULPS(Mem{Base: b}, p, p)
+		VMOVUPS(p, Mem{Base: y})
+	}, y, a, b)
+	VZEROUPPER()
+	RET()
+
+	TEXT("expSum16", NOSPLIT, "func(n int, x *float32, top float32) float32")
+	Doc("expSum16 is expSum8, 16 floats at a time.")
+	x := Load(Param("x"), GP64())
+	top := broadcast("top")
+	k = constants(exp2Least, expLog2e, exp2D6, exp2D5, exp2D4, exp2D3, exp2D2, exp2D1, expOne)
+	sum := YMM()
+	VXORPS(sum, sum, sum)
+	loop(func() {
+		v := ZMM()
+		VMOVUPS(Mem{Base: x}, v)
+		VSUBPS(top, v, v)
+		p := expBelowWide(v, k)
+		VMOVUPS(p, Mem{Base: x})
+		addHalves(p, sum)
+	}, x)
+	across(sum, VADDPS)
+	Store(sum.AsX(), ReturnIndex(0))
+	VZEROUPPER()
+	RET()
+
+	TEXT("max16", NOSPLIT, "func(n int, x *float32, top float32) float32")
+	Doc("max16 is max8, 16 floats at a time.")
+	x = Load(Param("x"), GP64())
+	top = broadcast("top")
+	loop(func() { VMAXPS(Mem{Base: x}, top, top) }, x)
+	Store(acrossWide(top, VMAXPS), ReturnIndex(0))
+	VZEROUPPER()
+	RET()
+
+	TEXT("round16AVX512", NOSPLIT, "func(n int, dst *int16, x *float32, s float32)")
+	Doc("round16AVX512 is round16, 16 floats at a time.")
+	dst, x := Load(Param("dst"), GP64()), Load(Param("x"), GP64())
+	s := broadcast("s")
+	loop(func() {
+		v, q := ZMM(), YMM()
+		VMULPS(Mem{Base: x}, s, v)
+		VCVTPS2DQ(v, v)
+		VPMOVSDW(v, q)
+		VMOVDQU(q, Mem{Base: dst})
+		ADDQ(Imm(32), dst)
+	}, x)
+	VZEROUPPER()
+	RET()
+
+	TEXT("expWeighAVX512", NOSPLIT, "func(n int, x, gain *float32, top float32) (sum, weighed, most float32)")
+	Doc("expWeighAVX512 is expWeigh16, 16 floats at a time.")
+	x, gain := Load(Param("x"), GP64()), Load(Param("gain"), GP64())
+	top = broadcast("top")
+	k = constants(expLog2e, exp2Min, exp2C4, exp2C3, exp2C2, exp2C1, exp2C0)
+	accs := [3]reg.VecVirtual{ZMM(), ZMM(), ZMM()}
+	for _, acc := range accs {
+		VPXORD(acc, acc, acc)
+	}
+	loop(func() {
+		v := ZMM()
+		VMOVUPS(Mem{Base: x}, v)
+		VSUBPS(top, v, v)
+		VMULPS(k[expLog2e], v, v)
+		p := exp2Wide(v, k)
+		VADDPS(p, accs[0], accs[0])
+		VMULPS(Mem{Base: gain}, p, p)
+		VMOVUPS(p, Mem{Base: x})
+		VADDPS(p, accs[1], accs[1])
+		VMAXPS(p, accs[2], accs[2])
+	}, x, gain)
+	for i, acc := range accs {
+		Store(acrossWide(acc, []func(...Op){VADDPS, VADDPS, VMAXPS}[i]), ReturnIndex(i))
+	}
+	VZEROUPPER()
+	RET()
+
+	TEXT("turnHeads16", NOSPLIT, "func(heads int, x, cos, sin *float32, sign float32)")
+	Doc("turnHeads16 is turn8 for the two halves, of 16 floats, of each head.")
+	heads := Load(Param("heads"), GP64())
+	x = Load(Param("x"), GP64())
+	cos, sin, turned := ZMM(), ZMM(), ZMM()
+	at := Load(Param("cos"), GP64())
+	VMOVUPS(Mem{Base: at}, cos)
+	at = Load(Param("sin"), GP64())
+	VMOVUPS(Mem{Base: at}, sin)
+	VMULPS(broadcast("sign"), sin, sin)
+	Label("head")
+	u, v := ZMM(), ZMM()
+	VMOVUPS(Mem{Base: x}, u)
+	VMOVUPS(Mem{Base: x, Disp: 64}, v)
+	VMULPS(v, sin, turned)
+	VFMSUB231PS(u, cos, turned)
+	VMOVUPS(turned, Mem{Base: x})
+	VMULPS(u, sin, turned)
+	VFMADD231PS(v, cos, turned)
+	VMOVUPS(turned, Mem{Base: x, Disp: 64})
+	ADDQ(U32(128), x)
+	DECQ(heads)
+	JNZ(LabelRef("head"))
+	VZEROUPPER()
+	RET()
+
+	softmaxRows(constants, broadcast)
+}
+
+// param is where a parameter is.
+func param(name string) Mem {
+	basic, err := Param(name).Resolve()
+	if err != nil {
+		panic(err)
+	}
+	return basic.Addr
+}
+
+// exp2Wide is exp2 of 16 floats; it returns what it computes.
+func exp2Wide(x reg.VecVirtual, k map[int]reg.VecVirtual) reg.VecVirtual {
+	n, p := ZMM(), ZMM()
+	VMAXPS(k[exp2Min], x, x)
+	VRNDSCALEPS(Imm(8), x, n)
+	VSUBPS(n, x, x)
+	VMOVAPS(k[exp2C4], p)
+	for c := exp2C3; c <= exp2C0; c++ {
+		VFMADD213PS(k[c], x, p)
+	}
+	VCVTPS2DQ(n, n)
+	VPSLLD(Imm(23), n, n)
+	VPADDD(n, p, p)
+	return p
+}
+
+// expBelowWide is expBelow of 16 floats; it returns what it computes.
+func expBelowWide(x reg.VecVirtual, k map[int]reg.VecVirtual) reg.VecVirtual {
+	n, p := ZMM(), ZMM()
+	VMAXPS(x, k[exp2Least], x)
+	VMULPS(x, k[expLog2e], n)
+	VRNDSCALEPS(Imm(8), n, n)
+	VFMSUB213PS(n, k[expLog2e], x)
+	VMOVAPS(k[exp2D6], p)
+	for c := exp2D5; c <= exp2D1; c++ {
+		VFMADD213PS(k[c], x, p)
+	}
+	VFMADD213PS(k[expOne], x, p)
+	VCVTPS2DQ(n, n)
+	VPSLLD(Imm(23), n, n)
+	VPADDD(n, p, p)
+	return p
+}
+
+// addHalves adds 16 floats to 8 sums, as functions of 8 do.
+func addHalves(p, sum reg.VecVirtual) {
+	half := YMM()
+	VADDPS(p.AsY(), sum, sum)
+	VEXTRACTF64X4(Imm(1), p, half)
+	VADDPS(half, sum, sum)
+}
+
+// acrossWide is across of 16 floats; it returns where the first one is.
+func acrossWide(acc reg.VecVirtual, join func(...Op)) reg.Register {
+	half := YMM()
+	VEXTRACTF64X4(Imm(1), acc, half)
+	join(half, acc.AsY(), half)
+	return acrossHalf(half, join)
+}
+
+// acrossHalf is across for any of 32 registers.
+func acrossHalf(acc reg.VecVirtual, join func(...Op)) reg.Register {
+	low, high := acc.AsX(), XMM()
+	VEXTRACTF32X4(Imm(1), acc, high)
+	join(high, low, low)
+	VMOVHLPS(low, low, high)
+	join(high, low, low)
+	VMOVSHDUP(low, high)
+	join(high, low, low)
+	return low
+}
+
+// softmaxRows does to rows of scores all that lies between the two products of attention.
+func softmaxRows(constants func(...int) map[int]reg.VecVirtual, broadcast func(string) reg.VecVirtual) {
+	TEXT("softmaxRows16", NOSPLIT, "func(rows int, scores *float32, width, keys, own int, ownAt int, keyMask, ownMask uint16, gain *float32, q *int16, ld int, by *float32, unseen, mostWeights, mostInt16, least float32)")
+	Doc("softmaxRows16 makes weights of rows of scores, width apart: with keys, blocks of 16, at least one, and from ownAt on with own ones, blocks, maybe none. Of the last block of each the masks say what is seen. Those of keys take gain in and are rounded to integers, rows ld apart, of which by are the factors; those of own ones stay floats.")
+	k := constants(expLog2e, exp2Min, exp2C4, exp2C3, exp2C2, exp2C1, exp2C0, exp2Least, exp2D6, exp2D5, exp2D4, exp2D3, exp2D2, exp2D1, expOne)
+	unseen := broadcast("unseen")
+	rows := Load(Param("rows"), GP64())
+	scores, width := Load(Param("scores"), GP64()), Load(Param("width"), GP64())
+	SHLQ(Imm(2), width)
+	q, ld := Load(Param("q"), GP64()), Load(Param("ld"), GP64())
+	SHLQ(Imm(1), ld)
+	by := Load(Param("by"), GP64())
+	ownAt := Load(Param("ownAt"), GP64())
+	masks := make(map[string]reg.Register)
+	for _, name := range []string{"keyMask", "ownMask"} {
+		bits := Load(Param(name), GP16())
+		masks[name] = K()
+		KMOVW(bits.(reg.GPVirtual).As32(), masks[name])
+	}
+	Label("row")
+	x, n := GP64(), GP64()
+	own := GP64()
+	LEAQ(Mem{Base: scores, Index: ownAt, Scale: 4}, own)
+	top := ZMM()
+	VMOVAPS(unseen, top)
+	// greatest finds the greatest of blocks, and hides what the last one's mask leaves out.
+	greatest := func(name, mask string) {
+		DECQ(n)
+		JZ(LabelRef(name + "Last"))
+		Label(name)
+		VMAXPS(Mem{Base: x}, top, top)
+		ADDQ(Imm(64), x)
+		DECQ(n)
+		JNZ(LabelRef(name))
+		Label(name + "Last")
+		v := ZMM()
+		VMOVAPS(unseen, v)
+		VMOVUPS(Mem{Base: x}, masks[mask], v)
+		VMOVUPS(v, Mem{Base: x})
+		VMAXPS(v, top, top)
+	}
+	MOVQ(scores, x)
+	Load(Param("keys"), n)
+	greatest("keysTop", "keyMask")
+	Load(Param("own"), n)
+	TESTQ(n, n)
+	JZ(LabelRef("topFound"))
+	MOVQ(own, x)
+	greatest("ownTop", "ownMask")
+	Label("topFound")
+	first := acrossWide(top, VMAXPS)
+	VBROADCASTSS(first, top)
+
+	sum := YMM()
+	VXORPS(sum, sum, sum)
+	Load(Param("own"), n)
+	TESTQ(n, n)
+	JZ(LabelRef("ownDone"))
+	MOVQ(own, x)
+	Label("ownExp")
+	v := ZMM()
+	VMOVUPS(Mem{Base: x}, v)
+	VSUBPS(top, v, v)
+	p := expBelowWide(v, k)
+	VMOVUPS(p, Mem{Base: x})
+	addHalves(p, sum)
+	ADDQ(Imm(64), x)
+	DECQ(n)
+	JNZ(LabelRef("ownExp"))
+	Label("ownDone")
+	total := acrossHalf(sum, VADDPS)
+
+	accs := [3]reg.VecVirtual{ZMM(), ZMM(), ZMM()}
+	for _, acc := range accs {
+		VPXORD(acc, acc, acc)
+	}
+	gain := Load(Param("gain"), GP64())
+	MOVQ(scores, x)
+	Load(Param("keys"), n)
+	Label("keysExp")
+	v = ZMM()
+	VMOVUPS(Mem{Base: x}, v)
+	VSUBPS(top, v, v)
+	VMULPS(k[expLog2e], v, v)
+	p = exp2Wide(v, k)
+	VADDPS(p, accs[0], accs[0])
+	VMULPS(Mem{Base: gain}, p, p)
+	VMOVUPS(p, Mem{Base: x})
+	VADDPS(p, accs[1], accs[1])
+	VMAXPS(p, accs[2], accs[2])
+	ADDQ(Imm(64), x)
+	ADDQ(Imm(64), gain)
+	DECQ(n)
+	JNZ(LabelRef("keysExp"))
+	VADDSS(acrossWide(accs[0], VADDPS), total, total)
+	weighed, most := acrossWide(accs[1], VADDPS), acrossWide(accs[2], VMAXPS)
+	factor, to, inverse := XMM(), XMM(), XMM()
+	enough := K()
+	VCMPSS(Imm(5), param("least"), weighed, enough) // not less than
+	VDIVSS(param("mostWeights"), weighed, weighed)
+	VDIVSS(param("mostInt16"), most, most)
+	VMAXSS_Z(most, weighed, enough, factor)
+	one := k[expOne].AsX()
+	VDIVSS_Z(factor, one, enough, to)
+	VDIVSS(total, factor, factor)
+	VMOVSS(factor, Mem{Base: by})
+	VDIVSS(total, one, inverse)
+
+	scale := ZMM()
+	VBROADCASTSS(to, scale)
+	dst := GP64()
+	MOVQ(q, dst)
+	MOVQ(scores, x)
+	Load(Param("keys"), n)
+	Label("keysRound")
+	v = ZMM()
+	words := YMM()
+	VMULPS(Mem{Base: x}, scale, v)
+	VCVTPS2DQ(v, v)
+	VPMOVSDW(v, words)
+	VMOVDQU32(words, Mem{Base: dst})
+	ADDQ(Imm(64), x)
+	ADDQ(Imm(32), dst)
+	DECQ(n)
+	JNZ(LabelRef("keysRound"))
+
+	Load(Param("own"), n)
+	TESTQ(n, n)
+	JZ(LabelRef("ownScaled"))
+	VBROADCASTSS(inverse, scale)
+	MOVQ(own, x)
+	Label("ownScale")
+	v = ZMM()
+	VMULPS(Mem{Base: x}, scale, v)
+	VMOVUPS(v, Mem{Base: x})
+	ADDQ(Imm(64), x)
+	DECQ(n)
+	JNZ(LabelRef("ownScale"))
+	Label("ownScaled")
+	ADDQ(width, scores)
+	ADDQ(ld, q)
+	ADDQ(Imm(4), by)
+	DECQ(rows)
+	JNZ(LabelRef("row"))
+	VZEROUPPER()
+	RET()
+}
+
 // vector makes a function over n floats, a multiple of 8, of slices whose first floats
 // its pointers are; body gets where each slice is.
 func vector(name, doc string, scalars, pointers []string, begin func(load func(string) reg.VecVirtual), body func(at map[string]Mem), end func()) {
@@ -351,6 +732,7 @@ func vectors() {
 		VSUBPS(m, v, v)
 		VMOVUPS(v, at["w"])
 	}, nil)
+	wides()
 	packs()
 }
 
@@ -469,49 +851,41 @@ func columns8(name, signature, doc string) {
 	RET()
 }
 
-// gathers work on rows that lie apart: row t begins at entry slots[t] of block t.
+// gathers work on rows that lie apart: row t begins at float at[t].
 func gathers() {
-	type rows struct{ base, block, row, slots reg.Register }
-	load := func(pointer string) rows {
-		r := rows{Load(Param(pointer), GP64()), Load(Param("block"), GP64()), Load(Param("row"), GP64()), Load(Param("slots"), GP64())}
-		SHLQ(Imm(2), r.block)
-		SHLQ(Imm(2), r.row)
-		return r
+	// row is where the next row begins.
+	row := func(base, at reg.Register) Mem {
+		offset := GP64()
+		MOVLQSX(Mem{Base: at}, offset)
+		return Mem{Base: base, Index: offset, Scale: 4}
 	}
-	// next computes the addresses of the rows, one after the other.
-	next := func(r rows) reg.GPVirtual {
-		at := GP64()
-		MOVLQSX(Mem{Base: r.slots}, at)
-		IMULQ(r.row, at)
-		ADDQ(r.base, at)
-		ADDQ(Imm(4), r.slots)
-		ADDQ(r.block, r.base)
-		return at
+	// ask asks for the first 32 floats of a row, the place of which is as far from at's as then is from at.
+	ask := func(base, at, then reg.Register, nth int) {
+		soon := GP64()
+		MOVLQSX(Mem{Base: at, Index: then, Scale: 1, Disp: 4 * nth}, soon)
+		PREFETCHT0(Mem{Base: base, Index: soon, Scale: 4})
+		PREFETCHT0(Mem{Base: base, Index: soon, Scale: 4, Disp: 64})
 	}
 
-	TEXT("dotsAt", NOSPLIT, "func(n int, x *float32, size int, y *float32, block, row int, slots *int32, s float32, out *float32, then *int32)")
-	Doc("dotsAt writes s times the inner products of x, a multiple of 32 floats, with n rows of y that lie apart, and asks for the first 32 floats of the rows at the slots then.")
+	TEXT("dotsAt", NOSPLIT, "func(n int, x *float32, size int, y *float32, at *int32, s float32, out *float32, then *int32)")
+	Doc("dotsAt writes s times the inner products of x, a multiple of 32 floats, with n rows of y that lie apart, and asks for the first 32 floats of the rows at the places then.")
 	n := Load(Param("n"), GP64())
 	x := Load(Param("x"), GP64())
-	r := load("y")
+	y := Load(Param("y"), GP64())
+	at := Load(Param("at"), GP64())
 	out := Load(Param("out"), GP64())
 	s := XMM()
 	Load(Param("s"), s)
-	ahead := Load(Param("then"), GP64())
-	SUBQ(r.slots, ahead) // from a slot to the one of the same block
-	xi, left := GP64(), GP64()
+	then := Load(Param("then"), GP64())
+	SUBQ(at, then)
+	from, xi, left := GP64(), GP64(), GP64()
 	var acc [4]reg.VecVirtual
 	for i := range acc {
 		acc[i] = YMM()
 	}
 	Label("dots")
-	soon := GP64()
-	MOVLQSX(Mem{Base: r.slots, Index: ahead, Scale: 1}, soon)
-	IMULQ(r.row, soon)
-	ADDQ(r.base, soon)
-	PREFETCHT0(Mem{Base: soon})
-	PREFETCHT0(Mem{Base: soon, Disp: 64})
-	at := next(r)
+	ask(y, at, then, 0)
+	LEAQ(row(y, at), from)
 	MOVQ(x, xi)
 	Load(Param("size"), left)
 	for i := range acc {
@@ -521,43 +895,120 @@ func gathers() {
 	for i := range acc {
 		v := YMM()
 		VMOVUPS(Mem{Base: xi, Disp: 32 * i}, v)
-		VFMADD231PS(Mem{Base: at, Disp: 32 * i}, v, acc[i])
+		VFMADD231PS(Mem{Base: from, Disp: 32 * i}, v, acc[i])
 	}
 	ADDQ(U32(128), xi)
-	ADDQ(U32(128), at)
+	ADDQ(U32(128), from)
 	SUBQ(Imm(32), left)
 	JNZ(LabelRef("thirtytwo"))
 	low := sumOf(acc)
 	VMULSS(s, low, low)
 	VMOVSS(low, Mem{Base: out})
+	ADDQ(Imm(4), at)
 	ADDQ(Imm(4), out)
 	DECQ(n)
 	JNZ(LabelRef("dots"))
 	VZEROUPPER()
 	RET()
 
-	TEXT("addAt", NOSPLIT, "func(n int, out *float32, y *float32, block, row int, slots *int32, w *float32)")
-	Doc("addAt adds to 32 floats those of n rows of y that lie apart, each times its w.")
+	TEXT("dotsAt32AVX512", NOSPLIT, "func(n int, x *float32, y *float32, at *int32, s float32, out *float32, then *int32) (most uint32)")
+	Doc("dotsAt32AVX512 is dotsAt for 32 floats and a multiple of 4 rows; the sums are the same, to the last bit. It returns the greatest place, of which those below zero are the greatest.")
 	n = Load(Param("n"), GP64())
+	x = Load(Param("x"), GP64())
+	y = Load(Param("y"), GP64())
+	at = Load(Param("at"), GP64())
 	out = Load(Param("out"), GP64())
-	r = load("y")
-	w := Load(Param("w"), GP64())
-	for i := range acc {
-		VMOVUPS(Mem{Base: out, Disp: 32 * i}, acc[i])
+	s = XMM()
+	Load(Param("s"), s)
+	VBROADCASTSS(s, s)
+	then = Load(Param("then"), GP64())
+	SUBQ(at, then)
+	x0, x1 := ZMM(), ZMM()
+	VMOVUPS(Mem{Base: x}, x0)
+	VMOVUPS(Mem{Base: x, Disp: 64}, x1)
+	most := XMM()
+	VPXOR(most, most, most)
+	Label("four")
+	VPMAXUD(Mem{Base: at}, most, most)
+	var sums [4]reg.VecVirtual
+	for i := range sums {
+		ask(y, at, then, i)
+		offset := GP64()
+		MOVLQSX(Mem{Base: at, Disp: 4 * i}, offset)
+		p0, p1, h0, h1, h := ZMM(), ZMM(), YMM(), YMM(), XMM()
+		VMULPS(Mem{Base: y, Index: offset, Scale: 4}, x0, p0)
+		VMULPS(Mem{Base: y, Index: offset, Scale: 4, Disp: 64}, x1, p1)
+		VEXTRACTF64X4(Imm(1), p0, h0)
+		VEXTRACTF64X4(Imm(1), p1, h1)
+		VADDPS(h0, p0.AsY(), h0)
+		VADDPS(h1, p1.AsY(), h1)
+		VADDPS(h1, h0, h0)
+		VEXTRACTF128(Imm(1), h0, h)
+		sums[i] = XMM()
+		VADDPS(h, h0.AsX(), sums[i])
 	}
-	by := YMM()
-	Label("rows")
-	at = next(r)
-	VBROADCASTSS(Mem{Base: w}, by)
-	for i := range acc {
-		VFMADD231PS(Mem{Base: at, Disp: 32 * i}, by, acc[i])
-	}
-	ADDQ(Imm(4), w)
-	DECQ(n)
-	JNZ(LabelRef("rows"))
-	for i := range acc {
-		VMOVUPS(acc[i], Mem{Base: out, Disp: 32 * i})
-	}
+	VHADDPS(sums[1], sums[0], sums[0])
+	VHADDPS(sums[3], sums[2], sums[2])
+	VHADDPS(sums[2], sums[0], sums[0])
+	VMULPS(s, sums[0], sums[0])
+	VMOVUPS(sums[0], Mem{Base: out})
+	ADDQ(Imm(16), at)
+	ADDQ(Imm(16), out)
+	SUBQ(Imm(4), n)
+	JNZ(LabelRef("four"))
+	other := XMM()
+	VPSHUFD(Imm(0x4e), most, other)
+	VPMAXUD(other, most, most)
+	VPSHUFD(Imm(0xb1), most, other)
+	VPMAXUD(other, most, most)
+	greatest := GP32()
+	VMOVD(most, greatest)
+	Store(greatest, ReturnIndex(0))
 	VZEROUPPER()
 	RET()
+
+	for _, wide := range []bool{false, true} {
+		register, size, name := YMM, 32, "addAt"
+		if wide {
+			register, size, name = ZMM, 64, "addAtAVX512"
+		}
+		TEXT(name, NOSPLIT, "func(n int, out *float32, y *float32, at *int32, w *float32, then *int32) (most uint32)")
+		Doc(name + " adds to 32 floats those of n rows of y that lie apart, each times its w, and asks for the rows at the places then. It returns the greatest place, of which those below zero are the greatest.")
+		n = Load(Param("n"), GP64())
+		out = Load(Param("out"), GP64())
+		y = Load(Param("y"), GP64())
+		at = Load(Param("at"), GP64())
+		w := Load(Param("w"), GP64())
+		then = Load(Param("then"), GP64())
+		SUBQ(at, then)
+		var acc []reg.VecVirtual
+		for i := range 128 / size {
+			acc = append(acc, register())
+			VMOVUPS(Mem{Base: out, Disp: size * i}, acc[i])
+		}
+		by := register()
+		greatest := GP32()
+		XORL(greatest, greatest)
+		Label("rows")
+		ask(y, at, then, 0)
+		from := row(y, at)
+		place := from.Index.(reg.GPVirtual).As32()
+		CMPL(greatest, place)
+		CMOVLCS(place, greatest)
+		VBROADCASTSS(Mem{Base: w}, by)
+		for i := range acc {
+			from.Disp = size * i
+			VFMADD231PS(from, by, acc[i])
+		}
+		ADDQ(Imm(4), at)
+		ADDQ(Imm(4), w)
+		DECQ(n)
+		JNZ(LabelRef("rows"))
+		for i := range acc {
+			VMOVUPS(acc[i], Mem{Base: out, Disp: size * i})
+		}
+		Store(greatest, ReturnIndex(0))
+		VZEROUPPER()
+		RET()
+	}
 }
