@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"onerec/decoder"
 	"onerec/internal/app"
 	"onerec/internal/nextitem"
 	"onerec/internal/progress"
@@ -120,7 +121,7 @@ again, with the --beams and --numbers that are wanted now.`,
 	f.Float64Var(&cfg.LeaveOut, "leave-out", cfg.LeaveOut, "share of a row's items that are left out, others in each epoch")
 	f.Float64Var(&cfg.Exchange, "exchange", cfg.Exchange, "share of neighbours in a row that are exchanged, others in each epoch")
 	f.IntVar(&cfg.Beams, "beams", cfg.Beams, "width of the beam search that ranks the items")
-	f.StringVar(&cfg.Numbers, "numbers", "float32", "what the search computes in: float32 or int16")
+	f.StringVar(&cfg.Numbers, "numbers", "float32", "what the search computes in: "+strings.Join(decoder.NumbersNames(), ", "))
 	f.IntVar(&cfg.Every, "validate-every", cfg.Every, "epochs between validations")
 	f.IntVar(&cfg.Validation, "validation-users", cfg.Validation, "users of a validation, a sample; 0: all")
 	f.IntVar(&cfg.Patience, "patience", cfg.Patience, "validations without a better one that end training; 0: never")

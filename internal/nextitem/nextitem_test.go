@@ -98,7 +98,7 @@ func testRun(t *testing.T, cfg Config) {
 	if err != nil || again.Best != want.Best || again.Config.Beams != wider.Beams {
 		t.Errorf("with other beams and numbers: %+v, %v", again, err)
 	}
-	wider.Numbers = "int8"
+	wider.Numbers = "int4"
 	if _, err := Run(t.Context(), d, wider, true, dir, nil); err == nil || !strings.Contains(err.Error(), "float32 or int16") {
 		t.Errorf("other numbers: %v", err)
 	}
