@@ -454,7 +454,7 @@ func servePeer(b *testing.B, c decoder.Config, beams, items int) string {
 	return fmt.Sprintf("http://127.0.0.1:%d/", port)
 }
 
-// BenchmarkBeams writes lists with beams of different widths, in int16, one after the other, for the users of -serve-demo or, without
+// BenchmarkBeams writes lists with beams of different widths, in int16 and in other numbers, one after the other, for the users of -serve-demo or, without
 // one, of random weights: how long one takes, and how good the best is. Run with -benchtime 1x.
 func BenchmarkBeams(b *testing.B) {
 	of := servedOf(b)
@@ -462,7 +462,6 @@ func BenchmarkBeams(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	gen = gen.In(decoder.Int16)
 	const users = 64
 	asked := make([]decoder.Options, users)
 	r := rand.New(rand.NewPCG(1, 2))
@@ -477,28 +476,39 @@ func BenchmarkBeams(b *testing.B) {
 		}
 		asked[i] = o
 	}
-	widths := []int{1, 4, 8, 16, 32, 64, 128}
+	type kind struct {
+		width   int
+		numbers decoder.Numbers
+	}
+	widest := kind{128, decoder.Int16} // the others are held against it
+	kinds := []kind{{1, decoder.Int16}, {4, decoder.Int16}, {8, decoder.Int16}, {16, decoder.Int16}, {32, decoder.Int16}, {64, decoder.Int16}, widest, {32, decoder.Int8}, {128, decoder.Int8}, {128, decoder.Float32}}
+	gens := make([]*decoder.Generator, len(kinds))
+	for k, of := range kinds {
+		if gens[k] = gen.In(of.numbers); k > 0 && kinds[k-1].numbers == of.numbers {
+			gens[k] = gens[k-1]
+		}
+	}
 	for b.Loop() {
-		found := make([][]decoder.List, len(widths)) // by width, each user's best
-		times := make([][]float64, len(widths))
+		found := make(map[kind][]decoder.List) // each user's best
+		times := make(map[kind][]float64)
 		for _, o := range asked {
-			for w, width := range widths {
-				o.Width = width
+			for k, of := range kinds {
+				o.Width = of.width
 				begun := time.Now()
-				lists, err := gen.Generate(o)
+				lists, err := gens[k].Generate(o)
 				if err != nil {
 					b.Fatal(err)
 				}
-				times[w] = append(times[w], 1e3*time.Since(begun).Seconds())
-				found[w] = append(found[w], lists[0])
+				times[of] = append(times[of], 1e3*time.Since(begun).Seconds())
+				found[of] = append(found[of], lists[0])
 			}
 		}
-		fmt.Println("BEAMS  A LIST, p50  p99     LOG PROBABILITY OF THE BEST  ITS ITEMS IN THAT BY 128 BEAMS  THE SAME LIST")
-		for w, width := range widths {
-			slices.Sort(times[w])
+		fmt.Println("BEAMS  NUMBERS  A LIST, p50  p99     LOG PROBABILITY OF THE BEST  ITS ITEMS IN THAT BY 128 BEAMS IN INT16  THE SAME LIST")
+		for _, of := range kinds {
+			slices.Sort(times[of])
 			var score, shared, same float64
-			for i, l := range found[w] {
-				most := found[len(widths)-1][i]
+			for i, l := range found[of] {
+				most := found[widest][i]
 				score += l.Score / users
 				for _, item := range l.Items {
 					if slices.Contains(most.Items, item) {
@@ -509,7 +519,7 @@ func BenchmarkBeams(b *testing.B) {
 					same += 1.0 / users
 				}
 			}
-			fmt.Printf("%-5d  %-11s  %-6s  %-27.2f  %-30s  %.0f %%\n", width, fmt.Sprintf("%.0f ms", times[w][users/2]), fmt.Sprintf("%.0f ms", times[w][users-1]), score, fmt.Sprintf("%.0f %%", 100*shared), 100*same)
+			fmt.Printf("%-5d  %-7v  %-11s  %-6s  %-27.2f  %-39s  %.0f %%\n", of.width, of.numbers, fmt.Sprintf("%.0f ms", times[of][users/2]), fmt.Sprintf("%.0f ms", times[of][users-1]), score, fmt.Sprintf("%.0f %%", 100*shared), 100*same)
 		}
 	}
 }

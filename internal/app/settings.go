@@ -281,7 +281,7 @@ func (s *Settings) Register(c *config.Set) {
 	c.Duration(GroupServe, "max-view-age", &s.MaxViewAge, 0, 10*year, "views that were written longer ago are not read at a start; 0: all that the topic holds")
 	c.String(GroupServe, "channel", &s.Channel, "channel that is served; until it has a version, the newest candidate is", publisher.ChannelReleased, publisher.ChannelCandidate, publisher.ChannelCanary)
 	c.Int(GroupServe, "beams", &s.Beams, 1, 1024, "width of the beam search")
-	c.String(GroupServe, "numbers", &s.Numbers, "what searches compute in: int16 answers more requests a second and costs log probabilities less than TF32 would; int8 answers yet more lists of many beams, and costs about what bfloat16 would", decoder.NumbersNames()...)
+	c.String(GroupServe, "numbers", &s.Numbers, "what searches compute in: int16 answers more requests a second and costs log probabilities less than TF32 would; int8 is for wide beams on processors with AVX-512 VNNI: yet more lists, and log probabilities a few times as far off as bfloat16 weights would make them", decoder.NumbersNames()...)
 	c.Int(GroupServe, "max-users", &s.MaxUsers, 1, 1_000_000_000, "users whose history is kept")
 	c.Int(GroupServe, "history-cache", &s.HistoryCache, 0, 1<<20, "MiB of what models made of the histories of the users who asked last, for when they come back, at most; 0: none")
 	c.Int(GroupServe, "max-items", &s.MaxItems, 1, 1_000_000_000, "items whose popularity is counted, and items that may be withdrawn, each at most")

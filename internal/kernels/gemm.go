@@ -1,6 +1,6 @@
 // Package kernels holds the float32 kernels of the models: matrix product,
 // normalisation, rotary positions, attention, SwiGLU, experts, cross-entropy, AdamW; and
-// products in 16-bit integers. It knows nothing of any model.
+// products in integers of 16 and 8 bits. It knows nothing of any model.
 //
 // Matrices are row-major slices; an argument ld is the distance between rows.
 // Kernels with a derivative come as a pair with the same shapes, Foo and
