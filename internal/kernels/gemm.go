@@ -162,6 +162,7 @@ type Product func(right Shared, m int, a []float32, lda int, add bool, c []float
 // Crew is who does the work of a pass: all processors, or the caller's goroutine by itself.
 type Crew int
 
+// The crews.
 const (
 	All Crew = iota
 	Alone
