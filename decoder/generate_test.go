@@ -318,3 +318,70 @@ func TestTopChoices(t *testing.T) {
 		}
 	})
 }
+
+// TestLogProbs: lists and their scores are the same with log probabilities over the vocabulary and without, which are there only if asked for.
+func TestLogProbs(t *testing.T) {
+	cb := testCodebook(t, 80, 20)
+	c := Config{Layers: 2, Dim: 32, Heads: 2, Hidden: 48, Levels: cb.Levels(), Codes: cb.Codes(), MaxLen: 60}
+	gen, err := NewGenerator(randomWeights(t, c, 1), cb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, temperature := range []float64{0, 1} {
+		search := func(logProbs bool) []List {
+			lists, err := gen.Generate(Options{
+				History: []Item{cb.ID(5), cb.ID(6)}, Length: 3, Width: 30, Temperature: temperature, Rand: rand.New(rand.NewPCG(1, 2)), LogProbs: logProbs,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return lists
+		}
+		with, without := search(true), search(false)
+		for i, l := range without {
+			if !slices.Equal(l.Items, with[i].Items) || math.Abs(l.Score-with[i].Score) > 1e-4 {
+				t.Fatalf("temperature %v, list %d: %v with score %v, want %v with %v", temperature, i, l.Items, l.Score, with[i].Items, with[i].Score)
+			}
+			if l.LogProb != 0 || with[i].LogProb >= with[i].Score {
+				t.Fatalf("temperature %v, list %d: log probability %v, and %v if asked for; score %v", temperature, i, l.LogProb, with[i].LogProb, l.Score)
+			}
+		}
+	}
+}
+
+// TestFirstLayerLookedUp: what the first layer makes of tokens is the same where there is a table of it and where there is none, to the last bit.
+func TestFirstLayerLookedUp(t *testing.T) {
+	cb := testCodebook(t, 80, 20)
+	c := Config{Layers: 2, Dim: 32, Heads: 2, Hidden: 48, Levels: cb.Levels(), Codes: cb.Codes(), MaxLen: 60, Users: 7}
+	for _, numbers := range []Numbers{Float32, Int16, Int8} {
+		gen, err := NewGenerator(randomWeights(t, c, 1), cb)
+		if err != nil {
+			t.Fatal(err)
+		}
+		with, without := gen.In(numbers), gen.In(numbers)
+		if numbers == Float32 { // In is the same one then
+			if without, err = gen.With(gen.w); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if with.first == nil {
+			t.Fatal("a small vocabulary has no table")
+		}
+		without.first = nil
+		o := Options{User: 3, Length: 3, Width: 30}
+		for i := range int32(12) {
+			o.History = append(o.History, cb.ID(i))
+		}
+		want, err := without.Generate(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := with.Generate(o); err != nil || !reflect.DeepEqual(got, want) {
+			t.Fatalf("%v: %v, %v, want %v", numbers, got, err, want)
+		}
+	}
+	c.Users = firstFloats/(3*c.Dim) // and codes
+	if net := newNetwork(randomWeights(t, c, 1), Float32); net.first != nil {
+		t.Error("a large vocabulary has a table")
+	}
+}
