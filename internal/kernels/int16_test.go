@@ -221,7 +221,8 @@ func TestFitRows(t *testing.T) {
 			var squares, rounded float64
 			for j, v := range a[i*(k+extra):][:k] {
 				at := i*(k+extra) + j
-				if off := math.Abs(float64(v) - float64(q[at])*float64(by[i])); off > 0.501*float64(by[i]) && i != zero {
+				// What is rounded is a product of floats, itself off by some of their last bits.
+				if off := math.Abs(float64(v) - float64(q[at])*float64(by[i])); off > (0.5+3.0*mostInt16/(1<<24))*float64(by[i]) && i != zero {
 					t.Fatalf("row %d, column %d: %v became %v times %v", i, j, v, q[at], by[i])
 				}
 				squares += float64(v) * float64(v)
