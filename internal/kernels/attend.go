@@ -266,10 +266,12 @@ func (v Values16) Attend(s *Scores, sees, step int, c []float32, ldc int) {
 			x, gains := keys[from:to], v.by[from:to]
 			part, weighed, most := expWeigh(x, gains, top)
 			sum += part
-			factor := float32(0) // of a row that may hold anything, then
+			factor := float32(0)
 			if weighed >= least {
 				factor = max(weighed/mostWeights, most/mostInt16)
 				round(q[from:to], x, 1/factor)
+			} else {
+				clear(q[from:to])
 			}
 			by[b*rows+i] = factor
 		}
