@@ -87,8 +87,10 @@ func BenchmarkServe(b *testing.B) {
 						asks, swap = asked[i], swaps
 					}
 				}
+				var its peerServer
 				if *torchPython != "" {
-					peer := vegeta.Target{Method: http.MethodPost, URL: servePeer(b, of.weights.Config, mode.beams, mode.items), Body: []byte("{}")}
+					its = servePeer(b, of.weights.Config, mode.beams, mode.items)
+					peer := vegeta.Target{Method: http.MethodPost, URL: fmt.Sprintf("http://127.0.0.1:%d/", its.Port), Body: []byte("{}")}
 					asked = append(asked, func(float64) vegeta.Targeter { return vegeta.NewStaticTargeter(peer) })
 				}
 				fast := make([][]attacked, len(asked))
@@ -104,7 +106,7 @@ func BenchmarkServe(b *testing.B) {
 					said := fmt.Sprintf("%.1f requests/s, p50 %.0fms, p99 %.0fms", throughput,
 						middle(full, func(m attacked) float64 { return 1e3 * m.Latencies.P50.Seconds() }), middle(full, func(m attacked) float64 { return 1e3 * m.Latencies.P99.Seconds() }))
 					if i == len(kinds) {
-						fmt.Printf("PyTorch behind Python's server: %s\n", said)
+						fmt.Printf("PyTorch behind Python's server: %s; alone, without one, %.1f a second, in bfloat16 %.1f\n", said, its.Alone, its.BFloat16)
 						continue
 					}
 					fmt.Printf("%s, in %v, as fast as it answers with %d clients: %s", mode.name, kinds[i], mode.clients, said)
@@ -420,8 +422,15 @@ func serveOurs(b *testing.B, of served, beams int, numbers decoder.Numbers) (url
 	}
 }
 
-// servePeer starts the peer and returns its address.
-func servePeer(b *testing.B, c decoder.Config, beams, items int) string {
+// peerServer is where the peer listens, and how many lists a second it writes without a server.
+type peerServer struct {
+	Port     int     `json:"port"`
+	Alone    float64 `json:"alone_per_s"`
+	BFloat16 float64 `json:"bfloat16_per_s"`
+}
+
+// servePeer starts the peer.
+func servePeer(b *testing.B, c decoder.Config, beams, items int) (its peerServer) {
 	b.Helper()
 	args := []string{"decoder/peer.py", "serve"}
 	for _, n := range []int{c.Layers, c.Dim, c.Heads, c.Hidden, c.Levels, c.Codes, serveHistory, beams, items} {
@@ -447,11 +456,10 @@ func servePeer(b *testing.B, c decoder.Config, beams, items int) string {
 	if err != nil {
 		b.Fatalf("the peer does not start: %v", err)
 	}
-	var port int
-	if err := json.Unmarshal([]byte(line), &port); err != nil {
+	if err := json.Unmarshal([]byte(line), &its); err != nil {
 		b.Fatalf("the peer says %q", line)
 	}
-	return fmt.Sprintf("http://127.0.0.1:%d/", port)
+	return its
 }
 
 // BenchmarkBeams writes lists with beams of different widths, in int16 and in other numbers, one after the other, for the users of -serve-demo or, without
