@@ -17,8 +17,8 @@ func processor() int {
 }
 
 // leave moves the caller's thread to another processor, if it is on that one. Linux likes to wake a thread where the one
-// that wakes it runs, and may leave the two there, taking turns, for tens of milliseconds: long enough for an answer after a
-// pause to take half as long again. The thread may run where it might before, afterwards. If that is not allowed it stays.
+// that wakes it runs, and may leave the two there for a while, taking turns: a search after a pause then takes longer than one
+// after another. The thread may run where it might before, afterwards. If that is not allowed it stays.
 func leave(taken int) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
