@@ -380,7 +380,7 @@ func TestFirstLayerLookedUp(t *testing.T) {
 			t.Fatalf("%v: %v, %v, want %v", numbers, got, err, want)
 		}
 	}
-	c.Users = firstFloats/(3*c.Dim) // and codes
+	c.Users = firstFloats / (3 * c.Dim) // and codes
 	if net := newNetwork(randomWeights(t, c, 1), Float32); net.first != nil {
 		t.Error("a large vocabulary has a table")
 	}

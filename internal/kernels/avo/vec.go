@@ -201,12 +201,7 @@ func wides() {
 	sum := YMM()
 	VXORPS(sum, sum, sum)
 	loop(func() {
-		v := ZMM()
-		VMOVUPS(Mem{Base: x}, v)
-		VSUBPS(top, v, v)
-		p := expBelowWide(v, k)
-		VMOVUPS(p, Mem{Base: x})
-		addHalves(p, sum)
+		expAddWide(x, top, sum, k)
 	}, x)
 	across(sum, VADDPS)
 	Store(sum.AsX(), ReturnIndex(0))
@@ -247,16 +242,7 @@ func wides() {
 		VPXORD(acc, acc, acc)
 	}
 	loop(func() {
-		v := ZMM()
-		VMOVUPS(Mem{Base: x}, v)
-		VSUBPS(top, v, v)
-		VMULPS(k[expLog2e], v, v)
-		p := exp2Wide(v, k)
-		VADDPS(p, accs[0], accs[0])
-		VMULPS(Mem{Base: gain}, p, p)
-		VMOVUPS(p, Mem{Base: x})
-		VADDPS(p, accs[1], accs[1])
-		VMAXPS(p, accs[2], accs[2])
+		weighWide(x, gain, top, k, accs)
 	}, x, gain)
 	for i, acc := range accs {
 		Store(acrossWide(acc, []func(...Op){VADDPS, VADDPS, VMAXPS}[i]), ReturnIndex(i))
@@ -336,12 +322,31 @@ func expBelowWide(x reg.VecVirtual, k map[int]reg.VecVirtual) reg.VecVirtual {
 	return p
 }
 
-// addHalves adds 16 floats to 8 sums, as functions of 8 do.
-func addHalves(p, sum reg.VecVirtual) {
-	half := YMM()
+// expAddWide replaces 16 floats by e to the power of what they are above top, and adds those to 8 sums, as functions of 8 do.
+func expAddWide(x reg.Register, top, sum reg.VecVirtual, k map[int]reg.VecVirtual) {
+	v := ZMM()
+	VMOVUPS(Mem{Base: x}, v)
+	VSUBPS(top, v, v)
+	p, half := expBelowWide(v, k), YMM()
+	VMOVUPS(p, Mem{Base: x})
 	VADDPS(p.AsY(), sum, sum)
 	VEXTRACTF64X4(Imm(1), p, half)
 	VADDPS(half, sum, sum)
+}
+
+// weighWide replaces 16 floats by e to the power of what they are above top, times gain. accs are the sum of the former, and the sum and
+// the greatest of the latter.
+func weighWide(x, gain reg.Register, top reg.VecVirtual, k map[int]reg.VecVirtual, accs [3]reg.VecVirtual) {
+	v := ZMM()
+	VMOVUPS(Mem{Base: x}, v)
+	VSUBPS(top, v, v)
+	VMULPS(k[expLog2e], v, v)
+	p := exp2Wide(v, k)
+	VADDPS(p, accs[0], accs[0])
+	VMULPS(Mem{Base: gain}, p, p)
+	VMOVUPS(p, Mem{Base: x})
+	VADDPS(p, accs[1], accs[1])
+	VMAXPS(p, accs[2], accs[2])
 }
 
 // acrossWide is across of 16 floats; it returns where the first one is.
@@ -424,12 +429,7 @@ func softmaxRows(constants func(...int) map[int]reg.VecVirtual, broadcast func(s
 	JZ(LabelRef("ownDone"))
 	MOVQ(own, x)
 	Label("ownExp")
-	v := ZMM()
-	VMOVUPS(Mem{Base: x}, v)
-	VSUBPS(top, v, v)
-	p := expBelowWide(v, k)
-	VMOVUPS(p, Mem{Base: x})
-	addHalves(p, sum)
+	expAddWide(x, top, sum, k)
 	ADDQ(Imm(64), x)
 	DECQ(n)
 	JNZ(LabelRef("ownExp"))
@@ -444,16 +444,7 @@ func softmaxRows(constants func(...int) map[int]reg.VecVirtual, broadcast func(s
 	MOVQ(scores, x)
 	Load(Param("keys"), n)
 	Label("keysExp")
-	v = ZMM()
-	VMOVUPS(Mem{Base: x}, v)
-	VSUBPS(top, v, v)
-	VMULPS(k[expLog2e], v, v)
-	p = exp2Wide(v, k)
-	VADDPS(p, accs[0], accs[0])
-	VMULPS(Mem{Base: gain}, p, p)
-	VMOVUPS(p, Mem{Base: x})
-	VADDPS(p, accs[1], accs[1])
-	VMAXPS(p, accs[2], accs[2])
+	weighWide(x, gain, top, k, accs)
 	ADDQ(Imm(64), x)
 	ADDQ(Imm(64), gain)
 	DECQ(n)
@@ -479,7 +470,7 @@ func softmaxRows(constants func(...int) map[int]reg.VecVirtual, broadcast func(s
 	MOVQ(scores, x)
 	Load(Param("keys"), n)
 	Label("keysRound")
-	v = ZMM()
+	v := ZMM()
 	words := YMM()
 	VMULPS(Mem{Base: x}, scale, v)
 	VCVTPS2DQ(v, v)
